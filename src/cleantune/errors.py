@@ -1,0 +1,28 @@
+"""The one exception a user is meant to read, and the search for the name that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right, said in one sentence that names the place and the remedy.
+
+    The command line prints the sentence and ends with exit code 2; it never shows a traceback for it.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known name that was probably meant, as the end of a sentence.
+
+    Args:
+        word: What was written.
+        known: What could have been written.
+
+    Returns:
+        `; did you mean "turn"?`, or `; known: a, b, c` where nothing comes close.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(names)}"

@@ -1,0 +1,178 @@
+"""The nouns of the project: what networks return, what an epoch learns from, what a method is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cleantune.ledger import Ledger
+
+Scope = Literal["head", "all"]
+"""What learns: `head` on cached features (linear probing), `all` of backbone and head on samples (full fine-tuning)."""
+
+View = Literal["plain", "weak", "strong"]
+"""An augmentation of a sample, by strength; `plain` is the evaluation preprocessing."""
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""What a network takes: pixels [B, 3, H, W], features [B, D], or a tokenizer's tensors [B, T] by name."""
+
+
+class Output(NamedTuple):
+    """What every network of ours returns."""
+
+    logits: Float[Tensor, "B C"]
+    z: Float[Tensor, "B Z"]
+    """What the classifier sees."""
+    f: Float[Tensor, "B D"]
+    """What the backbone gave."""
+
+
+class Batch(NamedTuple):
+    """What a loss sees of the samples of one step."""
+
+    index: Int[Tensor, " B"]
+    """Rows of the training split, for the ledger."""
+    y: Int[Tensor, " B"]
+    """Given labels."""
+    weight: Float[Tensor, " B"]
+    """How far the plan trusts each label, 0..1."""
+    views: tuple[Inputs, ...]
+    """First the weak views, then the strong ones."""
+    rest: Batch | None = None
+    """As many samples of the plan's rest, whose labels are not to be read; None where the plan has no rest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples an epoch learns from, and how far it trusts each label."""
+
+    keep: Bool[Tensor, " N"]
+    weight: Float[Tensor, " N"]
+    rest: Bool[Tensor, " N"] | None = None
+    """Learned from without their label."""
+    draw: Float[Tensor, " N"] | None = None
+    """With it, as many samples as are kept are drawn with replacement, in proportion to these numbers."""
+
+    @classmethod
+    def of(cls, keep: Bool[Tensor, " N"]) -> Plan:
+        """A plan that trusts what it keeps fully."""
+        return cls(keep, keep.float())
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The range of a hyper-parameter: what a search draws from, and what a value outside is refused by."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The values a hyper-parameter can take."""
+
+    values: tuple[Any, ...]
+
+
+class Row(dict[str, Any]):
+    """One epoch's numbers; `phase` and `epoch` are always there."""
+
+
+class Run(Protocol):
+    """What a method may use: nets, given labels, the ledger, a generator, and two verbs.
+
+    There is no true label, optimiser, device, rank, loader or file here, and none can be reached from here.
+    """
+
+    nets: list[nn.Module]
+    y: Int[Tensor, " N"]
+    classes: int
+    ledger: Ledger
+    rng: torch.Generator
+    epoch: int
+    """Epoch of the phase, from 0."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The only net of a method that trains one."""
+        ...
+
+    def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
+        """`fn(y, *logits)` of every training sample, without gradient, in the order of the rows: [N, ...]."""
+        ...
+
+    def learn(
+        self,
+        nets: nn.Module | list[nn.Module],
+        loss: Callable[..., Tensor],
+        plan: Plan | None = None,
+        *,
+        weak: int = 1,
+        strong: int = 0,
+        passes: int = 1,
+    ) -> None:
+        """SGD over the plan: `loss(*nets, batch)` gives a scalar; None learns from every sample."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How long and how fast a phase learns.
+
+    A rate of None is the backbone's own recommendation; the resolved config states it as a number.
+    """
+
+    epochs: Annotated[int, Interval(0, 1000)] = 20
+    """Epochs of the phase; 0 leaves the phase out."""
+    learning_rate: Annotated[float, Interval(1e-6, 10.0, log=True)] = 1e-3
+    """Learning rate of the head."""
+    backbone_learning_rate: Annotated[float | None, Interval(1e-7, 1.0, log=True)] = None
+    """Learning rate of the backbone where it learns; none: the recommendation for its architecture."""
+    weight_decay: Annotated[float, Interval(0.0, 1.0)] = 1e-4
+    """Weight decay of head and backbone."""
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum 0.9."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How the learning rate moves over the phase; cosine ends at zero."""
+    warmup: Annotated[float, Interval(0.0, 0.9)] = 0.0
+    """Share of the phase over which the learning rate rises from zero."""
+    batch_size: Annotated[int, Interval(1, 65536, log=True)] = 128
+    """Samples a step."""
+    freeze_batchnorm: bool = True
+    """Keep BatchNorm's running statistics as pre-trained while the backbone learns."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named part of a method."""
+
+    name: str
+    scope: Scope
+    stage: Stage
+    epoch: Callable[[Run], None] = field(compare=False)
+
+
+class Method(Protocol):
+    """A method is a frozen dataclass of its hyper-parameters, and the phases they make.
+
+    The field `scope` says what learns in its last phase. `presets` are named settings by the type of the backbone
+    ("vit", "resnet", …), such as those of the paper.
+    """
+
+    presets: ClassVar[Mapping[str, Callable[[str], Method]]]
+
+    @property
+    def scope(self) -> Scope:
+        """What learns in the last phase."""
+        ...
+
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases in their order."""
+        ...

@@ -1,0 +1,147 @@
+"""Selection rules as pure functions: whose label is trusted, and how the classes are evened out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cleantune.errors import UserError, nearest
+
+RESCUED = 5
+"""A class that keeps fewer samples than this is filled up to it with its lowest losses (spec 1.6, rule 4)."""
+
+
+def rescue(
+    keep: Bool[Tensor, " N"], losses: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, smallest: int = RESCUED
+) -> Bool[Tensor, " N"]:
+    """The selection with poor classes filled up: no observed class is left with fewer than min(smallest, its size).
+
+    The samples of the lowest loss are taken; what was kept stays kept.
+
+    Source: spec 1.6, rule 4. The paper does not say what happens to a class that keeps nothing.
+    """
+    size = torch.bincount(y, minlength=classes)
+    kept = torch.bincount(y[keep], minlength=classes)
+    wanted = torch.minimum(size, torch.full_like(size, smallest))
+    poor = kept < wanted
+    if not poor.any():
+        return keep
+    keep = keep.clone()
+    for c in poor.nonzero().flatten().tolist():
+        members = (y == c).nonzero().flatten()
+        spare = members[~keep[members]]
+        order = torch.argsort(losses[spare].nan_to_num(nan=torch.inf, posinf=torch.inf), stable=True)
+        keep[spare[order[: int(wanted[c] - kept[c])]]] = True
+    return keep
+
+
+@dataclass(frozen=True)
+class Strict:
+    """The paper's rule: every class gives as many samples as the poorest."""
+
+    def cap(self, kept: Int[Tensor, " C"]) -> int:
+        """The smallest count."""
+        return int(kept.min())
+
+    def __str__(self) -> str:
+        return "strict"
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """A class gives at most the `rho` quantile of the counts, so that one poor class does not throttle all others."""
+
+    rho: float = 0.10
+
+    def cap(self, kept: Int[Tensor, " C"]) -> int:
+        """The quantile of the counts, rounded down, at least the smallest count."""
+        return max(int(torch.quantile(kept.double(), self.rho)), int(kept.min()))
+
+    def __str__(self) -> str:
+        return f"quantile:{self.rho:g}"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The paper's rule with a floor: at least `k` a class, poorer classes give all they have."""
+
+    k: int = 16
+
+    def cap(self, kept: Int[Tensor, " C"]) -> int:
+        """The smallest count, at least k."""
+        return max(int(kept.min()), self.k)
+
+    def __str__(self) -> str:
+        return f"floor:{self.k}"
+
+
+@dataclass(frozen=True)
+class All:
+    """Every selected sample."""
+
+    def cap(self, kept: Int[Tensor, " C"]) -> int:
+        """The largest count: nothing is thinned out."""
+        return int(kept.max())
+
+    def __str__(self) -> str:
+        return "all"
+
+
+Balance = Strict | Quantile | Floor | All
+"""How classes are evened out after the cut: `cap` is the number of samples above which a class is thinned out."""
+
+
+def balanced(
+    keep: Bool[Tensor, " N"], y: Int[Tensor, " N"], classes: int, balance: Balance, rng: torch.Generator
+) -> Bool[Tensor, " N"]:
+    """The kept samples thinned out so that no class exceeds the cap; who stays is drawn without replacement.
+
+    Args:
+        keep: The cut.
+        y: Given labels.
+        classes: Number of classes.
+        balance: The rule that gives the cap. Classes without a sample are left out of it.
+        rng: Drawn from on every call, so every epoch draws anew.
+
+    Source: arXiv:2310.17668, section 3, N = min_c |D_c|; the other rules: spec 1.6.
+    """
+    kept = torch.bincount(y[keep], minlength=classes)
+    observed = torch.bincount(y, minlength=classes) > 0
+    cap = balance.cap(kept[observed])
+    luck = torch.rand(len(y), generator=rng, dtype=torch.float64)
+    chosen = keep.nonzero().flatten()
+    order = chosen[torch.argsort(luck[chosen], stable=True)]
+    order = order[torch.argsort(y[order], stable=True)]
+    rank = torch.arange(len(order)) - (torch.cumsum(kept, 0) - kept)[y[order]]
+    out = torch.zeros_like(keep)
+    out[order[rank < cap]] = True
+    return out
+
+
+def parse_balance(text: str) -> Balance:
+    """The balance rule from its spelling: `strict`, `quantile:0.10`, `floor:16` or `all`.
+
+    Raises:
+        UserError: The rule is unknown or its number is not one.
+    """
+    name, _, number = text.partition(":")
+    try:
+        rules: dict[str, Balance] = {
+            "strict": Strict(),
+            "all": All(),
+            "quantile": Quantile(float(number or 0.10) if name == "quantile" else 0.10),
+            "floor": Floor(int(number or 16) if name == "floor" else 16),
+        }
+    except ValueError:
+        raise UserError(f'balance "{text}": "{number}" is not a number; write {name}:0.10 or {name}:16') from None
+    if name not in rules:
+        raise UserError(f'unknown balance "{name}"{nearest(name, rules)}')
+    rule = rules[name]
+    if isinstance(rule, Quantile) and not 0 <= rule.rho <= 1:
+        raise UserError(f'balance "{text}": the quantile lies outside 0..1')
+    if isinstance(rule, Floor) and rule.k < 1:
+        raise UserError(f'balance "{text}": the floor must be at least 1')
+    return rule

@@ -1,0 +1,39 @@
+"""What all tests share: one thread, fixed seeds, no network, shape checks, and the data beside the project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked while the tests run.
+hook = install_import_hook(
+    [f"cleantune.{name}" for name in ("losses", "mixture", "selection", "detect", "metrics")], "beartype.beartype"
+)
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLEANTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights beside the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the data and models that stand beside the project")
+    return folder

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cleantune.errors import UserError
+from cleantune.selection import All, Floor, Quantile, Strict, balanced, parse_balance, rescue
+
+C = 6
+
+
+def random_cut(seed: int, n: int = 300) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.multinomial(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05, 0.0]), n, replacement=True, generator=g)
+    return torch.rand(n, generator=g) < 0.5, torch.rand(n, generator=g), y
+
+
+def symmetric(y: torch.Tensor, rate: float, g: torch.Generator) -> torch.Tensor:
+    """A share of the labels redrawn from all 100 classes, their own included."""
+    drawn = torch.randint(100, y.shape, generator=g)
+    return torch.where(torch.rand(y.shape, generator=g) < rate, drawn, y)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(seed=st.integers(0, 500))
+def test_strict_gives_every_observed_class_the_smallest_count(seed: int) -> None:
+    """Acceptance check 5 of the spec; a class without a sample is skipped."""
+    keep, loss, y = random_cut(seed)
+    keep = rescue(keep, loss, y, C)
+    chosen = balanced(keep, y, C, Strict(), rng())
+    kept, out = torch.bincount(y[keep], minlength=C), torch.bincount(y[chosen], minlength=C)
+    observed = torch.bincount(y, minlength=C) > 0
+    assert (out[observed] == kept[observed].min()).all()
+    assert (out[~observed] == 0).all()
+    assert not (chosen & ~keep).any()
+
+
+@pytest.mark.parametrize("rule", [Quantile(0.1), Quantile(0.5), Floor(16), All()])
+@given(seed=st.integers(0, 200))
+def test_a_class_gives_all_it_has_up_to_the_cap(rule: object, seed: int) -> None:
+    keep, loss, y = random_cut(seed)
+    keep = rescue(keep, loss, y, C)
+    kept = torch.bincount(y[keep], minlength=C)
+    cap = rule.cap(kept[torch.bincount(y, minlength=C) > 0])  # type: ignore[attr-defined]
+    out = torch.bincount(y[balanced(keep, y, C, rule, rng())], minlength=C)  # type: ignore[arg-type]
+    assert (out == kept.clamp(max=cap)).all()
+
+
+def test_the_draw_is_new_under_a_new_seed_and_the_same_under_the_same() -> None:
+    """Acceptance check 5 of the spec."""
+    keep, _, y = random_cut(0)
+    draw = lambda seed: balanced(keep, y, C, Quantile(0.1), rng(seed))  # noqa: E731
+    assert (draw(1) == draw(1)).all()
+    assert (draw(1) != draw(2)).any()
+    g = rng(3)
+    assert (balanced(keep, y, C, Quantile(0.1), g) != balanced(keep, y, C, Quantile(0.1), g)).any()
+
+
+@given(seed=st.integers(0, 200))
+def test_rescue_takes_the_lowest_losses_of_poor_classes_and_touches_no_other(seed: int) -> None:
+    keep, loss, y = random_cut(seed)
+    keep &= torch.rand(len(y), generator=rng(seed)) < 0.05
+    out = rescue(keep, loss, y, C)
+    for c in range(C):
+        mine = y == c
+        wanted = min(5, int(mine.sum()))
+        had = int((keep & mine).sum())
+        if had >= wanted:
+            assert (out[mine] == keep[mine]).all()
+            continue
+        assert int((out & mine).sum()) == wanted
+        added, left = out & ~keep & mine, mine & ~out
+        if left.any():
+            assert loss[added].max() <= loss[left].min()
+
+
+def test_rescue_survives_losses_that_are_not_finite() -> None:
+    loss = torch.tensor([float("nan"), float("inf"), 1.0, 2.0])
+    out = rescue(torch.zeros(4, dtype=torch.bool), loss, torch.zeros(4, dtype=torch.long), 1, smallest=2)
+    assert out.tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.9, 36), (0.6, 166)])
+def test_perfect_selection_leaves_the_papers_number_of_samples(rate: float, expected: int) -> None:
+    """Acceptance check 7 of the spec: 47,500 samples of 100 classes under symmetric noise."""
+    y_true = torch.arange(100).repeat_interleave(475)
+    sizes = []
+    for seed in range(5):
+        y = symmetric(y_true, rate, rng(100 + seed))
+        chosen = balanced(y == y_true, y, 100, Strict(), rng(seed))
+        sizes.append(int(chosen.sum()) / 100)
+    assert abs(sum(sizes) / 5 - expected) < 0.04 * expected + 1
+
+
+@pytest.mark.parametrize(("text", "rule"), [("strict", Strict()), ("quantile:0.25", Quantile(0.25)), ("floor:8", Floor(8)), ("all", All()), ("quantile", Quantile(0.1))])
+def test_a_balance_is_read_from_its_spelling(text: str, rule: object) -> None:
+    assert parse_balance(text) == rule
+    assert parse_balance(str(rule)) == rule
+
+
+@pytest.mark.parametrize(("text", "named"), [("stric", "strict"), ("quantile:x", "x"), ("floor:0", "at least 1"), ("quantile:2", "0..1")])
+def test_a_wrong_balance_is_refused_by_name(text: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        parse_balance(text)
