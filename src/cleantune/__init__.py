@@ -1,0 +1,37 @@
+"""Fine-tune a pre-trained model on labels you cannot fully trust, and get the wrong labels listed.
+
+>>> import cleantune
+>>> result = cleantune.fit("photos/", model="google/vit-base-patch16-224", out="runs/photos")  # doctest: +SKIP
+>>> result.labels.head()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cleantune.errors import UserError
+    from cleantune.fit import Result, fit
+    from cleantune.predict import Model, load
+    from cleantune.report import build as report
+
+__version__ = "0.1.0"
+__all__ = ["Model", "Result", "UserError", "fit", "load", "report"]
+
+_HOMES = {
+    "fit": ("cleantune.fit", "fit"),
+    "Result": ("cleantune.fit", "Result"),
+    "load": ("cleantune.predict", "load"),
+    "Model": ("cleantune.predict", "Model"),
+    "report": ("cleantune.report", "build"),
+    "UserError": ("cleantune.errors", "UserError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: `import cleantune` and `--help` stay fast."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cleantune' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

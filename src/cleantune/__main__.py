@@ -1,0 +1,6 @@
+"""`python -m cleantune` is the command line."""
+
+from cleantune.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Pre-trained networks: open them, know their feature, bring samples into their form."""
+
+from cleantune.backbones.architectures import ARCHITECTURES, Architecture, Pooling, table
+from cleantune.backbones.backbone import Backbone
+from cleantune.backbones.opening import open_backbone
+from cleantune.backbones.preprocess import ImagePreprocess, Preprocess, TextPreprocess, read_image_preprocess
+from cleantune.backbones.silence import quiet
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Backbone",
+    "ImagePreprocess",
+    "Pooling",
+    "Preprocess",
+    "TextPreprocess",
+    "open_backbone",
+    "quiet",
+    "read_image_preprocess",
+    "table",
+]

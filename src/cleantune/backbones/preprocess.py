@@ -1,0 +1,219 @@
+"""From a file's image or text to what the network takes, as the checkpoint's own files state it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from cleantune.errors import UserError
+
+_SHORTEST_EDGE = ("CLIP", "ConvNext", "MobileNetV1", "MobileNetV2", "Bit", "Siglip")
+"""Processors that read a bare number as the shortest edge; the others read it as a square."""
+_NO_MARGIN_FROM = 384
+"""ConvNeXt's processor keeps a margin below this size and squeezes to a square from it on."""
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """Resize, centre crop and normalise.
+
+    Exactly one of `shortest_edge` and `exact` is given, or neither where an image is cropped unresized.
+    """
+
+    crop: tuple[int, int]
+    """Height and width of what the network sees."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shortest_edge: int | None = None
+    """Resize so that the shorter edge has this length, before the crop."""
+    exact: tuple[int, int] | None = None
+    """Resize to this height and width whatever the shape."""
+    resample: int = 2
+    """Pillow's number of the filter."""
+    scale: float = 1 / 255
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        return self.crop
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what decides the uint8 pixels and their scaling."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def array(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        """Resized and cropped pixels of one image, channels last as Pillow and the cache hold them."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        width, height = image.size
+        target = self.exact
+        if self.shortest_edge is not None:
+            short, long = sorted((width, height))
+            other = int(self.shortest_edge * long / short)
+            target = (other, self.shortest_edge) if width <= height else (self.shortest_edge, other)
+        if target is not None and target != (height, width):
+            image = image.resize((target[1], target[0]), resample=Image.Resampling(self.resample))
+        if (image.height, image.width) != self.crop:
+            top, left = (image.height - self.crop[0]) // 2, (image.width - self.crop[1]) // 2
+            image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        return np.asarray(image)
+
+    def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
+        """Resized and cropped pixels of one image."""
+        return torch.from_numpy(self.array(image).copy()).permute(2, 0, 1)
+
+    def inputs(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
+        """Normalised network inputs from pixels of 0..255, uint8 or float; the memory format stays.
+
+        Both steps are one multiplication and one addition of each value.
+        """
+        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
+        x = pixels.float() if pixels.dtype == torch.uint8 else pixels.clone()
+        return x.mul_(self.scale / std).sub_(mean / std)
+
+    def resized(self, size: int) -> ImagePreprocess:
+        """The same normalisation at another size: shortest edge to `size`, centre crop, no margin cut away."""
+        return dataclasses.replace(self, shortest_edge=size, exact=None, crop=(size, size))
+
+    def config(self) -> dict[str, Any]:
+        """What `preprocessor_config.json` says, in the form that transformers' generic processor reads alike."""
+        edge = {"shortest_edge": self.shortest_edge}
+        exact = {"height": self.exact[0], "width": self.exact[1]} if self.exact else None
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": self.shortest_edge is not None or self.exact is not None,
+            "size": exact or (edge if self.shortest_edge else {"height": self.crop[0], "width": self.crop[1]}),
+            "resample": self.resample,
+            "do_center_crop": self.exact != self.crop,
+            "crop_size": {"height": self.crop[0], "width": self.crop[1]},
+            "do_rescale": True,
+            "rescale_factor": self.scale,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+
+def read_image_preprocess(folder: Path, image_size: int | None) -> ImagePreprocess:
+    """The preprocessing that a checkpoint folder states.
+
+    Args:
+        folder: With `preprocessor_config.json` (or the `image_processor` part of `processor_config.json`).
+        image_size: In its place: shortest edge to this, centre crop of this, no margin.
+
+    Raises:
+        UserError: There is no such file, or it asks for something that does not give images of one size.
+    """
+    path, config = _image_config(folder)
+    normalise = config.get("do_normalize", True)
+    base = ImagePreprocess(
+        crop=(0, 0),
+        mean=tuple(map(float, _three(config.get("image_mean", 0.0), path))) if normalise else (0.0,) * 3,
+        std=tuple(map(float, _three(config.get("image_std", 1.0), path))) if normalise else (1.0,) * 3,
+        resample=int(config.get("resample", 2)),
+        scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+    )
+    if image_size is not None:
+        return base.resized(image_size)
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    size = _size(config.get("size"), shortest=kind.startswith(_SHORTEST_EDGE)) if config.get("do_resize", True) else {}
+    crop = _size(config.get("crop_size"), shortest=False) if config.get("do_center_crop", False) else {}
+    edge = size.get("shortest_edge")
+    if kind.startswith("ConvNext") and edge:
+        if edge >= _NO_MARGIN_FROM:
+            size, edge = {"height": edge, "width": edge}, None
+        else:
+            crop = {"height": edge, "width": edge}
+            edge = int(edge / float(config.get("crop_pct") or 224 / 256))
+    exact = (size["height"], size["width"]) if set(size) == {"height", "width"} else None
+    if config.get("do_pad") or size.get("longest_edge") or not (crop or exact) or (size and not (edge or exact)):
+        raise UserError(
+            f"{path} gives images of different sizes, which no batch can hold: state one size with --image-size"
+        )
+    window = (crop["height"], crop["width"]) if crop else cast(tuple[int, int], exact)
+    return dataclasses.replace(base, crop=window, shortest_edge=edge, exact=exact)
+
+
+def _image_config(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if path.is_file():
+            config = read_json(path)
+            nested = config.get("image_processor")
+            return path, nested if isinstance(nested, dict) else config
+    raise UserError(
+        f"the model folder {folder} has no preprocessor_config.json, which states the size, mean and deviation that "
+        "the network was trained with: copy it from where the model comes from"
+    )
+
+
+def _size(value: Any, *, shortest: bool) -> dict[str, int]:
+    if value is None:
+        return {}
+    if isinstance(value, int):
+        return {"shortest_edge": value} if shortest else {"height": value, "width": value}
+    if isinstance(value, Sequence):
+        return {"height": int(value[0]), "width": int(value[1])}
+    return {key: int(side) for key, side in value.items() if side is not None}
+
+
+def _three(value: Any, path: Path) -> list[float]:
+    values = [float(value)] * 3 if isinstance(value, int | float) else [float(v) for v in value]
+    if len(values) != 3:
+        raise UserError(f"{path} normalises {len(values)} channels, but images here have 3: use a model of RGB images")
+    return values
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A checkpoint's JSON object, or a sentence that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} of the model cannot be read ({error}): fetch the model again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} of the model holds no JSON object: fetch the model again")
+    return value
+
+
+class TextPreprocess:
+    """A tokenizer and where it cuts.
+
+    Attributes:
+        max_length: Tokens of a text, special ones included; what is longer is cut at the end.
+        fingerprint: sha256 over the tokenizer, the length and the casing.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, *, lowercase: bool = False) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.lowercase = lowercase
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+        self.special_ids = torch.tensor(sorted(set(tokenizer.all_special_ids)), dtype=torch.int32)
+        state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
+        self.fingerprint = hashlib.sha256(f"{max_length} {lowercase} {state}".encode()).hexdigest()
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, not padded."""
+        texts = [text.lower() for text in texts] if self.lowercase else list(texts)
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            texts, truncation=True, max_length=self.max_length, padding=False, return_attention_mask=False
+        )
+        return cast(list[list[int]], encoded["input_ids"])
+
+
+Preprocess = ImagePreprocess | TextPreprocess

@@ -1,0 +1,80 @@
+"""What a run says while it works: lines, bars over anything long, and a table with a line an epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+PATIENCE = 2.0
+"""A bar appears over what takes longer than this, in seconds."""
+
+COLUMNS = (
+    ("phase", "phase", "{}"),
+    ("epoch", "epoch", "{}"),
+    ("loss", "loss", "{:.3f}"),
+    ("selected", "trusted", "{:,}"),
+    ("purity", "purity", "{:.1%}"),
+    ("auroc", "AUROC", "{:.3f}"),
+    ("accuracy_validation", "validation", "{:.1%}"),
+    ("accuracy_test", "test", "{:.1%}"),
+    ("forwards", "forwards", "{:,}"),
+    ("seconds", "seconds", "{:.0f}"),
+)
+"""Key of a row, heading, and how the value is written."""
+
+
+class Console:
+    """Where a run speaks. A silent one says nothing; a terminal gets bars, a log file does not."""
+
+    def __init__(self, silent: bool = False) -> None:
+        """Speak to standard error, which leaves standard output to results."""
+        self.silent = silent
+        self.told: list[str] = []
+        self._headed = False
+
+    def say(self, text: str) -> None:
+        """One line; it is also kept for the run's notes."""
+        self.told.append(text)
+        self.mention(text)
+
+    def mention(self, text: str) -> None:
+        """One line that is not worth a note."""
+        if not self.silent:
+            print(text, file=sys.stderr, flush=True)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A line of the table of epochs, with the heading before the first."""
+        if not self._headed:
+            self.mention("  ".join(f"{title:>10}" for _, title, _ in COLUMNS))
+            self._headed = True
+        cells = ("" if row.get(key) is None else form.format(row[key]) for key, _, form in COLUMNS)
+        self.mention("  ".join(f"{cell:>10}" for cell in cells))
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A function to be told `(done, total)`; on a terminal it draws a bar once two seconds have passed."""
+        if self.silent or not sys.stderr.isatty():
+            yield lambda done, total: None
+            return
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=Terminal(stderr=True), transient=True,
+        )  # fmt: skip
+        task, start = bar.add_task(title, total=None), time.perf_counter()
+
+        def told(done: int, total: int) -> None:
+            if not bar.live.is_started and time.perf_counter() - start > PATIENCE:
+                bar.start()
+            bar.update(task, completed=done, total=total)
+
+        try:
+            yield told
+        finally:
+            if bar.live.is_started:
+                bar.stop()

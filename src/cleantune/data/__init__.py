@@ -1,0 +1,8 @@
+"""Data in: folders, tables, datasets and arrays become rows with given labels; true labels stay apart."""
+
+from cleantune.data.corrupt import corrupt, write_like
+from cleantune.data.load import load, load_unlabelled
+from cleantune.data.rows import Bad, Data, DataKind, Rows, Samples
+from cleantune.data.spec import DataSpec
+
+__all__ = ["Bad", "Data", "DataKind", "DataSpec", "Rows", "Samples", "corrupt", "load", "load_unlabelled", "write_like"]

@@ -1,0 +1,135 @@
+"""Tables in files: CSV, TSV, JSON lines and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from cleantune.data.memory import LARGE_BYTES, part_of_dataset
+from cleantune.data.parts import Part
+from cleantune.errors import UserError
+
+
+def read_csv(path: Path) -> Part:
+    """A table of a .csv or .tsv file; columns of whole numbers or numbers become such, the rest stays as written.
+
+    Raises:
+        UserError: Where the file is empty or not a table of UTF-8 text, with the row that is at fault.
+    """
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file, delimiter=delimiter), [])
+        if not any(header):
+            raise UserError(f"{path} is empty: it has not even a header")
+        twice = {name for name in header if header.count(name) > 1}
+        if twice:
+            raise UserError(f'{path} has two columns named "{min(twice)}"; rename one')
+        # Read as written: guesses by the first rows would turn the id 007 into 7 and the label NA into nothing.
+        table = pyarrow.csv.read_csv(
+            path,
+            read_options=pyarrow.csv.ReadOptions(block_size=16 << 20, column_names=header, skip_rows=0),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types={name: pa.large_string() for name in header}, strings_can_be_null=False
+            ),
+        ).slice(1)
+    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+    columns = [_typed(table.column(name)) for name in header]
+    return Part(path.name, pa.table(columns, names=header), path.parent)
+
+
+def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    # Whole numbers only where they are spelt as numbers are, so that nothing is lost by reading them back.
+    column = pa.chunked_array(column.chunks, pa.large_string())
+    filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
+    if filled.null_count == len(filled):
+        return column
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            numbers = filled.cast(kind)
+        except pa.ArrowInvalid:
+            continue
+        if kind == pa.float64() or pc.all(pc.equal(numbers.cast(pa.large_string()), filled)).as_py():
+            # "007" is a float too, and an id all the same
+            leading = pc.any(pc.match_substring_regex(filled, r"^[+-]?0\d")).as_py()
+            return column if leading else numbers
+    return column
+
+
+def read_jsonl(path: Path) -> Part:
+    """A table of JSON objects, one a line; a key that a line lacks is missing there.
+
+    Raises:
+        UserError: Naming the line that is no JSON object, or the column that mixes types.
+    """
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(_json_row(line, path, number))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text: {error}") from error
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: _column([row.get(name) for row in rows], name, path.name) for name in names}
+    return Part(path.name, pa.table(columns), path.parent)
+
+
+def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: line {number} is not JSON ({error.msg}); write one object a line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path}: line {number} is not a JSON object; write one object a line")
+    return row
+
+
+def _column(values: list[Any], name: str, place: str) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        kinds = sorted({type(value).__name__ for value in values if value is not None})
+        raise UserError(f'{place}: the column "{name}" mixes {", ".join(kinds)}; write one type') from error
+
+
+def read_parquet(path: Path) -> Part:
+    """A table of a Parquet file; one above `LARGE_BYTES` stays on disk, in the cache of Hugging Face datasets.
+
+    Raises:
+        UserError: Where the file is damaged or no Parquet.
+    """
+    stat = path.stat()
+    if stat.st_size > LARGE_BYTES:
+        import datasets
+
+        part = part_of_dataset(datasets.Dataset.from_parquet(str(path)), path.name)
+        identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        return Part(path.name, part.table, path.parent, part.class_names, identity)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    return Part(path.name, table, path.parent, _class_names(table.schema.metadata or {}))
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
+    # Hugging Face writes the names of a ClassLabel beside the numbers.
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {
+        name: tuple(kind["names"])
+        for name, kind in features.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+    }

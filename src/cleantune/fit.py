@@ -1,0 +1,286 @@
+"""The main job: data and a model in; a robust model, the list of probably wrong labels and a report out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+
+from cleantune import evidence
+from cleantune.config import Config, ModelSpec, RunSpec, configure, read_toml, to_table
+from cleantune.console import Console
+from cleantune.data import Data, DataSpec
+from cleantune.deliver import deliver
+from cleantune.ended import Baseline, Ended
+from cleantune.errors import UserError, nearest
+from cleantune.export import save_model
+from cleantune.fields import assignment, describe, merge, nested
+from cleantune.judging import Judge
+from cleantune.learner import Net
+from cleantune.loop import Cost, Loop
+from cleantune.material import Material, fingerprint, gather, open_model, read_data
+from cleantune.methods import METHODS
+from cleantune.precision import Precision
+from cleantune.records import Method, Phase, Row
+from cleantune.store import RunFolder, read_json, write_json, write_text
+from cleantune.summary import summary, versions
+from cleantune.train import phases, train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cleantune.predict import Model
+
+RECORDS: dict[str, type] = {"data": DataSpec, "model": ModelSpec, "run": RunSpec}
+"""The records whose fields are options of `fit` by name."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    path: Path
+    """Its folder."""
+    summary: dict[str, Any]
+    """What summary.json holds."""
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """One row per labelled sample of train and validation, worst first."""
+        import pandas as pd
+
+        return pd.read_parquet(self.path / "labels.parquet")
+
+    @property
+    def model(self) -> Model:
+        """The delivered model."""
+        from cleantune.predict import load
+
+        return load(self.path)
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+
+def fit(
+    data: Any = None,
+    model: Any = None,
+    *,
+    out: str | Path,
+    method: str | None = None,
+    scope: str | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | list[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    silent: bool = False,
+    **options: Any,
+) -> Result:
+    """Train on noisy labels; write the model, the list of probably wrong labels and the report.
+
+    Args:
+        data: Image folder, table, embeddings (.npz), Hugging Face folder or `hf:NAME`, a `datasets.Dataset`, a
+            pandas frame, a mapping of arrays or `(features, labels)`.
+        model: Checkpoint folder or hub id of transformers, or a backbone from `cleantune.backbones.open_backbone`.
+        out: Folder of the run. One that is not empty is refused unless resume or overwrite is set.
+        method: `turn` (default), `ce` or `gce`.
+        scope: What learns: `head` or `all`; left out, the method's own.
+        preset: Named settings of the method, such as `paper`.
+        seed: Of split, noise and training together; each has an option of its own too.
+        config: A TOML file (such as another run's config.toml) or a table; what is given beside it wins.
+        settings: Fields by path, `{"method.tau": 0.7}` or `["method.tau=0.7"]`.
+        resume: Go on with an interrupted run; the result is that of an uninterrupted one, bit for bit.
+        overwrite: Remove an earlier run in `out` first.
+        silent: Say nothing.
+        **options: Fields of the data, the model and the run by name: `label`, `test`, `image_size`, `noise`, …
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: Something the user can put right; the sentence says what, where and how.
+    """
+    table = tabulate(data, model, method, scope, preset, seed, config, settings, options)
+    folder = Path(out)
+    if resume and (folder / "config.toml").is_file():
+        table = resumed(folder, table)
+    if "data" not in table or "data" not in table["data"]:
+        raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
+    configure(table)
+    return run(table, RunFolder(folder, resume=resume, overwrite=overwrite), Console(silent))
+
+
+def tabulate(
+    data: Any,
+    model: Any,
+    method: str | None,
+    scope: str | None,
+    preset: str | None,
+    seed: int | None,
+    config: str | Path | Mapping[str, Any] | None,
+    settings: Mapping[str, Any] | list[str] | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """One table from everything that was said: the file first, then names, then settings by path."""
+    table = dict(config) if isinstance(config, Mapping) else read_toml(Path(config)) if config is not None else {}
+    homes = {field.name: name for name, record in RECORDS.items() for field in describe(record)}
+    said = {"method.name": method, "method.scope": scope, "method.preset": preset, "data.data": data, "model.model": model}
+    if seed is not None:
+        said |= {"data.split_seed": seed, "run.noise_seed": seed, "run.train_seed": seed}
+    for name, value in options.items():
+        if name not in homes:
+            raise UserError(f'unknown option "{name}"{nearest(name, homes)}')
+        said[f"{homes[name]}.{name}"] = value
+    for path, value in said.items():
+        if value is not None:
+            table = merge(table, nested(path.split("."), value))
+    pairs = [(k.split("."), v) for k, v in settings.items()] if isinstance(settings, Mapping) else map(assignment, settings or [])
+    for keys, value in pairs:
+        table = merge(table, nested(keys, value))
+    return table
+
+
+def resumed(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """The table of the run in the folder; what is said again must be what was said then.
+
+    Raises:
+        UserError: Something differs; the sentence names the first key.
+    """
+    stored = read_toml(folder / "config.toml")
+    if "data" not in table.get("data", {}):
+        table = merge({"data": {"data": stored["data"]["data"]}}, table)
+    now, then = to_table(configure(merge(stored, table))), to_table(configure(stored))
+    for part in now:
+        for key in now[part]:
+            if now[part][key] != then[part].get(key):
+                raise UserError(
+                    f"--resume: {part}.{key} is {now[part][key]!r} now and was {then[part].get(key)!r};"
+                    " resume with the same settings, or start anew with --overwrite"
+                )
+    return merge(stored, table)
+
+
+def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
+    """A run from its table to its last file."""
+    if folder.finished:
+        console.mention(f"{folder.path} is finished already")
+        return Result(folder.path, read_json(folder.path / "summary.json"))
+    start = time.perf_counter()
+    config = configure(table)
+    data, noise = read_data(config, console)
+    backbone = open_model(config.model, data.kind == "features")
+    kind = backbone.architecture.model_type if backbone is not None else None
+    config = configure(table, kind, data.kind == "features")
+    if backbone is not None:
+        console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
+    known = read_json(folder.path / "checkpoint" / "precision.json") if folder.load() else None
+    material = gather(config, data, backbone, console, Precision(**known) if known else None)
+    todo = phases(config.method, material.learning_rate)
+    write_config(folder, config, todo, material)
+    ended = trained(config, material, todo, folder, console, noise, start)
+    return conclude(ended, folder, console)
+
+
+def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], material: Material) -> None:
+    """config.toml with every rate as a number, and a record of what the run was made of.
+
+    Raises:
+        UserError: The folder holds a run on other data or another model.
+    """
+    table = to_table(config)
+    for phase in todo:
+        rate = phase.stage.backbone_learning_rate
+        if rate is not None and phase.name in table["method"]:
+            table["method"][phase.name]["backbone_learning_rate"] = rate
+    mark = fingerprint(material)
+    path = folder.path / "config.toml"
+    if path.is_file():
+        import tomllib
+
+        before = tomllib.loads(path.read_text(encoding="utf-8")).get("record", {}).get("fingerprint", mark)
+        if before != mark:
+            raise UserError(
+                f"{path}: data, model or precision are not those of the interrupted run; start anew with --overwrite"
+            )
+    record = {"fingerprint": mark, "data_fingerprint": material.data.fingerprint, "versions": versions()}
+    write_json(folder.path / "checkpoint" / "precision.json", asdict(material.precision))
+    write_text(path, tomli_w.dumps(table | {"record": record}))
+
+
+def trained(
+    config: Config,
+    material: Material,
+    todo: tuple[Phase, ...],
+    folder: RunFolder,
+    console: Console,
+    noise: dict[str, Any] | None,
+    start: float,
+) -> Ended:
+    """Baseline, training epoch by epoch, and the choice of what is delivered."""
+    seed, judge = config.run.train_seed, Judge(material.data, config.run.test_every_epoch)
+    baseline = probe_baseline(material, seed)
+    loop = Loop(material.nets(1, seed), material.splits(), material.classes, seed, material.device)
+    loop.started, loop.cost = start, extraction_cost(material, todo)
+    saved = folder.load()
+    folder.keep_rows(saved[1]["rows"] if saved else 0)
+    judge.recall(folder.rows())
+    for row in folder.rows():
+        console.row(row)
+    for row in train(todo, loop, judge, folder, config.run.choose):
+        console.row(row)
+    delivery = deliver(loop, material, material.nets(1, seed), config.run, todo[-1].name)
+    console.say(f"delivered: {delivery.why}")
+    return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
+
+
+def extraction_cost(material: Material, todo: tuple[Phase, ...]) -> Cost:
+    """One look at every sample through the backbone, whether or not the cache had it.
+
+    The training split's is the method's where the method has a phase on cached features, else evaluation's.
+    """
+    if material.backbone is None:
+        return Cost()
+    looks = {split: len(rows) for split, rows in material.data.rows.items()}
+    own = looks["train"] if any(phase.scope == "head" for phase in todo) else 0
+    return Cost(forwards=own, evaluation_forwards=sum(looks.values()) - own)
+
+
+def probe_baseline(material: Material, seed: int) -> Baseline:
+    """A plain CE linear probe on the same features: what an honest result has to beat. It costs seconds."""
+    start = time.perf_counter()
+    method: Method = METHODS["ce"]()
+    head = material.nets(1, seed)[0].head
+    loop = Loop([Net(None, head)], material.splits(), material.classes, seed, material.device)
+    row = Row()
+    for row in train(phases(method, 0.0), loop, Judge(material.data)):
+        pass
+    accuracy = {"test": row.get("accuracy_test"), "validation": row.get("accuracy_validation")}
+    return Baseline(accuracy, round(time.perf_counter() - start, 3))
+
+
+def conclude(ended: Ended, folder: RunFolder, console: Console) -> Result:
+    """Every file of the finished run; the summary comes last and says that it is finished."""
+    from cleantune.report import build
+
+    data: Data = ended.material.data
+    looks = evidence.look(ended)
+    said = evidence.verdict(ended, looks)
+    frame = evidence.write_labels(folder, data, said)
+    evidence.write_evidence(folder, ended, looks, frame)
+    if "unlabelled" in data.rows:
+        evidence.write_unlabelled(folder, data, looks["unlabelled"])
+    save_model(folder.path / "model", ended.run.whole[0].cpu(), classes=data.classes, class_values=data.class_values)
+    told = summary(ended, said, looks)
+    write_json(folder.path / "summary.json", told)
+    report = build(folder.path)
+    console.mention(f"{told['issues']['count']:,} of {len(frame):,} labels look wrong: {folder.path / 'labels.csv'}")
+    console.mention(f"report: {report}")
+    return Result(folder.path, told)

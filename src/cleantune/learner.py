@@ -1,0 +1,176 @@
+"""What learns: a head on features, and a net of backbone and head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from cleantune.backbones import Backbone
+from cleantune.precision import Precision
+from cleantune.records import Inputs, Output
+
+STD_FLOOR = 1e-6
+"""A dimension whose deviation is below this share of the largest one is constant: it is centred and left at 1."""
+_BLOCK = 65536
+
+
+def standardisation(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    """Mean and standard deviation of every dimension, computed in float64 in blocks of rows.
+
+    Args:
+        features: [N, D], a tensor, an array or memory-mapped features; N at least 1.
+
+    Returns:
+        Both as float32. A dimension that does not vary has the deviation 1.
+    """
+    count, width = features.shape
+    total, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    for block in _blocks(features, count):
+        total += block.sum(0)
+    mean = total / count
+    for block in _blocks(features, count):
+        squares += (block - mean).square().sum(0)
+    std = (squares / count).sqrt()
+    floor = max(float(std.max()) * STD_FLOOR, torch.finfo(torch.float32).tiny)
+    return mean.float(), torch.where(std > floor, std, torch.ones_like(std)).float()
+
+
+def _blocks(features: Any, count: int) -> Any:
+    for start in range(0, count, _BLOCK):
+        yield torch.as_tensor(features[start : start + _BLOCK]).double()
+
+
+class LinearHead(nn.Module):
+    """Standardised features into scores: `weight @ ((f - mean) / std) + bias`, in float32.
+
+    One learning rate then fits backbones whose features differ in scale by orders of magnitude.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        width: int,
+        classes: int,
+        *,
+        init: Literal["normal", "zeros"] = "normal",
+        standardise: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """A fresh head.
+
+        Args:
+            width: D, the length of a feature.
+            classes: C.
+            init: Weights from N(0, 0.02^2), or zeros; the bias is zero.
+            standardise: Mean and deviation [D] from `standardisation`; None leaves features as they are.
+            generator: Of the initial weights.
+        """
+        super().__init__()
+        # Not drawn by nn.Linear itself: that would move the global generator.
+        self.linear = nn.Linear(width, classes, device="meta").to_empty(device="cpu")
+        with torch.no_grad():
+            self.linear.bias.zero_()
+            if init == "normal":
+                self.linear.weight.normal_(0, 0.02, generator=generator)
+            else:
+                self.linear.weight.zero_()
+        mean, std = standardise or (torch.zeros(width), torch.ones(width))
+        self.register_buffer("mean", mean.detach().clone().float())
+        self.register_buffer("std", std.detach().clone().float())
+
+    def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
+        """Scores, the standardised features, and the features."""
+        with torch.autocast(f.device.type, enabled=False):
+            f = f.float()
+            z = (f - self.mean) / self.std
+            return Output(self.linear(z), z, f)
+
+    def folded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
+        """Weight and bias of the same function on raw features, computed in float64."""
+        weight = self.linear.weight.detach().double() / self.std.double()
+        bias = self.linear.bias.detach().double() - weight @ self.mean.double()
+        return weight.float(), bias.float()
+
+    def settings(self) -> dict[str, Any]:
+        """What `rebuilt` needs beside the state."""
+        return {"width": self.linear.in_features, "classes": self.linear.out_features}
+
+    @classmethod
+    def rebuilt(cls, settings: Mapping[str, Any]) -> LinearHead:
+        """A head of these sizes, whose state is then loaded."""
+        return cls(settings["width"], settings["classes"], init="zeros")
+
+
+HEADS: dict[str, type[LinearHead]] = {"LinearHead": LinearHead}
+"""What a saved model can have as its head, by the name it is saved under; each has `settings` and `rebuilt`."""
+
+
+class Net(nn.Module):
+    """A backbone and a head; the head alone is `net.head`, which takes cached features.
+
+    Attributes:
+        backbone: Or None where the data are features: then the net takes them.
+        head: Anything from features [B, D] to an Output.
+        precision: In which the backbone computes; the head is always in float32.
+        freeze_batchnorm: Keep running statistics of the backbone as pre-trained, also in training mode.
+        looked: Samples that went through the backbone without a gradient.
+        trained: Samples that went through it with one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | None,
+        head: nn.Module,
+        precision: Precision | None = None,
+        *,
+        freeze_batchnorm: bool = True,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.precision = precision or Precision()
+        self.freeze_batchnorm = freeze_batchnorm
+        self.looked = 0
+        self.trained = 0
+        if backbone is not None and self.precision.channels_last:
+            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Inputs) -> Output:
+        """Scores of each sample."""
+        output: Output = self.head(self.features(x))
+        return output
+
+    def features(self, x: Inputs) -> Float[Tensor, "B D"]:
+        """What the head sees of each sample, as float32; gradients flow."""
+        if self.backbone is None:
+            assert isinstance(x, Tensor), "a net without a backbone takes features"
+            return x.float()
+        if isinstance(x, Tensor):
+            count, device = len(x), x.device.type
+            if self.precision.channels_last and x.dim() == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+        else:
+            first = next(iter(x.values()))
+            count, device = len(first), first.device.type
+        if torch.is_grad_enabled():
+            self.trained += count
+        else:
+            self.looked += count
+        with self.precision.autocast(device):
+            f: Tensor = self.backbone(x)
+        return f.float()
+
+    def train(self, mode: bool = True) -> Net:
+        """Training or evaluation mode, but for BatchNorm where its statistics are frozen."""
+        super().train(mode)
+        if mode and self.freeze_batchnorm and self.backbone is not None:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self

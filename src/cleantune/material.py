@@ -1,0 +1,247 @@
+"""What a run is made of before it starts: data, backbone, cached features, and nets to train on them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cleantune.augment import ImageAugment, TextAugment
+from cleantune.backbones import Backbone, open_backbone
+from cleantune.config import Config, ModelSpec
+from cleantune.console import Console
+from cleantune.data import Data, Rows, corrupt, load
+from cleantune.errors import UserError
+from cleantune.features import extract, features_key
+from cleantune.inputs import Prepared, prepare
+from cleantune.learner import LinearHead, Net, standardisation
+from cleantune.loop import Split
+from cleantune.precision import Precision, probe_precision
+from cleantune.sources import FeatureSource, SampleSource
+
+PROBED = 64
+"""Samples with which the precision is timed."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that could not be read."""
+
+    id: Any
+    split: str
+    place: str
+
+
+@dataclass
+class Material:
+    """The data of a run, ready to learn from. True labels stay in `data.truth`, which nets never see."""
+
+    data: Data
+    backbone: Backbone | None
+    precision: Precision
+    features: dict[str, Any]
+    """By split, [N, D] float32."""
+    prepared: dict[str, Prepared]
+    skipped: list[Skipped]
+    device: str
+    seconds: float
+    """Of decoding and extracting."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.classes)
+
+    @property
+    def learning_rate(self) -> float:
+        """Recommended for the backbone."""
+        return self.backbone.learning_rate if self.backbone is not None else 0.0
+
+    def splits(self) -> dict[str, Split]:
+        """The splits as the loop sees them: given labels, features, samples."""
+        out = {}
+        for name, rows in self.data.rows.items():
+            samples = SampleSource(self.prepared[name]) if name in self.prepared else None
+            out[name] = Split(torch.as_tensor(rows.y), FeatureSource(self.features[name]), samples)
+        return out
+
+    def nets(self, count: int, seed: int) -> list[Net]:
+        """Fresh nets: the backbone as pre-trained, each with a head of its own on standardised features."""
+        scale = standardisation(self.features["train"])
+        out = []
+        for k in range(count):
+            rng = torch.Generator().manual_seed(seed + k)
+            head = LinearHead(len(scale[0]), self.classes, standardise=scale, generator=rng)
+            out.append(Net(copy.deepcopy(self.backbone), head, self.precision))
+        return out
+
+
+def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | None]:
+    """The data of a run, with the noise that was asked for in its labels, and what that noise came to.
+
+    Raises:
+        UserError: In one sentence, for whatever is missing or malformed.
+    """
+    data = load(config.data)
+    for note in data.notes:
+        console.say(note)
+    if config.run.noise is None:
+        return data, None
+    data, noise = corrupt(data, config.run.noise, config.run.noise_seed)
+    if "rate" not in noise:
+        return data, None
+    console.say(f"noise {noise['noise']}: {noise['rate']:.1%} of the training and validation labels are now wrong")
+    return data, noise
+
+
+def gather(
+    config: Config, data: Data, backbone: Backbone | None, console: Console, known: Precision | None = None
+) -> Material:
+    """Decode and extract; whatever is cached is taken from there.
+
+    Args:
+        config: Of the run.
+        data: From `read_data`.
+        backbone: From `open_model`; None where the data are features.
+        console: Told what is found and how far it is.
+        known: The precision of an interrupted run, which is kept.
+
+    Raises:
+        UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
+    """
+    start = time.perf_counter()
+    device = pick_device(config.model.device)
+    if backbone is None:
+        features = {name: _given_features(rows) for name, rows in data.rows.items()}
+        precision = Precision(why="features as given")
+        return Material(data, None, precision, features, {}, [], device, time.perf_counter() - start)
+    _same_kind(backbone, data)
+    cache = cache_folder(config.run.cache)
+    prepared = {}
+    for name, rows in data.rows.items():
+        with console.bar(f"reading {name}") as told:
+            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data))  # type: ignore[arg-type]
+    backbone.to(device)
+    precision = known or _precision(backbone, prepared["train"], config.model, cache)
+    console.say(f"backbone in {precision.dtype}{', channels last' if precision.channels_last else ''} ({precision.why})")
+    if precision.channels_last:
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    features = {}
+    for name, ready in prepared.items():
+        key = features_key(backbone, data.rows[name].samples.fingerprint, precision)
+        with console.bar(f"features of {name}") as told:
+            features[name] = extract(backbone, ready, precision, cache, key, told)
+    out = Material(data, backbone, precision, features, prepared, _skipped(data, features), device, 0.0)
+    _leave_out(out, config.run.max_bad, console)
+    out.seconds = time.perf_counter() - start
+    return out
+
+
+def _views(config: Config, data: Data) -> ImageAugment | TextAugment:
+    return config.views.image if data.kind == "image" else config.views.text
+
+
+def open_model(model: ModelSpec, features_only: bool) -> Backbone | None:
+    """The backbone of a run, or None where the data are features.
+
+    Raises:
+        UserError: It is missing, or there is one too many.
+    """
+    if features_only:
+        if model.model is not None:
+            raise UserError("--model: these data are features already; leave the model out")
+        return None
+    if model.model is None:
+        raise UserError("--model is missing: images and texts need a backbone (a transformers folder or hub id)")
+    if isinstance(model.model, Backbone):
+        return copy.deepcopy(model.model)
+    return open_backbone(model.model, image_size=model.image_size, max_length=model.max_length)
+
+
+def pick_device(setting: str) -> str:
+    """`cuda` where asked for or, by `auto`, where there is one.
+
+    Raises:
+        UserError: A GPU is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if setting == "cuda" and not there:
+        raise UserError("--device cuda: torch sees no GPU; use --device cpu")
+    return "cuda" if setting == "cuda" or (setting == "auto" and there) else "cpu"
+
+
+def cache_folder(setting: str | None) -> Path:
+    """Where pixels, features and timings are kept."""
+    chosen = setting or os.environ.get("CLEANTUNE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "cleantune"
+
+
+def _given_features(rows: Rows) -> Any:
+    return torch.from_numpy(np.asarray(rows.samples.read(range(len(rows))), np.float32))
+
+
+def _same_kind(backbone: Backbone, data: Data) -> None:
+    kind = backbone.architecture.kind
+    if backbone.preprocess is not None and kind != data.kind:
+        remedy = "choose another --model, or name the column with --image" if kind == "image" else "choose another --model, or name the column with --text"
+        raise UserError(f"the model {backbone.source} takes {kind}s, but the data are {data.kind}s: {remedy}")
+
+
+def _precision(backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path) -> Precision:
+    good = [i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED]
+    return probe_precision(backbone, train.plain(torch.tensor(good)), model.precision, memory=cache / "precision")  # type: ignore[arg-type]
+
+
+def _skipped(data: Data, features: dict[str, Any]) -> list[Skipped]:
+    """Every sample that has no feature because it could not be read."""
+    return [
+        Skipped(data.rows[name].ids[i], name, place) for name, f in features.items() for i, place in sorted(f.bad.items())
+    ]
+
+
+def _leave_out(material: Material, max_bad: float, console: Console) -> None:
+    """Take unreadable samples out of every split.
+
+    Raises:
+        UserError: Their share is above the limit.
+    """
+    if not material.skipped:
+        return
+    total = sum(len(rows) for rows in material.data.rows.values())
+    first = material.skipped[0].place
+    count = len(material.skipped)
+    if count > max_bad * total:
+        raise UserError(
+            f"{count} of {total} samples cannot be read, the first is {first};"
+            f" repair or remove them, or allow more than --max-bad {max_bad:.0%}"
+        )
+    rows, truth = dict(material.data.rows), dict(material.data.truth)
+    for name in list(rows):
+        bad = material.features[name].bad
+        if bad:
+            good = np.setdiff1d(np.arange(len(rows[name])), list(bad))
+            rows[name] = rows[name].take(good)
+            material.features[name] = material.features[name].take(good)
+            material.prepared[name] = material.prepared[name].take(good)
+            if name in truth:
+                truth[name] = truth[name][good]
+    material.data = replace(material.data, rows=rows, truth=truth)
+    console.say(f"{count} of {total} samples cannot be read and are left out, the first is {first}; all: evidence/bad_samples.csv")
+
+
+def fingerprint(material: Material) -> str:
+    """SHA-256 of what a resumed run must find unchanged: data, backbone and precision."""
+    parts = [material.data.fingerprint, json.dumps(asdict(replace(material.precision, why="")))]
+    if material.backbone is not None:
+        parts.append(material.backbone.fingerprint)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+

@@ -1,0 +1,13 @@
+"""The table of methods: a method is one file and one line here."""
+
+from __future__ import annotations
+
+from cleantune.methods.robust_loss import CE, GCE
+from cleantune.methods.turn import TURN
+from cleantune.records import Method
+
+METHODS: dict[str, type[Method]] = {
+    "turn": TURN,
+    "ce": CE,
+    "gce": GCE,
+}

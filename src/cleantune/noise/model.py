@@ -1,0 +1,111 @@
+"""Which noise, and how much: the settings and their spelling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from cleantune.errors import UserError, nearest
+
+Kind = Literal["none", "symmetric", "asymmetric", "pair", "matrix", "instance"]
+Groups = Literal["block5", "superclass", "cifar10", "map"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A noise model and its settings, as `parse` reads them from `kind:rate,key=value`."""
+
+    kind: Kind = "none"
+    """`symmetric`, `asymmetric`, `pair`, `matrix` or `instance`."""
+    rate: float = 0.0
+    """Share of labels handed to the model of noise, 0..1; `measure` says how many then differ."""
+    include_self: bool = True
+    """symmetric: a label may be redrawn as itself, so a share rate·(1 - 1/C) is wrong; false: others alone."""
+    groups: Groups = "block5"
+    """asymmetric: `block5` (consecutive fives), `superclass` (CIFAR-100's), `cifar10` (its map), `map` (given)."""
+    map: str = ""
+    """asymmetric: `from>to` pairs of class names joined by `+`, as `cat>dog+dog>cat`; sets `groups` to `map`."""
+    file: str = ""
+    """matrix: CSV file of C rows of C probabilities, row = label before, column = label after."""
+    generator: Literal["cores", "pdn"] = "cores"
+    """instance (spelt `kind=`): one projection for all classes (`cores`), or one a class (`pdn`: no sink classes)."""
+    pixels: Literal["raw", "unit", "standardised"] = "raw"
+    """instance: pixels as 0..255, as 0..1, or standardised by dimension."""
+
+
+_OPTIONS = {
+    "none": (),
+    "symmetric": ("include_self",),
+    "asymmetric": ("groups", "map"),
+    "pair": (),
+    "matrix": (),
+    "instance": ("kind", "pixels"),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "groups": get_args(Groups),
+    "kind": ("cores", "pdn"),
+    "pixels": ("raw", "unit", "standardised"),
+    "include_self": ("true", "false"),
+}
+
+
+def parse(text: str) -> Noise:
+    """The noise model that `kind:rate,key=value,...` spells, as `symmetric:0.6` or `instance:0.4,kind=pdn`.
+
+    Raises:
+        UserError: Naming the nearest kind, option or value where one is not known, or the rate outside 0..1.
+    """
+    head, *rest = (piece.strip() for piece in text.split(","))
+    kind, _, value = head.partition(":")
+    if kind not in get_args(Kind):
+        raise UserError(f'noise "{text}": there is no noise "{kind}"{nearest(kind, get_args(Kind))}')
+    settings: dict[str, Any] = {"kind": kind}
+    if kind == "matrix":
+        settings["file"] = value
+        if not value:
+            raise UserError(f'noise "{text}": write matrix:FILE.csv')
+    elif kind != "none":
+        settings["rate"] = _rate(text, value)
+    for option in rest:
+        settings.update(_option(text, kind, option))
+    return Noise(**settings)
+
+
+def _rate(text: str, value: str) -> float:
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = float("nan")
+    if not 0 <= rate <= 1:
+        raise UserError(f'noise "{text}": "{value}" is no rate between 0 and 1; write for example symmetric:0.6')
+    return rate
+
+
+def _option(text: str, kind: str, option: str) -> dict[str, Any]:
+    key, _, value = option.partition("=")
+    if key not in _OPTIONS[kind]:
+        hint = nearest(key, _OPTIONS[kind]) if _OPTIONS[kind] else "; it has none"
+        raise UserError(f'noise "{text}": {kind} has no option "{key}"{hint}')
+    if key == "map":
+        return {"map": value, "groups": "map"}
+    if value not in _CHOICES[key]:
+        raise UserError(f'noise "{text}": {key} cannot be "{value}"{nearest(value, _CHOICES[key])}')
+    if key == "include_self":
+        return {key: value == "true"}
+    return {"generator" if key == "kind" else key: value}
+
+
+def spell(noise: Noise) -> str:
+    """The text that `parse` reads back as this noise."""
+    head = noise.kind if noise.kind == "none" else f"{noise.kind}:{noise.file or format(noise.rate, 'g')}"
+    default = Noise()
+    options = []
+    for field in fields(noise):
+        value = getattr(noise, field.name)
+        if field.name in ("kind", "rate", "file") or value == getattr(default, field.name):
+            continue
+        if field.name == "groups" and value == "map":
+            continue
+        name = "kind" if field.name == "generator" else field.name
+        options.append(f"{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return ",".join([head, *options])

@@ -1,0 +1,77 @@
+"""Pixels of images: decoded by all cores, into memory, into a file, or each time anew."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from cleantune.backbones import ImagePreprocess
+from cleantune.data import Bad, Samples
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many samples are done."""
+
+BLOCK = 256
+"""Images or texts that one thread prepares at a time."""
+
+
+class Decoder:
+    """Pixels of a split decoded each time they are asked for, by all cores."""
+
+    def __init__(self, samples: Samples, preprocess: ImagePreprocess, bad: dict[int, str]) -> None:
+        self.samples = samples
+        self.preprocess = preprocess
+        self.bad = bad
+        self.threads = os.cpu_count() or 1
+
+    def decode(self, rows: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Pixels of these rows; a bad image is black and noted."""
+        out = np.zeros((len(rows), *self.preprocess.size, 3), np.uint8)
+        step = max(1, -(-len(rows) // self.threads))
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(lambda s: self.fill(out[s : s + step], rows[s : s + step]), range(0, len(rows), step)))
+        return out
+
+    def fill(self, out: UInt8[np.ndarray, "B H W 3"], rows: Int[np.ndarray, " B"]) -> None:
+        """Write the pixels of these rows into `out`."""
+        for k, image in enumerate(self.samples.read(rows.tolist())):
+            row = int(rows[k])
+            if isinstance(image, Bad):
+                self.bad[row] = f"{self.samples.describe(row)}: {image.reason}"
+            else:
+                out[k] = self.preprocess.array(cast(Image.Image, image))
+
+
+def write_pixels(final: Path, shape: tuple[int, ...], decoder: Decoder, progress: Progress | None) -> None:
+    """The pixel file under a name of this process, and under its own once it is whole."""
+    final.mkdir(parents=True, exist_ok=True)
+    draft = final / f"pixels.{os.getpid()}.tmp"
+    try:
+        pixels = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
+        decode_all(decoder, pixels, progress)
+        pixels.flush()
+        draft.replace(final / "pixels.npy")
+    finally:
+        draft.unlink(missing_ok=True)
+    note = final / f"bad.{os.getpid()}.tmp"
+    note.write_text(json.dumps(decoder.bad), encoding="utf-8")
+    note.replace(final / "bad.json")
+
+
+def decode_all(decoder: Decoder, out: UInt8[np.ndarray, "N H W 3"], progress: Progress | None) -> None:
+    """Write the pixels of all samples into `out`."""
+    rows = np.arange(len(out))
+    with ThreadPoolExecutor(decoder.threads) as pool:
+        starts = range(0, len(out), BLOCK)
+        work = pool.map(lambda s: decoder.fill(out[s : s + BLOCK], rows[s : s + BLOCK]), starts)
+        for done, _ in enumerate(work, start=1):
+            if progress is not None:
+                progress(min(done * BLOCK, len(out)), len(out))

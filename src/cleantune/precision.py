@@ -1,0 +1,200 @@
+"""Which number format and memory layout the network computes in: measured on this machine, never assumed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cleantune.errors import UserError, nearest
+
+K = TypeVar("K")
+Dtype = Literal["float32", "bfloat16"]
+SETTINGS = ("auto", "float32", "bfloat16")
+
+_BFLOAT16_GAIN = 1.25
+"""bfloat16 costs digits: it must be this much faster to be chosen."""
+_LAYOUT_GAIN = 1.05
+"""The layout costs nothing, but a tie shall fall to the same side every time."""
+_SECONDS_A_PASS = 0.1
+"""The probe's batch is cut so that one pass takes about this long."""
+_SECONDS_A_PROBE = 2.0
+"""No round of timings begins after this."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A number format for the backbone and a memory layout for images."""
+
+    dtype: Dtype = "float32"
+    channels_last: bool = False
+    why: str = "not measured"
+    """The reason in words, for the run's summary."""
+
+    def autocast(self, device: str = "cpu") -> contextlib.AbstractContextManager[object]:
+        """A context in which the backbone computes in this format."""
+        if self.dtype == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(device, torch.bfloat16)
+
+    @property
+    def fingerprint(self) -> str:
+        """What of it decides the bits of a feature."""
+        return f"{self.dtype} {'channels-last' if self.channels_last else 'contiguous'}"
+
+
+def probe_precision(
+    backbone: nn.Module,
+    inputs: Tensor | Mapping[str, Tensor],
+    setting: str = "auto",
+    *,
+    training: bool = False,
+    memory: Path | None = None,
+) -> Precision:
+    """The fastest precision for a backbone on its device, by a timing of about two seconds.
+
+    Timings waver. So what is slower or about as fast as plain float32 is never chosen, and a choice that was
+    written to `memory` is read from there ever after: the same machine then gives the same bits.
+
+    Args:
+        backbone: In the layout and on the device in which it will run; it is left as it was.
+        inputs: An example batch; a part of it is used where the machine is slow.
+        setting: `auto`, or a format to be taken as given, for which only the layout is measured.
+        training: Time forward and backward in place of forward alone.
+        memory: A folder where choices are kept, by processor, network and input shape.
+
+    Raises:
+        UserError: An unknown setting.
+    """
+    if setting not in SETTINGS:
+        raise UserError(f'unknown precision "{setting}"{nearest(setting, SETTINGS)}')
+    path = memory / f"{_question(backbone, inputs, setting, training)}.json" if memory is not None else None
+    if path is not None and path.is_file():
+        return Precision(**json.loads(path.read_text(encoding="utf-8")))
+    chosen = _measured(backbone, inputs, setting, training)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps(asdict(chosen)) + "\n", encoding="utf-8")
+        draft.replace(path)
+    return chosen
+
+
+def _measured(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> Precision:
+    device = next((p.device.type for p in backbone.parameters()), "cpu")
+    inputs = _part(backbone, inputs, training)
+    dtypes: list[Dtype] = ["float32"] if setting != "bfloat16" else ["bfloat16"]
+    slow = ""
+    if setting == "auto":
+        gain = _matmul_gain(device)
+        if gain >= 1:
+            dtypes.append("bfloat16")
+        else:
+            slow = f"bfloat16 matmul runs at {gain:.2g} of float32's speed on this processor"
+    image = isinstance(inputs, Tensor) and inputs.dim() == 4
+    candidates = [Precision(d, layout, "") for layout in ((False, True) if image else (False,)) for d in dtypes]
+    seconds = _race({c: _pass(backbone, inputs, c, training) for c in candidates})
+    best = min(seconds, key=lambda p: seconds[p] * _handicap(p))
+    plain = seconds[Precision(dtypes[0], False, "")]
+    words = f"{best.fingerprint} takes {seconds[best] / plain:.2f} of the time of {dtypes[0]} contiguous"
+    given = "as set; " if setting != "auto" else ""
+    return Precision(best.dtype, best.channels_last, given + (slow + "; " if slow else "") + words)
+
+
+def _handicap(precision: Precision) -> float:
+    return (_BFLOAT16_GAIN if precision.dtype == "bfloat16" else 1.0) * (_LAYOUT_GAIN if precision.channels_last else 1)
+
+
+@cache
+def _matmul_gain(device: str) -> float:
+    """How much faster bfloat16 multiplies than float32: a look of milliseconds that spares a probe of minutes.
+
+    Without native bfloat16 the product is 10 to 400 times slower, and a network in it would not end.
+    """
+    runs: dict[torch.dtype, Callable[[], object]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(192, 192, device=device, dtype=dtype)
+        runs[dtype] = lambda a=a: a @ a  # type: ignore[misc]
+    seconds = _race(runs, rounds=10)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def _pass(
+    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision, training: bool
+) -> Callable[[], object]:
+    """One pass through the backbone in a precision, for timing."""
+    layout = torch.channels_last if precision.channels_last else torch.contiguous_format
+    x = inputs.contiguous(memory_format=layout) if isinstance(inputs, Tensor) and inputs.dim() == 4 else inputs
+    device = next((p.device.type for p in backbone.parameters()), "cpu")
+    weights = {
+        name: (p.detach().contiguous(memory_format=layout) if p.dim() == 4 else p.detach()).requires_grad_(training)
+        for name, p in backbone.named_parameters()
+    }
+
+    def once() -> object:
+        with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training), precision.autocast(device):
+            f = torch.func.functional_call(backbone, weights, (x,))
+            return torch.autograd.grad(f.float().sum(), list(weights.values()), allow_unused=True) if training else f
+
+    return once
+
+
+def _part(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], training: bool) -> Tensor | Mapping[str, Tensor]:
+    """As many of the samples as plain float32 carries in the time of one pass."""
+    total = len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+    few = _head(inputs, min(2, total))
+    seconds = _race({None: _pass(backbone, few, Precision(), training)}, rounds=1)[None]
+    return _head(inputs, max(1, min(total, int(2 * _SECONDS_A_PASS / seconds))))
+
+
+def _head(inputs: Tensor | Mapping[str, Tensor], count: int) -> Tensor | Mapping[str, Tensor]:
+    return inputs[:count] if isinstance(inputs, Tensor) else {name: value[:count] for name, value in inputs.items()}
+
+
+def _race(runs: Mapping[K, Callable[[], object]], rounds: int = 6) -> dict[K, float]:
+    """The best seconds of each, in turns: a neighbour that is busy for a while then slows all of them alike.
+
+    The first round warms up; after the budget of the probe no further round is begun.
+    """
+    best = dict.fromkeys(runs, float("inf"))
+    begun = time.perf_counter()
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - start)
+        if turn and time.perf_counter() - begun > _SECONDS_A_PROBE:
+            break
+    return best
+
+
+def _question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> str:
+    """What the choice depends on, as a name."""
+    shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ("tokens",)
+    weights = [(name, tuple(p.shape), str(p.device)) for name, p in backbone.named_parameters()]
+    text = f"{_processor()} {torch.__version__} {torch.get_num_threads()} {shape} {setting} {training} {weights}"
+    return f"precision-{sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line
+    return platform.processor()

@@ -1,0 +1,228 @@
+"""Numbers as a reader takes them in, and the report's judgement of a run in sentences."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+from cleantune.report.folder import RunFolder, finite, value_at
+
+METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "nmtune": "NMTune", "dividemix": "DivideMix",
+           "unicon": "UNICON", "mixmatch": "MixMatch"}  # fmt: skip
+THIN = "\N{NARROW NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+
+
+class Gain(NamedTuple):
+    """How the delivered model compares with the baseline on the same samples; shares."""
+
+    ours: float
+    baseline: float
+    difference: float
+    standard_error: float
+    """Binomial, the two accuracies taken as independent: an upper bound, as both saw the same samples."""
+
+
+class Tile(NamedTuple):
+    """One key number."""
+
+    name: str
+    value: str
+    note: str
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as `70.3 %`."""
+    return "–" if share is None else f"{100 * share:.{digits}f}{THIN}%".replace("-", MINUS)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, signed: `+3.2`."""
+    text = f"{100 * difference:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
+
+
+def count(value: float | None) -> str:
+    """A whole number with separators: `10,000`."""
+    return "–" if value is None else f"{value:,.0f}".replace("-", MINUS)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `0.4 s`, `48 s`, `3 min 12 s` or `1 h 04 min`."""
+    if seconds is None:
+        return "–"
+    if seconds < 9.95:
+        return f"{seconds:.1f}{THIN}s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{THIN}s"
+    if whole < 3600:
+        return f"{whole // 60}{THIN}min {whole % 60:02}{THIN}s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}{THIN}h {minutes % 60:02}{THIN}min"
+
+
+def memory(size: float | None) -> str:
+    """Bytes as `512 MB` or `1.3 GB` (powers of ten)."""
+    if size is None:
+        return "–"
+    return f"{size / 1e9:.1f}{THIN}GB" if size >= 1e9 else f"{size / 1e6:.0f}{THIN}MB"
+
+
+def sentence(text: Any) -> str:
+    """A text that begins and ends as a sentence does; empty for None."""
+    words = str(text).strip() if text else ""
+    words = words[:1].upper() + words[1:]
+    return words if not words or words[-1] in ".!?" else f"{words}."
+
+
+def method_name(run: RunFolder) -> str:
+    """The method as the papers write it."""
+    name = str(run.summary["method"])
+    return METHODS.get(name, name)
+
+
+def model_name(run: RunFolder) -> str | None:
+    """The last part of the model's path or hub id; None where features came without a model."""
+    name = run.get("model.name")
+    return (PurePath(str(name)).name or str(name)) if name else None
+
+
+def data_name(run: RunFolder) -> str | None:
+    """The last part of the path that the config names as data."""
+    for path in ("data.data", "data.path", "data"):
+        name = value_at(run.config, path)
+        if isinstance(name, str) and name:
+            return PurePath(name).name or name
+    return None
+
+
+def delivered_phase(run: RunFolder) -> str | None:
+    """The phase whose model lies in `model/`, or `best` for the best epoch on validation."""
+    phase = run.get("delivered") or run.get("accuracy.delivered")
+    return str(phase) if phase else None
+
+
+def last_phase(run: RunFolder) -> str | None:
+    """The phase the run ended with."""
+    return str(run.rows[-1]["phase"]) if run.rows else None
+
+
+def kept_earlier(run: RunFolder) -> bool:
+    """Whether an earlier phase's model was delivered because the last did harm."""
+    return delivered_phase(run) not in (None, "best", last_phase(run))
+
+
+def accuracy(run: RunFolder, split: str) -> float | None:
+    """Accuracy of the delivered model on `test` or `validation`, as a share."""
+    return run.number("accuracy.last" if split == "test" else "accuracy.validation_last")
+
+
+def accuracy_after(run: RunFolder, phase: str | None, split: str) -> float | None:
+    """Accuracy at the end of a phase, as a share, whether or not its model was delivered."""
+    by_phase = run.get("accuracy.by_phase")
+    return finite(value_at(by_phase.get(phase), split)) if isinstance(by_phase, dict) else None
+
+
+def gain(run: RunFolder, split: str) -> Gain | None:
+    """The delivered model against the CE linear probe on a split; None where either was not measured."""
+    ours, size = accuracy(run, split), run.number(f"samples.{split}")
+    baseline = run.number(f"baseline.accuracy.{split}")
+    if ours is None or baseline is None or not size:
+        return None
+    error = math.sqrt((ours * (1 - ours) + baseline * (1 - baseline)) / size)
+    return Gain(ours, baseline, ours - baseline, error)
+
+
+def phase_words(phase: str | None) -> str:
+    """What a phase's model is, for a reader who does not know the phases."""
+    words = {
+        "tune": "the fine-tuned model",
+        "probe": "the probe on frozen features",
+        "best": "the model of the best epoch on validation",
+    }
+    return words.get(str(phase), f"the model of phase “{phase}”")
+
+
+def verdict(run: RunFolder) -> list[str]:
+    """The run judged: accuracy against the baseline, then what was delivered and why."""
+    return [_accuracy_sentence(run), *_delivery_sentences(run)]
+
+
+def _accuracy_sentence(run: RunFolder) -> str:
+    split = "test" if accuracy(run, "test") is not None else "validation"
+    ours, compared, name = accuracy(run, split), gain(run, split), method_name(run)
+    if ours is None:
+        return f"{name} ran to its end, but there was neither a test nor a validation split to measure it on."
+    place = "on the test split" if split == "test" else "on the validation split"
+    lead, tail = "", ""
+    if split == "validation":
+        lead = "There is no labelled test split. "
+        tail = " Validation labels are given labels, wrong ones among them: this compares, it does not measure."
+    if compared is None:
+        return f"{lead}{name} reaches {percent(ours)} {place}.{tail}"
+    base = f"a plain CE linear probe on the same features ({percent(compared.baseline)})"
+    error = f"{100 * compared.standard_error:.1f} points"
+    gap = f"{abs(100 * compared.difference):.1f} ± {error}"
+    if abs(compared.difference) <= 2 * compared.standard_error:
+        difference = f"{points(compared.difference)} ± {error}"
+        body = f"reaches {percent(ours)} {place}: no clear difference from {base}, {difference}."
+    elif compared.difference > 0:
+        body = f"reaches {percent(ours)} {place}, {gap} above {base}."
+    else:
+        body = f"reaches only {percent(ours)} {place}, {gap} below {base}. Here the plain probe is the better model."
+    return f"{lead}{name} {body}{tail}"
+
+
+def _delivery_sentences(run: RunFolder) -> list[str]:
+    phase, last = delivered_phase(run), last_phase(run)
+    if phase is None:
+        return []
+    why = sentence(run.get("why_delivered") or run.get("accuracy.why_delivered"))
+    if not kept_earlier(run):
+        return [f"Delivered in model/ is {phase_words(phase)}. {why}".strip()]
+    harmed = accuracy_after(run, last, "test")
+    aside = "" if harmed is None else f" (it ended at {percent(harmed)} on test)"
+    return [f"Do no harm: delivered in model/ is {phase_words(phase)}, not {phase_words(last)}{aside}. {why}".strip()]
+
+
+def tiles(run: RunFolder) -> list[Tile]:
+    """The key numbers, each with what it is measured by."""
+    return [*_accuracy_tiles(run), *_noise_tiles(run), *_cost_tiles(run)]
+
+
+def _accuracy_tiles(run: RunFolder) -> list[Tile]:
+    split = "test" if accuracy(run, "test") is not None else "validation"
+    ours, size, compared = accuracy(run, split), run.number(f"samples.{split}"), gain(run, split)
+    found = []
+    if ours is not None:
+        error = f"± {100 * math.sqrt(ours * (1 - ours) / size):.1f}, " if size else ""
+        samples = f"{count(size)} {'samples' if split == 'test' else 'given labels'}"
+        found.append(Tile(f"{split} accuracy", percent(ours), f"{error}{samples}"))
+    if compared is not None:
+        note = f"± {100 * compared.standard_error:.1f} points; CE probe {percent(compared.baseline)}"
+        found.append(Tile("gain over CE probe", points(compared.difference), note))
+    return found
+
+
+def _noise_tiles(run: RunFolder) -> list[Tile]:
+    found = []
+    rate, true_rate = run.number("noise.estimated_rate"), run.number("noise.true_rate")
+    if rate is not None:
+        note = "of the given labels are wrong" if true_rate is None else f"truly {percent(true_rate)}"
+        found.append(Tile("estimated noise rate", percent(rate), note))
+    issues = run.number("issues.count")
+    if issues is None:
+        issues = float(run.labels["is_label_issue"].sum())
+    share = percent(issues / max(len(run.labels), 1))
+    return [*found, Tile("issues found", count(issues), f"{share} of {count(len(run.labels))} labels")]
+
+
+def _cost_tiles(run: RunFolder) -> list[Tile]:
+    seconds, forwards, train = (run.number(p) for p in ("cost.seconds.total", "cost.forwards", "samples.train"))
+    if seconds is None:
+        return []
+    if not forwards or not train:
+        return [Tile("cost", duration(seconds), "forwards not counted")]
+    return [Tile("cost", duration(seconds), f"{count(forwards)} forwards = {forwards / train:.1f} × training set")]

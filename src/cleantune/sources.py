@@ -1,0 +1,129 @@
+"""Where batches come from: cached features or samples, each as an iterator of (indices, views)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cleantune.inputs import MEMORY_SHARE, Prepared, ahead, by_length
+from cleantune.records import Inputs, View
+
+Item = tuple[Tensor, tuple[Inputs, ...]]
+"""Indices of a batch, and one input per view."""
+
+
+class Source(Protocol):
+    """Samples of a split in batches.
+
+    View k of batch j is drawn from a generator seeded by (seed, j, k): the same arguments give the same bits,
+    whoever consumed what before.
+    """
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
+        """These batches in this order, each with these views."""
+        ...
+
+    def order(self) -> Int[Tensor, " N"]:
+        """All indices in the order in which a look at them is cheapest: texts by length."""
+        ...
+
+
+class FeatureSource:
+    """Cached features [N, D], or V cached views of each sample [V, N, D], of which the first is the plain one."""
+
+    def __init__(self, features: Any) -> None:
+        """Features as a tensor, an array or memory-mapped; they are brought into memory where they fit."""
+        shape = tuple(features.shape)
+        self._views = shape[0] if len(shape) == 3 else 1
+        self._count = int(shape[-2])
+        self._features = features if isinstance(features, Tensor) else self._in_memory(features, shape)
+
+    @staticmethod
+    def _in_memory(features: Any, shape: tuple[int, ...]) -> Any:
+        import psutil
+
+        owned = type(features) is np.ndarray
+        if owned or 4 * float(np.prod(shape)) <= MEMORY_SHARE * psutil.virtual_memory().available:
+            mapped = not owned or not features.flags.writeable
+            return torch.from_numpy(np.array(features, np.float32, copy=True if mapped else None, order="C"))
+        return features
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def features(self) -> Any:
+        """All features as they are held: a tensor in memory, or what was given."""
+        return self._features
+
+    def order(self) -> Int[Tensor, " N"]:
+        """As they lie."""
+        return torch.arange(self._count)
+
+    def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
+        """Features of these batches; views other than plain take cached views at random, each sample its own.
+
+        Two views of one batch are different ones as long as there are enough.
+        """
+        made = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+        return made if isinstance(self._features, Tensor) else ahead(made)
+
+    def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Tensor, ...]:
+        if self._views == 1:
+            x = self._rows(self._features if len(self._features.shape) == 2 else self._features[0], index)
+            return (x,) * len(views)
+        cast = torch.rand(len(index), self._views - 1, generator=drawn(seed, j, 0)).argsort(1) + 1
+        out = []
+        for k, view in enumerate(views):
+            chosen = torch.zeros_like(index) if view == "plain" else cast[:, k % (self._views - 1)]
+            x = torch.empty(len(index), self._features.shape[-1])
+            for v in sorted(set(chosen.tolist())):
+                x[chosen == v] = self._rows(self._features[v], index[chosen == v])
+            out.append(x)
+        return tuple(out)
+
+    @staticmethod
+    def _rows(features: Any, index: Tensor) -> Float[Tensor, "B D"]:
+        if isinstance(features, Tensor):
+            return features[index].float()
+        return torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
+
+
+class SampleSource:
+    """Prepared samples; views are made in a thread while the batch before is in use."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared = prepared
+
+    def __len__(self) -> int:
+        return len(self.prepared)
+
+    def order(self) -> Int[Tensor, " N"]:
+        """Texts by length, images as they lie."""
+        return torch.tensor(by_length(self.prepared, range(len(self))), dtype=torch.int64)
+
+    def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
+        """Views of these batches, each drawn anew."""
+        return ahead((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+
+    def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Inputs, ...]:
+        return tuple(self._view(index, view, seed, j, k) for k, view in enumerate(views))
+
+    def _view(self, index: Tensor, view: View, seed: int, j: int, k: int) -> Inputs:
+        if view == "plain":
+            return self.prepared.plain(index)
+        make = self.prepared.weak if view == "weak" else self.prepared.strong
+        return make(index, drawn(seed, j, k))
+
+
+def drawn(seed: int, batch: int, view: int) -> torch.Generator:
+    """The generator of one view of one batch."""
+    words = np.random.SeedSequence([seed, batch, view]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

@@ -1,0 +1,184 @@
+"""The run folder: atomic files, rows, and a checkpoint in one file that a killed run is re-entered from."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Iterator, cast
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from cleantune.errors import UserError
+from cleantune.records import Row
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path beside the real one to write to; it takes the real one's place only when all went well.
+
+    Raises:
+        UserError: The disk is full; what was there before is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.chmod(0o644)
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, atomically."""
+    with atomic(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, atomically; numbers that JSON does not have become null."""
+    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, write: Callable[[Path], None]) -> None:
+    """A file that a function writes, atomically."""
+    with atomic(path) as beside:
+        write(beside)
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run.
+
+    Raises:
+        UserError: It is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {path.parent} is no finished run; finish it with --resume") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON ({error}); run again with --overwrite") from None
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and value != value:  # noqa: PLR0124 - NaN
+        return None
+    return value
+
+
+class RunFolder:
+    """One run's folder. Nothing is written into it except through here, and nothing is half written."""
+
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+        """Open the folder for a run.
+
+        Raises:
+            UserError: It holds something already and neither resume nor overwrite was asked for; or it holds
+                files that no run of ours wrote and overwrite was asked for.
+        """
+        self.path = path
+        there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path} is a file; name a folder")
+        if there and not resume and not overwrite:
+            raise UserError(f"--out {path} is not empty; go on with --resume, start anew with --overwrite, or name another")
+        if there and overwrite and not resume:
+            self._clear(there)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from None
+
+    def _clear(self, there: list[str]) -> None:
+        """Remove an earlier run; a folder that is no run of ours is refused."""
+        import shutil
+
+        if "config.toml" not in there:
+            raise UserError(f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out")
+        shutil.rmtree(self.path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended: the summary is written last."""
+        return (self.path / "summary.json").is_file()
+
+    # -- checkpoint --------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path:
+        """The single file of the state."""
+        return self.path / "checkpoint" / "state.safetensors"
+
+    def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """The state of a run at the end of an epoch, in one file that replaces the one before."""
+        tidy = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        data = to_bytes(tidy, {"counters": json.dumps(_plain(counters))})
+        with atomic(self.checkpoint) as beside:
+            beside.write_bytes(data)
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The saved state, or None before the first.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        if not self.checkpoint.is_file():
+            return None
+        try:
+            with safe_open(self.checkpoint, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                counters = json.loads(file.metadata()["counters"])
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise UserError(f"{self.checkpoint} is damaged ({error}); start anew with --overwrite") from None
+        return tensors, counters
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def rows(self) -> list[Row]:
+        """The rows written so far; a last line that was cut off by a kill is left out."""
+        path = self.path / "rows.jsonl"
+        if not path.is_file():
+            return []
+        out = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                out.append(Row(json.loads(line)))
+            except json.JSONDecodeError:
+                break
+        return out
+
+    def keep_rows(self, count: int) -> None:
+        """Leave the first rows alone: those that the checkpoint knows."""
+        rows = self.rows()[:count]
+        write_text(self.path / "rows.jsonl", "".join(line(row) for row in rows))
+
+    def add_row(self, row: Row) -> None:
+        """One more row at the end; it is on the disk before the checkpoint that counts it."""
+        with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line(row))
+            file.flush()
+            os.fsync(cast(IO[str], file).fileno())
+
+
+def line(row: Row) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(_plain(row), ensure_ascii=False) + "\n"

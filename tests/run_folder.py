@@ -1,0 +1,232 @@
+"""Makes run folders as `fit` leaves them, small and synthetic, for the tests of whatever reads one."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import tomli_w
+from PIL import Image
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def make_run(
+    folder: Path,
+    *,
+    names: tuple[str, ...] = CLASSES,
+    size: int = 400,
+    kind: Literal["image", "text", "features"] = "image",
+    truth: bool = True,
+    test: bool = True,
+    delivered: str = "tune",
+    harm: bool = False,
+    text: str = "how do I set an alarm for {}",
+    noise: float = 0.4,
+    seed: int = 0,
+) -> Path:
+    """A whole run folder but for model and checkpoint; `size` counts train and validation samples together."""
+    rng = np.random.default_rng(seed)
+    (folder / "evidence").mkdir(parents=True)
+    table = _samples(rng, names, size, noise)
+    losses = _losses(rng, table)
+    if not truth:
+        table, losses = table.drop(columns="true_label"), losses.drop(columns="true_label")
+    table = table.sort_values(["label_score", "split", "id"]).reset_index(drop=True)
+    table.to_parquet(folder / "labels.parquet")
+    table.to_csv(folder / "labels.csv", index=False)
+    losses.to_parquet(folder / "evidence" / "losses.parquet")
+    _write(folder / "evidence" / "mixtures.json", {look: _mixtures(losses, look, names) for look in ("first", "last")})
+    _write(folder / "evidence" / "gallery.json", _gallery(rng, table, kind, text))
+    rows = _rows(rng, truth=truth, test=test, harm=harm)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = _summary(table, names, kind, truth=truth, test=test, delivered=delivered, harm=harm)
+    _write(folder / "summary.json", summary)
+    config = {
+        "data": {"data": "photos/cifar10_train.parquet", "label": "human_worst", "limit": 10000, "split_seed": 0},
+        "method": {"name": "turn", "q": 0.7, "tau": 0.6, "probe": {"epochs": 20}, "tune": {"epochs": 4}},
+        "choose": "noisy-validation",
+    }
+    (folder / "config.toml").write_text(tomli_w.dumps(config))
+    return folder
+
+
+def change_summary(folder: Path, **changes: Any) -> None:
+    """Overwrite top-level keys of summary.json."""
+    path = folder / "summary.json"
+    _write(path, json.loads(path.read_text()) | changes)
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def _samples(rng: np.random.Generator, names: tuple[str, ...], size: int, noise: float) -> pd.DataFrame:
+    count = len(names)
+    true = rng.integers(0, count, size)
+    wrong = rng.random(size) < noise * (0.5 + true / count)
+    given = np.where(wrong, (true + 1 + (rng.random(size) ** 3 * (count - 1)).astype(int)) % count, true)
+    wrong = given != true
+    score = np.where(wrong, rng.beta(1.2, 5, size), rng.beta(6, 1.2, size))
+    found = np.where(rng.random(size) < 0.9, true, given)
+    labels = np.array(names, dtype=object)
+    return pd.DataFrame(
+        {
+            "id": [f"train-{i:05}" for i in range(size)],
+            "split": np.where(rng.random(size) < 0.9, "train", "validation"),
+            "given_label": labels[given],
+            "suggested_label": labels[found],
+            "label_score": score,
+            "is_label_issue": (score < 0.4) & (found != given),
+            "p_clean": score,
+            "true_label": labels[true],
+        }
+    )
+
+
+def _losses(rng: np.random.Generator, table: pd.DataFrame) -> pd.DataFrame:
+    wrong = (table["given_label"] != table["true_label"]).to_numpy()
+    first = np.where(wrong, rng.normal(2.6, 0.5, len(table)), np.abs(rng.normal(1.1, 0.5, len(table))))
+    last = np.where(wrong, rng.normal(4.5, 1.4, len(table)), rng.exponential(0.15, len(table)))
+    columns = table[["id", "split", "given_label", "true_label"]]
+    return columns.assign(loss_first=np.maximum(first, 0), loss_last=np.maximum(last, 0))
+
+
+def _mixtures(losses: pd.DataFrame, look: str, names: tuple[str, ...]) -> dict[str, Any]:
+    fitted = {}
+    for name in names:
+        values = losses.loc[(losses["given_label"] == name) & (losses["split"] == "train"), f"loss_{look}"]
+        if len(values) < 4:
+            continue
+        low, high = values[values < values.median()], values[values >= values.median()]
+        part = lambda v: {"mean": float(v.mean()), "std": float(v.std()), "weight": len(v) / len(values)}  # noqa: B023, E731
+        fitted[name] = {"low": part(low), "high": part(high), "kept": len(low), "size": len(values)}
+    return fitted
+
+
+def _gallery(rng: np.random.Generator, table: pd.DataFrame, kind: str, text: str) -> list[dict[str, Any]]:
+    entries = []
+    for row in table.head(60).to_dict("records"):
+        picture = None
+        if kind == "image":
+            ramp = np.linspace(0, 1, 64)[:, None, None]
+            top, bottom = rng.integers(0, 256, (2, 3))
+            pixels = (top * ramp + bottom * (1 - ramp) + np.zeros((64, 64, 3))).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "JPEG")
+            picture = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        keep = {key: value for key, value in row.items() if key not in ("is_label_issue", "p_clean")}
+        words = text.format(row["id"]) if kind == "text" else None
+        entries.append(keep | {"kind": kind, "thumbnail": picture, "text": words})
+    return entries
+
+
+def _rows(rng: np.random.Generator, *, truth: bool, test: bool, harm: bool) -> list[dict[str, Any]]:
+    rows = []
+    for step in range(24):
+        probe = step < 20
+        level = 0.4 + 0.12 * (1 - 0.8**step) + (0 if probe else (-0.1 if harm else 0.14) * (step - 19) / 4)
+        level += float(rng.normal(0, 0.003))
+        picked = None if probe else 4200 + 300 * (step - 20)
+        spread = None if picked is None else {"min": picked * 0.06, "median": picked * 0.1, "max": picked * 0.13}
+        rows.append(
+            {
+                "phase": "probe" if probe else "tune",
+                "epoch": step if probe else step - 20,
+                "accuracy_validation": 0.62 * level + 0.05,
+                "accuracy_test": level if test else None,
+                "loss": 2 - level,
+                "learning_rate": 1e-3,
+                "selected": picked,
+                "selected_per_class": spread,
+                "purity": None if probe or not truth else 0.8 + 0.02 * (step - 20),
+                "recall": None if probe or not truth else 0.6 + 0.05 * (step - 20),
+                "auroc": None if probe or not truth else 0.82 + 0.01 * (step - 20),
+                "distinct_predictions": 10,
+                "forwards": 9000 * (step + 1),
+                "seconds": 1.5,
+                "skipped": 0,
+            }
+        )
+    return rows
+
+
+def _summary(
+    table: pd.DataFrame, names: tuple[str, ...], kind: str, *, truth: bool, test: bool, delivered: str, harm: bool
+) -> dict[str, Any]:
+    probe, tune = 0.521, 0.42 if harm else 0.662
+    why = "it is the last phase, and not below the probe on the noisy validation split"
+    if delivered == "probe":
+        why = "Fine-tuning ended at 31.0 % on the noisy validation split, the probe at 37.4 %"
+    per_class = {}
+    for place, name in enumerate(names):
+        of_class = table[table["given_label"] == name]
+        rate = 0.2 + 0.4 * ((7 * place) % len(names)) / len(names)
+        entry: dict[str, Any] = {"estimated_rate": rate, "size": len(of_class)}
+        if truth and len(of_class):
+            entry["true_rate"] = float((of_class["given_label"] != of_class["true_label"]).mean())
+        per_class[name] = entry
+    train = int((table["split"] == "train").sum())
+    either = lambda value: value if test else None  # noqa: E731
+    return {
+        "method": "turn",
+        "scope": "all",
+        "preset": "default",
+        "seed": 0,
+        "classes": len(names),
+        "class_names": list(names),
+        "kind": kind,
+        "model": {
+            "name": "models/mobilenet_v2_0.35",
+            "architecture": "mobilenet_v2",
+            "feature": "global average pool of the last map",
+            "width": 1280,
+            "parameters": 396160,
+        },
+        "samples": {
+            "train": train,
+            "validation": len(table) - train,
+            "test": 10000 if test else 0,
+            "unlabelled": 3,
+            "bad": 0,
+        },
+        "accuracy": {
+            "last": either(probe if delivered == "probe" else tune),
+            "best_validation": either(tune),
+            "validation_last": 0.374 if delivered == "probe" else 0.31 if harm else 0.44,
+            "by_phase": {
+                "probe": {"test": either(probe), "validation": 0.374},
+                "tune": {"test": either(tune), "validation": 0.31 if harm else 0.44},
+            },
+            "delivered": delivered,
+            "why_delivered": why,
+        },
+        "baseline": {
+            "name": "CE linear probe",
+            "accuracy": {"test": either(0.469), "validation": 0.35},
+            "seconds": 2.4,
+        },
+        "noise": {"estimated_rate": 0.412, "per_class": per_class} | ({"true_rate": 0.402} if truth else {}),
+        "issues": {"count": int(table["is_label_issue"].sum())},
+        "selection": {"size": 5100} | ({"purity": 0.86, "recall": 0.75, "auroc": 0.85} if truth else {}),
+        "cost": {
+            "forwards": 10.9 * train,
+            "evaluation_forwards": 2000,
+            "training_samples": 2 * train,
+            "optimiser_steps": 640,
+            "seconds": {"extract": 31.2, "probe": 4.1, "score": 22.0, "tune": 214.9, "total": 281.3},
+            "peak_bytes": 1_310_000_000,
+        },
+        "notes": [
+            "Label column guessed: human_worst.",
+            "3 rows without a label are kept out of training and predicted.",
+        ],
+        "warnings": ["Class cat has only 9 samples: no mixture was fitted, all are kept."],
+        "versions": {"cleantune": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
+        "command": "cleantune fit photos/cifar10_train.parquet --label human_worst --out runs/x",
+    }

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cleantune.config import configure, to_table
+from cleantune.errors import UserError
+from cleantune.fields import MISSING, assignment, build, describe, merge, nested, spell
+from cleantune.methods import METHODS
+from cleantune.records import Choice, Interval, Stage
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record with one field of every kind."""
+
+    rate: Annotated[float, Interval(0.0, 1.0)] = 0.5
+    """How much."""
+    count: int | None = None
+    """How many."""
+    kind: Literal["a", "b"] = "a"
+    """Which."""
+    on: bool = False
+    """Whether."""
+    stage: Stage = Stage()
+    """How long."""
+
+
+def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
+    rate, count, kind, on, _ = describe(Sample)
+    assert (rate.name, rate.default, rate.allowed, rate.help) == ("rate", 0.5, Interval(0.0, 1.0), "How much.")
+    assert kind.allowed == Choice(("a", "b"))
+    assert count.help == "How many."
+    assert on.kind is bool
+
+
+@given(rate=st.floats(0, 1), count=st.none() | st.integers(), kind=st.sampled_from(["a", "b"]), epochs=st.integers(0, 9))
+def test_what_is_spelt_is_read_back_equal(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
+    record = Sample(rate, count, kind, True, Stage(epochs))
+    assert build(Sample, spell(record), "x") == record
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"rat": 1}, 'unknown key "x.rat"; did you mean "rate"'),
+        ({"rate": 2.0}, 'key "x.rate" is 2.0, outside 0 to 1'),
+        ({"rate": "much"}, 'key "x.rate" is \'much\'; it must be a number'),
+        ({"count": 1.5}, 'key "x.count" is 1.5; it must be a whole number'),
+        ({"on": 1}, "true or false"),
+        ({"kind": "c"}, 'key "x.kind" is "c"'),
+        ({"stage": {"epoch": 3}}, 'unknown key "x.stage.epoch"; did you mean "epochs"'),
+        ({"stage": 3}, 'key "x.stage" is a table'),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_key(table: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        build(Sample, table, "x")
+    assert said in str(error.value)
+
+
+def test_a_sub_table_changes_what_it_names_and_nothing_else() -> None:
+    start = Sample(stage=Stage(epochs=7, batch_size=32))
+    out = build(Sample, {"stage": {"epochs": 9}}, "x", start)
+    assert out.stage == Stage(epochs=9, batch_size=32)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [("method.tau=0.7", ["method", "tau"], 0.7), ("a.b=true", ["a", "b"], True), ("a=quantile:0.1", ["a"], "quantile:0.1"), ("a = [1, 2]", ["a"], [1, 2])],
+)
+def test_an_assignment_is_read_as_toml_or_as_text(text: str, path: list[str], value: object) -> None:
+    assert assignment(text) == (path, value)
+
+
+def test_an_assignment_without_a_sign_is_refused() -> None:
+    with pytest.raises(UserError, match="KEY=VALUE"):
+        assignment("method.tau")
+
+
+def test_tables_are_merged_key_by_key() -> None:
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, nested(["a", "b"], 5)) == {"a": {"b": 5, "c": 2}, "d": 3}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_field_of_a_method_has_a_comment_a_default_and_a_range(name: str) -> None:
+    for cls, path in ((METHODS[name], name), (Stage, "stage")):
+        for field in describe(cls):
+            assert field.help, f"{path}.{field.name} has no comment"
+            assert field.default is not MISSING, f"{path}.{field.name} has no default"
+            free = field.kind in (bool, str, Stage)
+            assert free or field.allowed is not None, f"{path}.{field.name} has no range"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_survives_its_spelling_in_every_preset(name: str) -> None:
+    for preset in [None, *METHODS[name].presets]:
+        table = {"data": {"data": "x.csv"}, "method": {"name": name} | ({"preset": preset} if preset else {})}
+        config = configure(table, "vit")
+        assert configure(to_table(config), "vit").method == config.method
+
+
+def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default() -> None:
+    table = {"data": {"data": "x.csv"}, "method": {"name": "turn", "preset": "paper", "tau": 0.9}}
+    method = configure(table, "vit").method
+    assert (method.tau, method.balance, method.probe.optimiser) == (0.9, "strict", "sgd")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [({"name": "turm"}, 'did you mean "turn"'), ({"taau": 0.5}, 'did you mean "tau"'), ({"preset": "papr"}, 'did you mean "paper"'), ({"tau": 1.5}, "outside 0 to 1")],
+)
+def test_an_unknown_name_is_met_with_the_nearest(method: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        configure({"data": {"data": "x.csv"}, "method": method})
+
+
+def test_embeddings_are_tuned_on_the_head_unless_asked_otherwise() -> None:
+    table = {"data": {"data": "x.npz"}, "method": {"name": "turn"}}
+    assert configure(table, features_only=True).method.scope == "head"
+    assert configure(table).method.scope == "all"

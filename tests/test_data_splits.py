@@ -1,0 +1,79 @@
+"""Stratified draws: largest remainder against a loop, bounds, seeds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cleantune.data.splits import draw_count, draw_share, quotas, split_named
+
+class_sizes = st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(lambda s: sum(s) > 0)
+
+
+def rows(sizes: list[int]) -> np.ndarray:
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+
+
+def naive_quotas(sizes: list[int], count: int) -> list[int]:
+    exact = [size * count / sum(sizes) for size in sizes]
+    quota = [int(e) for e in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda c: (-(exact[c] - quota[c]), c))
+    for c in by_remainder[: count - sum(quota)]:
+        quota[c] += 1
+    return quota
+
+
+@given(class_sizes, st.floats(0, 1))
+def test_quotas_without_bounds_are_the_largest_remainder(sizes, share):
+    count = round(share * sum(sizes))
+    s = np.array(sizes)
+    assert quotas(s, count, np.zeros_like(s), s).sum() == count
+    near = np.abs(quotas(s, count, np.zeros_like(s), s) - np.array(naive_quotas(sizes, count)))
+    assert near.sum() == 0 or near.max() <= 1  # floats may order equal remainders otherwise
+
+
+@given(class_sizes, st.floats(0, 0.99), st.integers(0, 99))
+def test_a_share_leaves_every_class_a_row_and_draws_by_seed_alone(sizes, share, seed):
+    y = rows(sizes)
+    drawn = draw_share(y, share, np.random.default_rng(seed))
+    left = np.bincount(y[~drawn], minlength=len(sizes))
+    assert all(left[c] >= 1 for c in range(len(sizes)) if sizes[c])
+    assert (drawn == draw_share(y, share, np.random.default_rng(seed))).all()
+    assert drawn.sum() <= round(share * len(y))
+
+
+@given(class_sizes, st.integers(1, 200), st.integers(0, 99))
+def test_a_count_is_met_exactly_with_every_class_where_it_can_be(sizes, count, seed):
+    y = rows(sizes)
+    drawn = draw_count(y, count, np.random.default_rng(seed))
+    assert drawn.sum() == min(count, len(y))
+    if count >= sum(size > 0 for size in sizes):
+        assert set(y[drawn]) == set(y)
+
+
+def test_ten_thousand_of_cifar_give_nine_and_one_thousand_evenly():
+    y = rows([5000] * 10)
+    pool = y[draw_count(y, 10_000, np.random.default_rng(0))]
+    drawn = draw_share(pool, 0.1, np.random.default_rng(0))
+    assert np.bincount(pool[drawn]).tolist() == [100] * 10
+    assert np.bincount(pool[~drawn]).tolist() == [900] * 10
+
+
+def test_another_seed_draws_other_rows():
+    y = rows([100, 100])
+    assert (draw_share(y, 0.5, np.random.default_rng(0)) != draw_share(y, 0.5, np.random.default_rng(1))).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "split"),
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        (" val ", "validation"),
+        ("dev", "validation"),
+        ("testing", "test"),
+        ("oos_test", None),
+    ],
+)
+def test_usual_names_of_splits_are_known(value, split):
+    assert split_named(value) == split

@@ -1,0 +1,213 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from fake_samples import fake_images, fake_texts
+from tiny import save_tiny
+from torch import nn
+
+from cleantune import features
+from cleantune.backbones import open_backbone
+from cleantune.errors import UserError
+from cleantune.features import extract, features_key, find
+from cleantune.inputs import prepare
+from cleantune.precision import Precision
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 16)
+    monkeypatch.setattr(features, "BATCH", 4)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return open_backbone(save_tiny("resnet", tmp_path_factory.mktemp("m") / "r"))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return open_backbone(save_tiny("bert", tmp_path_factory.mktemp("m") / "b"))
+
+
+def prepared_of(backbone, cache, count=50, bad=()):
+    kind = backbone.architecture.kind
+    samples = fake_images(count, bad=bad) if kind == "image" else fake_texts(count)
+    return prepare(samples, backbone.preprocess, cache)
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+@torch.no_grad()
+def test_features_equal_forwards_one_by_one(kind, image, text, tmp_path):
+    backbone = {"image": image, "text": text}[kind]
+    prepared = prepared_of(backbone, tmp_path)
+    f = extract(backbone, prepared, Precision(), tmp_path, "k")
+    alone = torch.cat([backbone(prepared.plain(torch.tensor([i]))) for i in range(50)])
+    assert f.shape == (50, backbone.width)
+    assert np.asarray(f).dtype == np.float32
+    torch.testing.assert_close(torch.from_numpy(np.asarray(f)), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_cached_features_are_found_without_a_forward(image, tmp_path, monkeypatch):
+    prepared = prepared_of(image, tmp_path)
+    assert find(tmp_path, "k") is None
+    first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k"))
+    monkeypatch.setattr(features, "forward", None)
+    assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k"))
+    assert np.array_equal(first, find(tmp_path, "k"))
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+@pytest.mark.parametrize("stop", [1, 5, 9])
+def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop, image, text, tmp_path, monkeypatch):
+    backbone = {"image": image, "text": text}[kind]
+    prepared = prepared_of(backbone, tmp_path)
+    whole = np.asarray(extract(backbone, prepared, Precision(), tmp_path, "whole"))
+    real, calls = features.forward, []
+
+    def counted(*given):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(features, "forward", counted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(backbone, prepared, Precision(), tmp_path, "killed")
+    assert find(tmp_path, "killed") is None
+    calls.clear()
+    calls.extend([1] * 1000)
+    again = extract(backbone, prepared, Precision(), tmp_path, "killed")
+    assert np.array_equal(whole, again)
+    assert len(calls) - 1000 == 13 - 4 * ((stop - 1) // 4)  # shards of 4 batches, the last of 1
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_second_writer_between_the_steps_of_the_first_changes_nothing(image, tmp_path, monkeypatch):
+    prepared = prepared_of(image, tmp_path)
+    alone = np.asarray(extract(image, prepared, Precision(), tmp_path, "alone"))
+    real, calls = features.forward, []
+
+    def overtaken(*given):
+        calls.append(1)
+        if len(calls) == 6:
+            extract(image, prepared, Precision(), tmp_path, "both")
+        return real(*given)
+
+    monkeypatch.setattr(features, "forward", overtaken)
+    assert np.array_equal(alone, extract(image, prepared, Precision(), tmp_path, "both"))
+    assert np.array_equal(alone, find(tmp_path, "both"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "index"])
+def test_damaged_cache_is_made_again(damage, image, tmp_path):
+    prepared = prepared_of(image, tmp_path)
+    first = np.array(extract(image, prepared, Precision(), tmp_path, "k"))
+    shard = tmp_path / "features-k" / "000001.npy"
+    if damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:200])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        (tmp_path / "features-k" / "index.json").write_text("{")
+    assert find(tmp_path, "k") is None
+    assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k"))
+
+
+def test_bad_samples_have_zeros_and_a_reason_which_the_cache_keeps(image, tmp_path):
+    prepared = prepared_of(image, tmp_path, bad=[2, 17])
+    clean = np.asarray(extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "clean"))
+    extract(image, prepared, Precision(), tmp_path, "k")
+    f = find(tmp_path, "k")
+    assert f.bad == {2: "photo 2: truncated", 17: "photo 17: truncated"}
+    assert not f[[2, 17]].any()
+    good = np.setdiff1d(np.arange(50), [2, 17])
+    np.testing.assert_allclose(f.take(good)[:], clean[good], rtol=1e-4, atol=1e-6)
+    assert f.take(good).bad == {}
+    assert f.take(np.array([17])).bad == {0: "photo 17: truncated"}
+
+
+def test_a_feature_that_is_not_finite_is_refused_by_the_name_of_the_sample(tmp_path):
+    class Divides(nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) / (x.flatten(1).sum(1, keepdim=True) - broken)
+
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
+    own = open_backbone(Divides(), feature="channels", width=3, preprocess=backbone.preprocess)
+    prepared = prepared_of(backbone, tmp_path)
+    broken = prepared.plain(torch.tensor([21])).flatten(1).sum()
+    with pytest.raises(UserError, match="not finite for photo 21 "):
+        extract(own, prepared, Precision(), tmp_path, "k")
+
+
+def test_key_changes_with_weights_preprocessing_data_and_precision(image, tmp_path):
+    base = features_key(image, "data", Precision())
+    assert base == features_key(image, "data", Precision(why="another reason"))
+    other = open_backbone(save_tiny("resnet", tmp_path / "s", seed=1))
+    small = open_backbone(save_tiny("resnet", tmp_path / "t"), image_size=16)
+    keys = {
+        base,
+        features_key(other, "data", Precision()),
+        features_key(small, "data", Precision()),
+        features_key(image, "other data", Precision()),
+        features_key(image, "data", Precision("bfloat16")),
+        features_key(image, "data", Precision(channels_last=True)),
+    }
+    assert len(keys) == 6
+
+
+def test_rows_are_read_as_an_array_reads_them(image, tmp_path):
+    f = extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "k")
+    whole = np.asarray(f)
+    mask = np.arange(50) % 3 == 0
+    for pick in (slice(10, 40), np.array([49, 0, 16, 15, 0]), mask, slice(None), [3]):
+        assert np.array_equal(f[pick], whole[pick])
+    assert np.array_equal(f[17], whole[17])
+    order = np.array([40, 2, 33])
+    assert np.array_equal(f.take(order)[1:], whole[order][1:])
+    assert len(f.take(order)) == 3
+
+
+def test_extraction_leaves_the_mode_of_the_backbone(image, tmp_path):
+    image.train()
+    try:
+        f = extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "a")
+        assert image.training
+    finally:
+        image.eval()
+    assert np.array_equal(f, extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "b"))
+
+
+def test_texts_of_like_length_share_a_batch(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 64)
+    widths, real = [], features.forward
+
+    def seen(backbone, x, *rest):
+        widths.append(x["input_ids"].shape)
+        return real(backbone, x, *rest)
+
+    monkeypatch.setattr(features, "forward", seen)
+    prepared = prepared_of(text, tmp_path, 64)
+    extract(text, prepared, Precision(), tmp_path, "k")
+    looked = sum(a * b for a, b in widths)
+    assert looked < 1.15 * prepared.lengths.sum()
+
+
+def test_progress_ends_at_the_total_and_the_index_lists_the_shards(image, tmp_path):
+    told = []
+    extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "k", lambda *now: told.append(now))
+    assert told == [(16, 50), (32, 50), (48, 50), (50, 50)]
+    index = json.loads((tmp_path / "features-k" / "index.json").read_text())
+    assert index["rows"] == 50
+    assert [shape[0] for shape in index["shapes"]] == [16, 16, 16, 2]
+
+
+def test_decoding_on_demand_finds_its_bad_images_while_extracting(image, tmp_path, monkeypatch):
+    from cleantune import inputs
+
+    monkeypatch.setattr(inputs, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(inputs, "DISK_SHARE", 0.0)
+    f = extract(image, prepared_of(image, tmp_path, bad=[9]), Precision(), tmp_path, "k")
+    assert list(f.bad) == [9]
+    assert not f[9].any()

@@ -1,0 +1,175 @@
+import threading
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from fake_samples import FakeSamples, fake_images, fake_texts
+from tiny import save_tiny
+
+from cleantune import inputs
+from cleantune.augment import ImageAugment, TextAugment
+from cleantune.backbones import open_backbone, read_image_preprocess
+from cleantune.errors import UserError
+from cleantune.inputs import ahead, by_length, prepare
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    return read_image_preprocess(save_tiny("convnext", tmp_path_factory.mktemp("m") / "c"), None)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return open_backbone(save_tiny("bert", tmp_path_factory.mktemp("m") / "b")).preprocess
+
+
+def forced(monkeypatch, storage: str) -> None:
+    """Memory for nothing, and for `decoder` no disk either."""
+    if storage != "memory":
+        monkeypatch.setattr(inputs, "MEMORY_SHARE", 0.0)
+    if storage == "decoder":
+        monkeypatch.setattr(inputs, "DISK_SHARE", 0.0)
+
+
+@pytest.mark.parametrize("storage", ["memory", "map", "decoder"])
+def test_pixels_equal_reading_one_by_one_wherever_they_are_kept(storage, image, tmp_path, monkeypatch):
+    forced(monkeypatch, storage)
+    samples = fake_images(300)
+    prepared = prepare(samples, image, tmp_path)
+    index = torch.tensor([299, 0, 7, 7])
+    expected = torch.stack([image.pixels(samples.items[i]) for i in index.tolist()])
+    assert torch.equal(prepared.pixels(index), expected)
+    torch.testing.assert_close(prepared.plain(index), image.inputs(expected))
+    assert len(list(tmp_path.glob("pixels-*"))) == (storage == "map")
+
+
+def test_memory_map_is_decoded_once(image, tmp_path, monkeypatch):
+    forced(monkeypatch, "map")
+    first = prepare(fake_images(20, bad=[3]), image, tmp_path)
+    samples = fake_images(20, bad=[3])
+    again = prepare(samples, image, tmp_path)
+    assert samples.reads == []
+    assert torch.equal(first.pixels(torch.arange(20)), again.pixels(torch.arange(20)))
+    assert again.bad == first.bad == {3: "photo 3: truncated"}
+
+
+def test_interrupted_memory_map_is_begun_again_and_leaves_no_draft(image, tmp_path, monkeypatch):
+    forced(monkeypatch, "map")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(fake_images(20), image, tmp_path, stop)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(prepare(fake_images(20), image, tmp_path)) == 20
+
+
+@pytest.mark.parametrize("storage", ["memory", "map", "decoder"])
+def test_bad_images_are_noted_by_name_and_given_as_black(storage, image, tmp_path, monkeypatch):
+    forced(monkeypatch, storage)
+    prepared = prepare(fake_images(6, bad=[1, 4]), image, tmp_path)
+    assert not prepared.pixels(torch.tensor([1, 4])).any()
+    assert prepared.bad == {1: "photo 1: truncated", 4: "photo 4: truncated"}
+    taken = prepared.take(np.array([5, 4]))
+    assert taken.bad == {1: "photo 4: truncated"}
+    assert taken.describe(0) == "photo 5"
+    assert torch.equal(taken.pixels(torch.tensor([0])), prepared.pixels(torch.tensor([5])))
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_progress_ends_at_the_total(kind, image, text, tmp_path):
+    samples, preprocess = (fake_images(300), image) if kind == "image" else (fake_texts(300), text)
+    told: list[tuple[int, int]] = []
+    prepare(samples, preprocess, tmp_path, lambda *now: told.append(now))
+    assert told == sorted(told)
+    assert told[-1] == (300, 300)
+
+
+def test_text_batch_is_padded_to_its_longest(text, tmp_path):
+    samples = fake_texts(50)
+    prepared = prepare(samples, text, tmp_path)
+    index = torch.tensor([4, 17, 33])
+    batch = prepared.plain(index)
+    rows = text.tokens([samples.items[i] for i in index.tolist()])
+    width = max(map(len, rows))
+    assert batch["input_ids"].tolist() == [r + [text.pad_id] * (width - len(r)) for r in rows]
+    assert batch["attention_mask"].tolist() == [[1] * len(r) + [0] * (width - len(r)) for r in rows]
+    assert prepared.lengths[index].tolist() == [len(r) for r in rows]
+    assert prepared.take(np.array([17])).plain(torch.tensor([0]))["input_ids"].tolist() == [rows[1]]
+
+
+def test_text_without_a_token_still_has_something_to_look_at(text, tmp_path):
+    bare = FakeSamples(["", "w1"], "text")
+    text.tokens = lambda texts: [[] if not t else [5] for t in texts]
+    try:
+        batch = prepare(bare, text, tmp_path).plain(torch.tensor([0]))
+    finally:
+        del text.tokens
+    assert batch["input_ids"].tolist() == [[text.pad_id]]
+    assert batch["attention_mask"].tolist() == [[1]]
+
+
+def test_views_of_texts_lose_words_but_no_special_token(text, tmp_path):
+    prepared = prepare(fake_texts(200), text, tmp_path, augment=TextAugment(weak=0.2, strong=0.6))
+    index = torch.arange(200)
+    counts = {}
+    for view in ("plain", "weak", "strong"):
+        make = getattr(prepared, view)
+        batch = make(index) if view == "plain" else make(index, torch.Generator().manual_seed(0))
+        ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+        counts[view] = int(mask.sum()) - 400
+        assert bool((ids[:, 0] == 1).all())
+        assert bool((ids.gather(1, mask.sum(1, keepdim=True) - 1) == 2).all())
+    assert 0.7 < counts["weak"] / counts["plain"] < 0.9
+    assert 0.35 < counts["strong"] / counts["plain"] < 0.5
+
+
+def test_augmentation_settings_reach_the_views(image, tmp_path):
+    still = ImageAugment(flip=0.0, degrees=0.0, translate=0.0, zoom=0.0, operations=0)
+    prepared = prepare(fake_images(4), image, tmp_path, augment=still)
+    index = torch.arange(4)
+    for make in (prepared.weak, prepared.strong):
+        torch.testing.assert_close(make(index, torch.Generator()), prepared.plain(index), rtol=0, atol=1e-3)
+
+
+def test_model_of_the_other_kind_is_refused(image, text, tmp_path):
+    with pytest.raises(UserError, match="takes images"):
+        prepare(fake_texts(2), image, tmp_path)
+    with pytest.raises(UserError, match="takes texts"):
+        prepare(fake_images(2), text, tmp_path)
+
+
+def test_lengths_order_texts_and_leave_images(image, text, tmp_path):
+    texts = prepare(fake_texts(40), text, tmp_path)
+    order = by_length(texts, range(40))
+    assert sorted(order) == list(range(40))
+    assert [int(texts.lengths[i]) for i in order] == sorted(texts.lengths.tolist())
+    assert by_length(prepare(fake_images(5), image, tmp_path), [3, 1, 2]) == [3, 1, 2]
+
+
+def test_ahead_gives_the_same_items_and_passes_errors_on():
+    assert list(ahead(iter(range(5)))) == list(range(5))
+
+    def failing():
+        yield 1
+        raise ValueError("second")
+
+    items = ahead(failing())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="second"):
+        next(items)
+
+
+def test_ahead_leaves_no_thread_when_it_is_left_early():
+    before = threading.active_count()
+    items = ahead(iter(range(100)))
+    next(items)
+    items.close()
+    assert threading.active_count() == before
+
+
+def test_a_quarter_of_free_memory_is_the_limit():
+    assert inputs.MEMORY_SHARE == 0.25
+    assert psutil.virtual_memory().available > 0

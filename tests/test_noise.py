@@ -1,0 +1,240 @@
+"""Noise: measured rates of the specification (section 8, check 6), second writings with loops, and clear refusals."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleantune.errors import UserError
+from cleantune.noise import (
+    CIFAR10_MAP,
+    CIFAR100_SUPERCLASS,
+    Noise,
+    flip,
+    measure,
+    parse,
+    spell,
+    transition,
+    truncated_normal,
+)
+
+N = 47_500
+
+
+def labels(classes: int, n: int = N) -> np.ndarray:
+    return np.random.default_rng(7).permutation(np.arange(n) % classes)
+
+
+@pytest.mark.parametrize(("rate", "measured"), [(0.6, 0.594), (0.9, 0.891)])
+def test_symmetric_noise_that_includes_the_own_class_measures_as_the_closed_form(rate, measured):
+    y = labels(100)
+    wrong = (flip(Noise("symmetric", rate), y, 100, seed=0) != y).mean()
+    assert wrong == pytest.approx(measured, abs=0.004)
+    assert measured == pytest.approx(rate * (1 - 1 / 100))
+
+
+def test_symmetric_noise_touches_exactly_the_stated_number_of_labels_at_most():
+    y = labels(10, 1000)
+    changed = (flip(Noise("symmetric", 0.3), y, 10, seed=1) != y).sum()
+    assert changed <= 300
+
+
+def test_symmetric_noise_without_the_own_class_measures_the_rate_itself():
+    y = labels(10)
+    after = flip(parse("symmetric:0.5,include_self=false"), y, 10, seed=0)
+    assert (after != y).mean() == pytest.approx(0.5, abs=0.01)
+    counts = np.bincount(after[(y == 3) & (after != 3)], minlength=10)
+    assert counts[3] == 0
+    assert counts[counts > 0].min() > 0.8 * counts.max()
+
+
+def test_asymmetric_noise_in_blocks_puts_all_its_mass_on_the_next_class_of_five():
+    y = labels(100)
+    after = flip(Noise("asymmetric", 0.4), y, 100, seed=0)
+    assert (after != y).mean() == pytest.approx(0.40, abs=0.01)
+    moved = after != y
+    expected = np.array([c + 1 if (c + 1) % 5 else c - 4 for c in range(100)])
+    assert (after[moved] == expected[y[moved]]).all()
+
+
+def test_cifar10_map_moves_exactly_the_rate_of_each_mapped_class_and_a_fifth_of_all():
+    y = labels(10, 50_000)
+    after = flip(parse("asymmetric:0.4,groups=cifar10"), y, 10, seed=0)
+    assert (after != y).mean() == 0.20
+    for before, to in CIFAR10_MAP:
+        assert ((y == before) & (after == to)).sum() == 2000
+
+
+def test_superclass_noise_stays_in_the_superclass():
+    assert np.bincount(CIFAR100_SUPERCLASS).tolist() == [5] * 20
+    y = labels(100)
+    after = flip(parse("asymmetric:0.4,groups=superclass"), y, 100, seed=0)
+    group = np.array(CIFAR100_SUPERCLASS)
+    assert (group[after] == group[y]).all()
+    assert (after != y).mean() == pytest.approx(0.40, abs=0.01)
+
+
+def test_a_map_is_read_by_the_names_of_classes():
+    y = np.repeat([0, 1, 2], 100)
+    after = flip(parse("asymmetric:0.25,map=cat>dog"), y, 3, seed=0, names=("cat", "dog", "fly"))
+    assert np.bincount(after).tolist() == [75, 125, 100]
+
+
+def test_pair_noise_moves_to_the_next_class_and_from_the_last_to_the_first():
+    y = labels(7)
+    after = flip(parse("pair:0.3"), y, 7, seed=0)
+    assert set(((after - y) % 7).tolist()) == {0, 1}
+    assert (after != y).mean() == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize("generator", ["cores", "pdn"])
+@pytest.mark.parametrize("pixels", ["raw", "unit", "standardised"])
+def test_instance_noise_measures_its_rate(generator, pixels):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (10_000, 48), dtype=np.uint8)
+    y = labels(10, 10_000)
+    noise = Noise("instance", 0.4, generator=generator, pixels=pixels)
+    after = flip(noise, y, 10, seed=0, x=x)
+    assert (after != y).mean() == pytest.approx(0.40, abs=0.015)
+
+
+def test_instance_noise_on_raw_pixels_is_the_best_wrong_class_of_a_loop():
+    rng = np.random.default_rng(3)
+    x = rng.integers(0, 256, (200, 30), dtype=np.uint8)
+    y = labels(5, 200)
+    after = flip(Noise("instance", 0.5), y, 5, seed=11, x=x)
+    twin = np.random.default_rng(11)
+    truncated_normal(0.5, 0.1, 200, twin)
+    projection = twin.standard_normal((30, 5))
+    agree = 0
+    for i in np.flatnonzero(after != y):
+        scores = [x[i].astype(float) @ projection[:, c] for c in range(5)]
+        scores[y[i]] = -np.inf
+        agree += int(np.argmax(scores)) == after[i]
+    assert agree >= 0.97 * (after != y).sum()
+
+
+def test_one_projection_makes_sink_classes_and_one_a_class_does_not():
+    rng = np.random.default_rng(0)
+    bright = rng.uniform(0, 255, (5000, 1))
+    x = (bright + rng.normal(0, 20, (5000, 64))).clip(0, 255)
+    y = labels(20, 5000)
+    share = {
+        kind: measure(flip(parse(f"instance:0.4,kind={kind}"), y, 20, 0, x=x), y, 20)["largest_share"]
+        for kind in ("cores", "pdn")
+    }
+    assert share["cores"] > 2 * share["pdn"]
+
+
+def test_truncated_normal_keeps_its_mean_at_four_tenths_and_shifts_it_at_one():
+    rng = np.random.default_rng(0)
+    q = truncated_normal(0.4, 0.1, 100_000, rng)
+    assert q.min() > 0
+    assert q.max() < 1
+    assert q.mean() == pytest.approx(0.4, abs=0.002)
+    assert truncated_normal(0.1, 0.1, 100_000, rng).mean() == pytest.approx(0.129, abs=0.002)
+
+
+SPELLED = [
+    "none",
+    "symmetric:0.6",
+    "symmetric:0.6,include_self=false",
+    "asymmetric:0.4",
+    "asymmetric:0.4,groups=superclass",
+    "asymmetric:0.4,map=cat>dog+dog>cat",
+    "pair:0.45",
+    "matrix:t.csv",
+    "instance:0.4,kind=pdn,pixels=unit",
+]
+
+
+@pytest.mark.parametrize("text", SPELLED)
+def test_spelling_a_parsed_noise_gives_its_text_back(text):
+    assert spell(parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("symetric:0.6", '"symmetric"'),
+        ("symmetric:1.5", "1.5"),
+        ("symmetric", "rate"),
+        ("symmetric:nan", "nan"),
+        ("instance:0.4,kind=cors", '"cores"'),
+        ("instance:0.4,knd=pdn", '"kind"'),
+        ("pair:0.4,kind=pdn", "no option"),
+        ("matrix:", "matrix:FILE.csv"),
+    ],
+)
+def test_unknown_spellings_are_refused_with_the_nearest(text, word):
+    with pytest.raises(UserError, match=word):
+        parse(text)
+
+
+def test_noise_that_does_not_fit_the_classes_is_refused():
+    y = np.array([0, 1, 2])
+    with pytest.raises(UserError, match="100 classes, here are 3"):
+        flip(parse("asymmetric:0.4,groups=superclass"), y, 3, 0)
+    with pytest.raises(UserError, match="needs 10 classes"):
+        flip(parse("asymmetric:0.4,groups=cifar10"), y, 3, 0)
+    with pytest.raises(UserError, match='"dog"'):
+        flip(parse("asymmetric:0.4,map=cat>dgo"), y, 3, 0, names=("cat", "dog", "fly"))
+    with pytest.raises(UserError, match="needs images or features"):
+        flip(parse("instance:0.4"), y, 3, 0)
+
+
+def test_a_matrix_file_draws_each_row_and_a_malformed_one_names_the_row(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("0.7,0.3,0\n0,1,0\n0.5,0,0.5\n")
+    y = np.repeat([0, 1, 2], 20_000)
+    after = flip(parse(f"matrix:{file}"), y, 3, 0)
+    counted = np.array([[((y == i) & (after == j)).mean() * 3 for j in range(3)] for i in range(3)])
+    np.testing.assert_allclose(counted, [[0.7, 0.3, 0], [0, 1, 0], [0.5, 0, 0.5]], atol=0.01)
+    file.write_text("0.7,0.3,0\n0,0.9,0\n0.5,0,0.5\n")
+    with pytest.raises(UserError, match="row 1"):
+        flip(parse(f"matrix:{file}"), y, 3, 0)
+    with pytest.raises(UserError, match="does not exist"):
+        flip(parse(f"matrix:{tmp_path / 'no.csv'}"), y, 3, 0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    text=st.sampled_from(["symmetric:0.6", "symmetric:0.3,include_self=false", "asymmetric:0.4", "pair:0.2", "none"]),
+    classes=st.integers(2, 12),
+    seed=st.integers(0, 1000),
+)
+def test_noise_is_seeded_keeps_its_input_and_follows_its_transition_matrix(text, classes, seed):
+    noise = parse(text)
+    y = labels(classes, 3000)
+    before = y.copy()
+    after = flip(noise, y, classes, seed)
+    assert (y == before).all()
+    assert (after == flip(noise, y, classes, seed)).all()
+    matrix = transition(noise, classes)
+    np.testing.assert_allclose(matrix.sum(1), 1)
+    counted = np.zeros((classes, classes))
+    for i, j in zip(y, after, strict=True):
+        counted[i, j] += 1
+    counted /= counted.sum(1, keepdims=True)
+    assert not counted[matrix == 0].any()
+    n = 3000 / classes
+    assert (np.abs(counted - matrix) <= 6 * np.sqrt(matrix * (1 - matrix) / n) + 1 / n).all()
+
+
+def test_measure_counts_as_a_loop_does():
+    y, y_true = np.array([0, 0, 1, 1, 1, 0]), np.array([0, 1, 1, 1, 0, -1])
+    found = measure(y, y_true, 3)
+    assert found == {
+        "rate": 2 / 5,
+        "class_histogram": [3, 3, 0],
+        "class_purity": [1 / 2, 2 / 3, None],
+        "largest_share": 0.5,
+    }
+
+
+@pytest.mark.shared
+def test_human_noise_of_cifar10_measures_as_published(shared):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(shared / "data/images/cifar10_train.parquet", columns=["label", "human_worst"]).to_pandas()
+    assert (table["label"].astype(str) != table["human_worst"].astype(str)).mean() == pytest.approx(0.4021, abs=1e-4)

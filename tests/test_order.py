@@ -1,0 +1,76 @@
+"""Each method's order of looking and learning, compared with the algorithm box of its paper, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cleantune.ledger import Ledger
+from cleantune.methods import METHODS
+from cleantune.records import Plan
+
+
+class Recording:
+    """A run that trains nothing and writes down what it is asked to do."""
+
+    def __init__(self, N: int = 60, C: int = 3) -> None:
+        self.y = torch.arange(N) % C
+        self.classes, self.epoch = C, 0
+        self.ledger, self.rng = Ledger(N), torch.Generator().manual_seed(0)
+        self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
+        self.transcript: list[str] = []
+        self.plans: list[Plan | None] = []
+
+    @property
+    def net(self) -> nn.Module:
+        return self.nets[0]
+
+    def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
+        self.transcript.append(f"score {self._names(nets)}")
+        logits = [torch.randn(len(self.y), self.classes, generator=torch.Generator().manual_seed(1)) for _ in nets]
+        return fn(self.y, *logits)
+
+    def learn(self, nets: Any, loss: Callable[..., Tensor], plan: Plan | None = None, **how: int) -> None:
+        nets = nets if isinstance(nets, list) else [nets]
+        self.transcript.append(f"learn {self._names(nets)} from {'all' if plan is None else 'plan'}")
+        self.plans.append(plan)
+
+    def _names(self, nets: Any) -> str:
+        return "+".join("AB"[self.nets.index(net)] for net in nets)
+
+
+def transcript(name: str, **settings: Any) -> list[tuple[str, str, list[str]]]:
+    """(phase, scope, what its first epoch does) of a method."""
+    run, out = Recording(), []
+    for phase in METHODS[name](**settings).phases():
+        run.transcript = []
+        phase.epoch(run)  # type: ignore[arg-type]
+        out.append((phase.name, phase.scope, run.transcript))
+    return out
+
+
+@pytest.mark.parametrize("name", ["ce", "gce"])
+def test_a_robust_loss_learns_from_all_and_looks_at_nobody(name: str) -> None:
+    assert transcript(name, scope="head") == [("probe", "head", ["learn A from all"])]
+    assert transcript(name, scope="all") == [("tune", "all", ["learn A from all"])]
+
+
+def test_turn_probes_on_all_then_looks_before_it_learns_from_the_trusted() -> None:
+    assert transcript("turn") == [
+        ("probe", "head", ["learn A from all"]),
+        ("tune", "all", ["score A", "learn A from plan"]),
+    ]
+
+
+def test_the_papers_turn_takes_equally_many_of_every_class() -> None:
+    run = Recording()
+    turn = METHODS["turn"].presets["paper"]("vit")
+    turn.phases()[1].epoch(run)  # type: ignore[arg-type]
+    plan = run.plans[-1]
+    assert plan is not None
+    assert len(set(torch.bincount(run.y[plan.keep]).tolist())) == 1
+    assert set(plan.weight.tolist()) <= {0.0, 1.0}

@@ -1,0 +1,114 @@
+import json
+
+import pytest
+import torch
+from tiny import save_tiny
+from torch import nn
+
+from cleantune import precision
+from cleantune.backbones import open_backbone
+from cleantune.errors import UserError
+from cleantune.precision import Precision, probe_precision
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return open_backbone(save_tiny("resnet", tmp_path_factory.mktemp("m") / "r"))
+
+
+X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch) -> None:
+    monkeypatch.setattr(precision, "_SECONDS_A_PROBE", 0.0)
+
+
+def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0) -> None:
+    """A machine on which each precision takes what the table says."""
+
+    def race(runs, rounds=6):
+        return {c: seconds[(c.dtype, c.channels_last)] if isinstance(c, Precision) else 1.0 for c in runs}
+
+    monkeypatch.setattr(precision, "_race", race)
+    monkeypatch.setattr(precision, "_matmul_gain", lambda device: gain)
+
+
+F, B = "float32", "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("table", "chosen"),
+    [
+        ({(F, False): 1, (F, True): 1, (B, False): 1, (B, True): 1}, (F, False)),
+        ({(F, False): 1, (F, True): 0.97, (B, False): 0.9, (B, True): 0.85}, (F, False)),
+        ({(F, False): 1, (F, True): 0.5, (B, False): 0.9, (B, True): 0.45}, (F, True)),
+        ({(F, False): 1, (F, True): 0.5, (B, False): 0.9, (B, True): 0.2}, (B, True)),
+        ({(F, False): 1, (F, True): 2, (B, False): 0.3, (B, True): 0.9}, (B, False)),
+    ],
+)
+def test_the_fastest_is_chosen_and_a_tie_falls_to_plain_float32(table, chosen, backbone, monkeypatch):
+    timed(monkeypatch, table)
+    picked = probe_precision(backbone, X)
+    assert (picked.dtype, picked.channels_last) == chosen
+    assert "takes" in picked.why
+
+
+def test_slow_bfloat16_is_never_tried_in_the_network(backbone, monkeypatch):
+    timed(monkeypatch, {(F, False): 1, (F, True): 0.5}, gain=0.01)
+    picked = probe_precision(backbone, X)
+    assert picked.dtype == "float32"
+    assert "bfloat16 matmul runs at 0.01" in picked.why
+
+
+def test_a_forced_format_is_taken_and_only_the_layout_measured(backbone, monkeypatch):
+    timed(monkeypatch, {(B, False): 1, (B, True): 0.5}, gain=0.01)
+    assert probe_precision(backbone, X, "bfloat16") == Precision(
+        "bfloat16", True, "as set; bfloat16 channels-last takes 0.50 of the time of bfloat16 contiguous"
+    )
+
+
+def test_a_choice_is_remembered(backbone, tmp_path, monkeypatch):
+    timed(monkeypatch, {(F, False): 1, (F, True): 0.5, (B, False): 1, (B, True): 1})
+    first = probe_precision(backbone, X, memory=tmp_path)
+    timed(monkeypatch, {(F, False): 1, (F, True): 9, (B, False): 1, (B, True): 0.1})
+    assert probe_precision(backbone, X, memory=tmp_path) == first
+    assert probe_precision(backbone, X, memory=tmp_path, training=True) != first
+    file = next(tmp_path.iterdir())
+    assert set(json.loads(file.read_text())) == {"dtype", "channels_last", "why"}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_probing_leaves_network_gradients_and_generator_as_they_were(training, backbone):
+    state = {k: v.clone() for k, v in backbone.state_dict().items()}
+    rng = torch.random.get_rng_state()
+    picked = probe_precision(backbone, X, training=training)
+    assert picked.dtype in ("float32", "bfloat16")
+    assert all(torch.equal(v, state[k]) for k, v in backbone.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in backbone.parameters())
+    assert torch.equal(rng, torch.random.get_rng_state())
+    assert not backbone.training
+
+
+def test_texts_are_probed_without_a_layout(tmp_path):
+    text = open_backbone(save_tiny("bert", tmp_path / "b"))
+    ids = torch.ones(4, 6, dtype=torch.long)
+    assert not probe_precision(text, {"input_ids": ids, "attention_mask": ids}).channels_last
+
+
+def test_unknown_setting_is_refused_with_the_nearest(backbone):
+    with pytest.raises(UserError, match='did you mean "bfloat16"'):
+        probe_precision(backbone, X, "bfloat61")
+
+
+def test_autocast_computes_in_the_format():
+    layer = nn.Linear(3, 3)
+    with Precision("bfloat16").autocast():
+        assert layer(torch.zeros(1, 3)).dtype == torch.bfloat16
+    with Precision("float32").autocast():
+        assert layer(torch.zeros(1, 3)).dtype == torch.float32
+
+
+def test_fingerprint_tells_format_and_layout_but_not_the_reason():
+    prints = {Precision(d, c, w).fingerprint for d in (F, B) for c in (False, True) for w in ("a", "b")}
+    assert len(prints) == 4

@@ -1,0 +1,116 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from fake_samples import fake_images, fake_texts
+from tiny import save_tiny
+
+from cleantune import sources
+from cleantune.backbones import open_backbone, read_image_preprocess
+from cleantune.inputs import prepare
+from cleantune.sources import FeatureSource, SampleSource
+
+BATCHES = [torch.tensor(b) for b in ([3, 1, 4], [1, 5, 9, 2], [6])]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("m")
+    return SampleSource(
+        prepare(fake_images(12), read_image_preprocess(save_tiny("convnext", folder / "c"), None), folder)
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("m")
+    return SampleSource(prepare(fake_texts(12), open_backbone(save_tiny("bert", folder / "b")).preprocess, folder))
+
+
+def flat(item):
+    index, views = item
+    return [index, *(x for view in views for x in (view.values() if isinstance(view, dict) else [view]))]
+
+
+def same(one, two) -> bool:
+    return all(torch.equal(a, b) for i, j in zip(one, two, strict=True) for a, b in zip(flat(i), flat(j), strict=True))
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_same_arguments_give_the_same_bits_whatever_was_drawn_before(name, request):
+    source = request.getfixturevalue(name)
+    views = ("weak", "strong", "plain", "weak")
+    first = list(source.batches(BATCHES, views, 5))
+    torch.rand(3)
+    next(source.batches(BATCHES, ("strong",), 9))
+    assert same(first, list(source.batches(BATCHES, views, 5)))
+    assert not same(first, list(source.batches(BATCHES, views, 6)))
+
+
+def test_two_weak_views_of_a_sample_differ_and_the_same_sample_differs_between_batches(images):
+    same_batch = [torch.tensor([1, 2])] * 2
+    (_, (a, b)), (_, (c, _)) = images.batches(same_batch, ("weak", "weak"), 0)
+    assert not torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_streams_side_by_side_are_as_streams_alone(images):
+    one, two = list(images.batches(BATCHES, ("weak",), 1)), list(images.batches(BATCHES, ("strong",), 2))
+    pairs = list(zip(images.batches(BATCHES, ("weak",), 1), images.batches(BATCHES, ("strong",), 2), strict=True))
+    assert same([p[0] for p in pairs], one)
+    assert same([p[1] for p in pairs], two)
+
+
+def test_views_in_a_thread_and_dropout_in_the_main_one_do_not_disturb_each_other(images):
+    def run():
+        torch.manual_seed(0)
+        return [torch.rand(5) for _ in images.batches(BATCHES * 5, ("strong",), 1)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_order_is_by_length_for_texts_and_as_it_lies_for_images(images, texts):
+    assert images.order().tolist() == list(range(12))
+    lengths = texts.prepared.lengths[texts.order().numpy()]
+    assert lengths.tolist() == sorted(texts.prepared.lengths.tolist())
+
+
+@pytest.mark.parametrize("kept", ["tensor", "array", "read-only", "mapped", "map", "half"])
+def test_features_come_as_they_lie_from_memory_and_from_disk(kept, tmp_path, monkeypatch):
+    features = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float16 if kept == "half" else np.float32)
+    given = torch.from_numpy(features) if kept == "tensor" else features
+    if kept == "read-only":
+        given.flags.writeable = False
+    if kept in ("map", "mapped"):
+        np.save(tmp_path / "f.npy", features)
+        given = np.load(tmp_path / "f.npy", mmap_mode="r")
+    if kept == "map":
+        monkeypatch.setattr(sources, "MEMORY_SHARE", 0.0)
+    source = FeatureSource(given)
+    assert len(source) == 10
+    assert (kept == "map") == (not isinstance(source.features, torch.Tensor))
+    for (index, views), asked in zip(source.batches(BATCHES, ("weak", "plain"), 0), BATCHES, strict=True):
+        assert torch.equal(index, asked)
+        for x in views:
+            assert x.dtype == torch.float32
+            np.testing.assert_array_equal(x, features[asked.numpy()].astype(np.float32))
+
+
+def test_cached_views_are_drawn_for_each_sample_and_differ_within_a_batch():
+    views = torch.stack([torch.full((200, 1), float(v)) for v in range(5)])
+    source = FeatureSource(views)
+    assert len(source) == 200
+    ((_, (plain, a, b, c)),) = source.batches([torch.arange(200)], ("plain", "weak", "strong", "weak"), 0)
+    assert not plain.any()
+    for one, two in itertools.combinations((a, b, c), 2):
+        assert bool((one != two).all())
+    assert set(a.flatten().tolist()) == {1.0, 2.0, 3.0, 4.0}
+    again = next(source.batches([torch.arange(200)], ("plain", "weak", "strong", "weak"), 0))[1]
+    assert torch.equal(a, again[1])
+
+
+def test_single_cached_view_serves_every_view():
+    source = FeatureSource(torch.randn(1, 10, 3))
+    ((_, (a, b)),) = source.batches(BATCHES[:1], ("weak", "strong"), 0)
+    assert torch.equal(a, b)
