@@ -38,7 +38,9 @@ def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
     assert on.kind is bool
 
 
-@given(rate=st.floats(0, 1), count=st.none() | st.integers(), kind=st.sampled_from(["a", "b"]), epochs=st.integers(0, 9))
+@given(
+    rate=st.floats(0, 1), count=st.none() | st.integers(), kind=st.sampled_from(["a", "b"]), epochs=st.integers(0, 9)
+)
 def test_what_is_spelt_is_read_back_equal(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
     record = Sample(rate, count, kind, True, Stage(epochs))
     assert build(Sample, spell(record), "x") == record
@@ -49,7 +51,7 @@ def test_what_is_spelt_is_read_back_equal(rate: float, count: int | None, kind: 
     [
         ({"rat": 1}, 'unknown key "x.rat"; did you mean "rate"'),
         ({"rate": 2.0}, 'key "x.rate" is 2.0, outside 0 to 1'),
-        ({"rate": "much"}, 'key "x.rate" is \'much\'; it must be a number'),
+        ({"rate": "much"}, "key \"x.rate\" is 'much'; it must be a number"),
         ({"count": 1.5}, 'key "x.count" is 1.5; it must be a whole number'),
         ({"on": 1}, "true or false"),
         ({"kind": "c"}, 'key "x.kind" is "c"'),
@@ -71,7 +73,12 @@ def test_a_sub_table_changes_what_it_names_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("text", "path", "value"),
-    [("method.tau=0.7", ["method", "tau"], 0.7), ("a.b=true", ["a", "b"], True), ("a=quantile:0.1", ["a"], "quantile:0.1"), ("a = [1, 2]", ["a"], [1, 2])],
+    [
+        ("method.tau=0.7", ["method", "tau"], 0.7),
+        ("a.b=true", ["a", "b"], True),
+        ("a=quantile:0.1", ["a"], "quantile:0.1"),
+        ("a = [1, 2]", ["a"], [1, 2]),
+    ],
 )
 def test_an_assignment_is_read_as_toml_or_as_text(text: str, path: list[str], value: object) -> None:
     assert assignment(text) == (path, value)
@@ -112,7 +119,12 @@ def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default()
 
 @pytest.mark.parametrize(
     ("method", "said"),
-    [({"name": "turm"}, 'did you mean "turn"'), ({"taau": 0.5}, 'did you mean "tau"'), ({"preset": "papr"}, 'did you mean "paper"'), ({"tau": 1.5}, "outside 0 to 1")],
+    [
+        ({"name": "turm"}, 'did you mean "turn"'),
+        ({"taau": 0.5}, 'did you mean "tau"'),
+        ({"preset": "papr"}, 'did you mean "paper"'),
+        ({"tau": 1.5}, "outside 0 to 1"),
+    ],
 )
 def test_an_unknown_name_is_met_with_the_nearest(method: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):

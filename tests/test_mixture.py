@@ -13,7 +13,9 @@ from sklearn.mixture import GaussianMixture
 from cleantune.mixture import class_mixtures
 
 
-def two_clusters(C: int = 12, n: int = 200, clean: float = 0.6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def two_clusters(
+    C: int = 12, n: int = 200, clean: float = 0.6, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(C).repeat_interleave(n)[torch.randperm(C * n, generator=g)]
     right = torch.rand(C * n, generator=g) < clean
@@ -22,7 +24,9 @@ def two_clusters(C: int = 12, n: int = 200, clean: float = 0.6, seed: int = 0) -
     return torch.where(right, low, high).clamp(min=0), y, right
 
 
-def naive_mixture(x: list[float], max_iter: int, tol: float, reg: float) -> tuple[list[float], list[float], list[float]]:
+def naive_mixture(
+    x: list[float], max_iter: int, tol: float, reg: float
+) -> tuple[list[float], list[float], list[float]]:
     """EM in float64 with loops, from the best split of the sorted values."""
     x, n = sorted(x), len(x)
 
@@ -35,11 +39,17 @@ def naive_mixture(x: list[float], max_iter: int, tol: float, reg: float) -> tupl
     bound = -math.inf
     for step in range(max_iter + 1):
         if step:
-            joint = [[w[k] * math.exp(-((v - m[k]) ** 2) / (2 * s[k])) / math.sqrt(2 * math.pi * s[k]) for k in (0, 1)] for v in x]
+            joint = [
+                [w[k] * math.exp(-((v - m[k]) ** 2) / (2 * s[k])) / math.sqrt(2 * math.pi * s[k]) for k in (0, 1)]
+                for v in x
+            ]
             share = [[a / sum(j) for a in j] for j in joint]
             now = sum(math.log(sum(j)) for j in joint) / n
         m = [sum(r[k] * v for r, v in zip(share, x, strict=True)) / sum(r[k] for r in share) for k in (0, 1)]
-        s = [sum(r[k] * (v - m[k]) ** 2 for r, v in zip(share, x, strict=True)) / sum(r[k] for r in share) + reg for k in (0, 1)]
+        s = [
+            sum(r[k] * (v - m[k]) ** 2 for r, v in zip(share, x, strict=True)) / sum(r[k] for r in share) + reg
+            for k in (0, 1)
+        ]
         w = [sum(r[k] for r in share) / n for k in (0, 1)]
         if step:
             if abs(now - bound) < tol:
@@ -75,7 +85,9 @@ def test_two_clear_clusters_are_told_apart() -> None:
     assert ((p > 0.6) == right).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("losses", [[0.7] * 30, [0.7], [0.2, 3.0], [], [math.nan] * 3 + [0.5] * 20, [math.inf, 0.1, 0.2]])
+@pytest.mark.parametrize(
+    "losses", [[0.7] * 30, [0.7], [0.2, 3.0], [], [math.nan] * 3 + [0.5] * 20, [math.inf, 0.1, 0.2]]
+)
 def test_a_difficult_class_beside_a_good_one_never_raises_and_keeps_what_it_can(losses: list[float]) -> None:
     """Acceptance check 4 of the spec: constant, one sample, two samples, no sample, not finite."""
     good, y, _ = two_clusters(C=1)
@@ -98,7 +110,10 @@ def test_a_difficult_class_beside_a_good_one_never_raises_and_keeps_what_it_can(
 
 def test_a_class_of_equal_losses_is_kept_whole() -> None:
     loss = torch.full((40,), 0.3)
-    assert (class_mixtures(loss, torch.zeros(40, dtype=torch.long), 1).posterior(loss, torch.zeros(40, dtype=torch.long)) == 1).all()
+    assert (
+        class_mixtures(loss, torch.zeros(40, dtype=torch.long), 1).posterior(loss, torch.zeros(40, dtype=torch.long))
+        == 1
+    ).all()
 
 
 def test_a_class_below_ten_samples_keeps_its_lower_half() -> None:

@@ -97,13 +97,24 @@ def test_perfect_selection_leaves_the_papers_number_of_samples(rate: float, expe
     assert abs(sum(sizes) / 5 - expected) < 0.04 * expected + 1
 
 
-@pytest.mark.parametrize(("text", "rule"), [("strict", Strict()), ("quantile:0.25", Quantile(0.25)), ("floor:8", Floor(8)), ("all", All()), ("quantile", Quantile(0.1))])
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("strict", Strict()),
+        ("quantile:0.25", Quantile(0.25)),
+        ("floor:8", Floor(8)),
+        ("all", All()),
+        ("quantile", Quantile(0.1)),
+    ],
+)
 def test_a_balance_is_read_from_its_spelling(text: str, rule: object) -> None:
     assert parse_balance(text) == rule
     assert parse_balance(str(rule)) == rule
 
 
-@pytest.mark.parametrize(("text", "named"), [("stric", "strict"), ("quantile:x", "x"), ("floor:0", "at least 1"), ("quantile:2", "0..1")])
+@pytest.mark.parametrize(
+    ("text", "named"), [("stric", "strict"), ("quantile:x", "x"), ("floor:0", "at least 1"), ("quantile:2", "0..1")]
+)
 def test_a_wrong_balance_is_refused_by_name(text: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         parse_balance(text)

@@ -44,7 +44,9 @@ class Grouped(click.Group):
         verb: click.Command = importlib.import_module("cleantune.verbs").VERBS[cmd_name]
         return verb
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, with the nearest verb for an unknown one."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             raise UserError(f'unknown verb "{args[0]}"{nearest(args[0], self.list_commands(ctx))}')
@@ -81,7 +83,9 @@ def main(args: list[str] | None = None) -> int:
         error.show()
         return _leave(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("cleantune: interrupted; what is finished is on disk, the same command with --resume goes on", err=True)
+        click.echo(
+            "cleantune: interrupted; what is finished is on disk, the same command with --resume goes on", err=True
+        )
         return _leave(130)
     return 0
 

@@ -13,8 +13,7 @@ from cleantune.data.spec import DataSpec
 from cleantune.errors import UserError, nearest
 from cleantune.fields import build, merge, spell
 from cleantune.methods import METHODS
-from cleantune.records import Interval, Method
-from cleantune.train import Choose
+from cleantune.records import Choose, Interval, Method
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class ModelSpec:
     """Side of the images in pixels; left out: the checkpoint's own."""
     max_length: Annotated[int | None, Interval(4, 8192)] = None
     """Tokens of a text at the most; left out: the model's own, at most 128."""
+    head_init: Literal["zeros", "normal"] = "zeros"
+    """Initial weights of a head: zeros, or N(0, 0.02^2) as in the paper."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the backbone's arithmetic; auto times both on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -10,7 +10,7 @@ import torch
 from cleantune import metrics
 from cleantune.config import RunSpec
 from cleantune.learner import Net
-from cleantune.loop import Loop
+from cleantune.loop import Loop, below
 from cleantune.material import Material
 
 HARM = 1.0
@@ -25,6 +25,8 @@ class Delivery:
     """The phase it comes from, or `best`."""
     why: str
     """In a sentence, for summary and report."""
+    early: bool = False
+    """It is the first probe on the backbone as pre-trained, in the place of what came after."""
 
 
 def deliver(run: Loop, material: Material, fresh: list[Net], spec: RunSpec, last: str) -> Delivery:
@@ -51,10 +53,11 @@ def deliver(run: Loop, material: Material, fresh: list[Net], spec: RunSpec, last
     tuned = (run.probabilities("validation").argmax(1) == y).numpy()
     probed = _agrees(run, material, fresh, probe)
     lost = metrics.lost_against(probed, tuned)
-    words = f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels, the {probe} with {probed.mean():.1%}"
+    words = f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels, the first {probe} with {probed.mean():.1%}"
     if lost > HARM:
         run.deliver(fresh, probe)
-        return Delivery(probe, f"fine-tuning did harm, so the {probe} is delivered: {words} ({lost:.1f} standard errors)")
+        why = f"fine-tuning did harm, so the first {probe} is delivered: {words} ({lost:.1f} standard errors)"
+        return Delivery(probe, why, early=True)
     return Delivery(last, f"the model of the last epoch: {words}")
 
 
@@ -64,7 +67,7 @@ def _agrees(run: Loop, material: Material, fresh: list[Net], candidate: str) -> 
     f = torch.as_tensor(np.asarray(material.features["validation"]))
     p = torch.zeros(())
     for k, net in enumerate(fresh):
-        net.head.load_state_dict({n.removeprefix(f"head.{k}."): v for n, v in tensors.items() if n.startswith(f"head.{k}.")})
+        net.head.load_state_dict(below(tensors, f"head.{k}."))
         net.head.eval()
         with torch.no_grad():
             p = p + net.head.cpu()(f).logits.softmax(1)

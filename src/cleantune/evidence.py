@@ -10,9 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from cleantune.data import Bad, Data
+from cleantune.detect import nats
 from cleantune.ended import Ended
 from cleantune.store import RunFolder, write_json, write_table
-from cleantune.verdict import LISTED, Verdict, judge_labels, label_table, mixtures_of
+from cleantune.verdict import LISTED, Verdict, judge_labels, label_table, mixtures_of, witness
 
 GALLERY = 60
 """Most suspicious samples that the report shows."""
@@ -27,11 +28,11 @@ def look(ended: Ended) -> dict[str, Tensor]:
 
 def verdict(ended: Ended, looks: dict[str, Tensor]) -> Verdict:
     """What is thought of the labels of train and validation."""
-    run = ended.run
-    splits = [(run.ledger, looks["train"], run.y)]
-    if "validation" in run.splits:
-        splits.append((run.validation_ledger, looks["validation"], run.splits["validation"].y))
-    return judge_labels(splits, run.classes)
+    run, first = ended.run, ended.delivery.phase == "probe" and ended.delivery.early
+    ledgers = {"train": run.ledger, "validation": run.validation_ledger}
+    return judge_labels(
+        [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LISTED if s in run.splits], run.classes
+    )
 
 
 def write_labels(folder: RunFolder, data: Data, said: Verdict) -> Any:
@@ -54,7 +55,7 @@ def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], fr
             continue
         y = run.splits[split].y
         last = nats(looks[split], y)
-        first = ledger["first_loss"] if "first_loss" in ledger else last
+        first = ledger["first_late_loss"] if "first_late_loss" in ledger else last
         part = pd.DataFrame({
             "id": data.rows[split].ids, "split": split, "given_label": values[y.numpy()],
             "loss_first": first.double().numpy(), "loss_last": last.double().numpy(),
@@ -64,7 +65,8 @@ def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], fr
         parts.append(part)
         if split == "train":
             mixtures = {
-                name: mixtures_of(loss, y, run.classes, data.classes) for name, loss in (("first", first), ("last", last))
+                name: mixtures_of(loss, y, run.classes, data.classes)
+                for name, loss in (("first", first), ("last", last))
             }
     losses = pd.concat(parts, ignore_index=True)
     write_table(folder.path / "evidence" / "losses.parquet", lambda path: losses.to_parquet(path, index=False))
@@ -74,11 +76,6 @@ def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], fr
         bad = pd.DataFrame([(s.id, s.split, s.place) for s in ended.material.skipped], columns=["id", "split", "place"])
         bad["reason"] = bad["place"].str.split(": ", n=1).str[-1]
         write_table(folder.path / "evidence" / "bad_samples.csv", lambda path: bad.to_csv(path, index=False))
-
-
-def nats(p: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy of the given labels from probabilities."""
-    return -p.gather(1, y[:, None])[:, 0].clamp(min=1e-30).log()
 
 
 def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:
@@ -111,7 +108,13 @@ def write_unlabelled(folder: RunFolder, data: Data, p: Tensor) -> None:
 
     values = np.array([*data.class_values, None], dtype=object)[:-1]
     best = p.max(1)
-    frame = pd.DataFrame({"id": data.rows["unlabelled"].ids, "predicted_label": values[best.indices.numpy()], "probability": best.values.double().numpy()})
+    frame = pd.DataFrame(
+        {
+            "id": data.rows["unlabelled"].ids,
+            "predicted_label": values[best.indices.numpy()],
+            "probability": best.values.double().numpy(),
+        }
+    )
     if "unlabelled" in data.truth:
         truth = data.truth["unlabelled"]
         frame["true_label"] = np.where(truth >= 0, values[truth], None)

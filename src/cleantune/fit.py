@@ -22,7 +22,7 @@ from cleantune.fields import assignment, describe, merge, nested
 from cleantune.judging import Judge
 from cleantune.learner import Net
 from cleantune.loop import Cost, Loop
-from cleantune.material import Material, fingerprint, gather, open_model, read_data
+from cleantune.material import Heads, Material, fingerprint, gather, open_model, read_data
 from cleantune.methods import METHODS
 from cleantune.precision import Precision
 from cleantune.records import Method, Phase, Row
@@ -132,7 +132,13 @@ def tabulate(
     """One table from everything that was said: the file first, then names, then settings by path."""
     table = dict(config) if isinstance(config, Mapping) else read_toml(Path(config)) if config is not None else {}
     homes = {field.name: name for name, record in RECORDS.items() for field in describe(record)}
-    said = {"method.name": method, "method.scope": scope, "method.preset": preset, "data.data": data, "model.model": model}
+    said = {
+        "method.name": method,
+        "method.scope": scope,
+        "method.preset": preset,
+        "data.data": data,
+        "model.model": model,
+    }
     if seed is not None:
         said |= {"data.split_seed": seed, "run.noise_seed": seed, "run.train_seed": seed}
     for name, value in options.items():
@@ -142,7 +148,11 @@ def tabulate(
     for path, value in said.items():
         if value is not None:
             table = merge(table, nested(path.split("."), value))
-    pairs = [(k.split("."), v) for k, v in settings.items()] if isinstance(settings, Mapping) else map(assignment, settings or [])
+    pairs = (
+        [(k.split("."), v) for k, v in settings.items()]
+        if isinstance(settings, Mapping)
+        else map(assignment, settings or [])
+    )
     for keys, value in pairs:
         table = merge(table, nested(keys, value))
     return table
@@ -181,12 +191,23 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
     config = configure(table, kind, data.kind == "features")
     if backbone is not None:
         console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
-    known = read_json(folder.path / "checkpoint" / "precision.json") if folder.load() else None
-    material = gather(config, data, backbone, console, Precision(**known) if known else None)
-    todo = phases(config.method, material.learning_rate)
+    todo = phases(config.method, backbone.learning_rate if backbone is not None else 0.0)
+    trains = any(phase.scope == "all" for phase in todo)
+    material = gather(config, data, backbone, console, precisions(folder), trains)
     write_config(folder, config, todo, material)
     ended = trained(config, material, todo, folder, console, noise, start)
     return conclude(ended, folder, console)
+
+
+PRECISIONS = Path("checkpoint") / "precision.json"
+
+
+def precisions(folder: RunFolder) -> tuple[Precision, Precision] | None:
+    """What an interrupted run computed in: of extraction and of training."""
+    if not (folder.path / PRECISIONS).is_file():
+        return None
+    extraction, training = (Precision(**known) for known in read_json(folder.path / PRECISIONS))
+    return extraction, training
 
 
 def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], material: Material) -> None:
@@ -211,7 +232,7 @@ def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], mat
                 f"{path}: data, model or precision are not those of the interrupted run; start anew with --overwrite"
             )
     record = {"fingerprint": mark, "data_fingerprint": material.data.fingerprint, "versions": versions()}
-    write_json(folder.path / "checkpoint" / "precision.json", asdict(material.precision))
+    write_json(folder.path / PRECISIONS, [asdict(material.precision), asdict(material.training)])
     write_text(path, tomli_w.dumps(table | {"record": record}))
 
 
@@ -226,8 +247,10 @@ def trained(
 ) -> Ended:
     """Baseline, training epoch by epoch, and the choice of what is delivered."""
     seed, judge = config.run.train_seed, Judge(material.data, config.run.test_every_epoch)
-    baseline = probe_baseline(material, seed)
-    loop = Loop(material.nets(1, seed), material.splits(), material.classes, seed, material.device)
+    heads = Heads(material.classes, config.model.head_init, seed)
+    baseline = probe_baseline(material, heads)
+    nets = material.nets(1, heads)
+    loop = Loop(nets, material.splits(), material.classes, seed, heads, material.device)
     loop.started, loop.cost = start, extraction_cost(material, todo)
     saved = folder.load()
     folder.keep_rows(saved[1]["rows"] if saved else 0)
@@ -236,7 +259,7 @@ def trained(
         console.row(row)
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
-    delivery = deliver(loop, material, material.nets(1, seed), config.run, todo[-1].name)
+    delivery = deliver(loop, material, material.nets(1, heads), config.run, todo[-1].name)
     console.say(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
 
@@ -253,12 +276,12 @@ def extraction_cost(material: Material, todo: tuple[Phase, ...]) -> Cost:
     return Cost(forwards=own, evaluation_forwards=sum(looks.values()) - own)
 
 
-def probe_baseline(material: Material, seed: int) -> Baseline:
+def probe_baseline(material: Material, heads: Heads) -> Baseline:
     """A plain CE linear probe on the same features: what an honest result has to beat. It costs seconds."""
     start = time.perf_counter()
     method: Method = METHODS["ce"]()
-    head = material.nets(1, seed)[0].head
-    loop = Loop([Net(None, head)], material.splits(), material.classes, seed, material.device)
+    net = Net(None, heads(material.features["train"], 0))
+    loop = Loop([net], material.splits(), material.classes, heads.seed, heads, material.device)
     row = Row()
     for row in train(phases(method, 0.0), loop, Judge(material.data)):
         pass

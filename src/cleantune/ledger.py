@@ -39,7 +39,7 @@ class Ledger:
         """
         if value.shape[0] != self.rows:
             raise ValueError(f"column {name!r} has {value.shape[0]} rows, the ledger {self.rows}")
-        self._columns[name] = value.detach().cpu()
+        self._columns[name] = value.detach().cpu().clone()
 
     def average(self, name: str, value: Tensor) -> Tensor:
         """Take a value into the running mean of a column and give the mean back.
@@ -53,6 +53,12 @@ class Ledger:
         self.write(name, mean)
         self.write(counted, torch.full((self.rows,), count + 1, dtype=torch.int32))
         return mean
+
+    def forget(self, *names: str) -> None:
+        """Remove columns and the counts of their means; a column that is not there is no error."""
+        for name in names:
+            self._columns.pop(name, None)
+            self._columns.pop(f"{name}.count", None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """All columns by name."""

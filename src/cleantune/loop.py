@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from cleantune.errors import UserError
 from cleantune.learner import Net
 from cleantune.ledger import Ledger
-from cleantune.records import Batch, Inputs, Phase, Plan, Stage, View
-from cleantune.sources import Source
+from cleantune.records import Batch, Inputs, Phase, Plan, View
+from cleantune.schedule import factor, make_optimiser, set_rates
+from cleantune.sources import FeatureSource, Source
 
 LOOK_BATCH = 256
 """Samples a batch when nothing is learned."""
+
+Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor]]
+"""What learns, what steps it, and by which loss."""
 
 
 @dataclass(frozen=True)
@@ -55,36 +59,49 @@ class Cost:
 class Loop:
     """The state of a run and the two verbs on it; a `Run` in the sense of records.
 
-    State lives in nets, optimisers, ledgers and the generator, and `state` and `restore` carry exactly these.
+    State lives in nets, optimisers, ledgers and the generator; `state` and `resume` carry exactly these.
     """
 
     def __init__(
-        self, nets: list[Net], splits: Mapping[str, Split], classes: int, seed: int, device: str = "cpu"
+        self,
+        nets: list[Net],
+        splits: Mapping[str, Split],
+        classes: int,
+        seed: int,
+        new_head: Callable[[Any, int], nn.Module],
+        device: str = "cpu",
     ) -> None:
         """A run before its first phase.
 
         Args:
             nets: One, or two for methods with a peer.
-            splits: `train`, and `validation` and `test` where they exist.
+            splits: `train`, and `validation`, `test`, `unlabelled` where they exist.
             classes: Number of classes C.
             seed: Of the only generator.
+            new_head: From features [N, D] and the number of the net to a fresh head.
             device: Where the nets compute; labels, ledgers and the generator stay on the CPU.
         """
         self.device = torch.device(device)
         self.whole = [net.to(self.device) for net in nets]
-        self.splits = splits
+        self.pretrained = dict(splits)
+        self.splits = dict(splits)
         self.y = splits["train"].y
         self.classes = classes
         self.rng = torch.Generator().manual_seed(seed)
+        self.new_head = new_head
         self.ledger = Ledger(len(self.y))
         self.validation_ledger = Ledger(len(splits["validation"].y) if "validation" in splits else 0)
         self.cost = Cost()
         self.touched = False
+        """Whether the backbones differ from the pre-trained ones."""
+        self.stale = False
+        """Whether they have changed since the features were made."""
         self.epoch = 0
         self.phase: Phase | None = None
         self.plan: Plan | None = None
         """What was learned from last, for whoever measures it."""
-        self.optimisers: list[torch.optim.Optimizer] = []
+        self.left: dict[str, list[tuple[nn.Module, torch.optim.Optimizer]]] = {}
+        """Heads and optimisers, a pair a net, by the name of the phase that had them last."""
         self.row: dict[str, Any] = {}
         """What the verbs did in this epoch, for its row."""
         self.started = time.perf_counter()
@@ -120,7 +137,7 @@ class Loop:
         *,
         weak: int = 1,
         strong: int = 0,
-        passes: int = 1,
+        passes: float = 1.0,
     ) -> None:
         """SGD over the plan; see `records.Run`. A trailing batch of one sample joins the batch before it.
 
@@ -129,9 +146,8 @@ class Loop:
         """
         assert self.phase is not None
         modules = nets if isinstance(nets, list) else [nets]
-        optimisers = [self.optimisers[self._position(module)] for module in modules]
-        if plan is not None:
-            self.row["selected"] = int(plan.keep.sum())
+        optimisers = [self.left[self.phase.name][self.nets.index(module)][1] for module in modules]
+        self.row["selected"] = None if plan is None else int(plan.keep.sum())
         self.plan = plan = plan or Plan.of(torch.ones(len(self.y), dtype=torch.bool))
         if not plan.keep.any():
             raise UserError(
@@ -139,35 +155,27 @@ class Loop:
                 " lower method.tau or use more data"
             )
         views: tuple[View, ...] = ("weak",) * weak + ("strong",) * strong
-        with self.cost.timed(self.phase.name), self._spending("forwards"):
+        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
             for module in modules:
                 module.train()
-            for done in range(passes):
-                self._one_pass(modules, optimisers, loss, plan, views, (done, passes))
+            for done in range(math.ceil(passes)):
+                self._one_pass((modules, optimisers, loss), plan, views, done, passes)
 
     # -- the inside of learn -----------------------------------------------------------------------------------------
 
-    def _one_pass(
-        self,
-        modules: list[nn.Module],
-        optimisers: list[torch.optim.Optimizer],
-        loss: Callable[..., Tensor],
-        plan: Plan,
-        views: tuple[View, ...],
-        progress: tuple[int, int],
-    ) -> None:
-        """One pass over the plan: draw batches, and for each one forward, one backward, one step."""
+    def _one_pass(self, stepping: Stepping, plan: Plan, views: tuple[View, ...], done: int, passes: float) -> None:
+        """One pass over the plan, or the part of it that is left: one forward, one backward, one step a batch."""
         assert self.phase is not None
-        stage = self.phase.stage
-        batches = cut(self._draw(plan), stage.batch_size)
-        rest = self._rest(plan, batches)
-        done, passes = progress
+        modules, optimisers, loss = stepping
+        part = min(1.0, passes - done)
+        order = self._draw(plan)
+        batches = cut(order[: max(1, round(part * len(order)))], self.phase.stage.batch_size)
         total, seen = torch.zeros(()), 0
-        for j, batch in enumerate(self._batches(batches, rest, plan, views)):
-            share = (self.epoch + (done + j / len(batches)) / passes) / stage.epochs
+        for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
+            rate = factor(self.phase.stage, self._along((done + part * j / len(batches)) / passes))
             value = loss(*modules, batch)
             for optimiser in optimisers:
-                set_rates(optimiser, factor(stage, share))
+                set_rates(optimiser, rate)
                 optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             for optimiser in optimisers:
@@ -176,15 +184,31 @@ class Loop:
             seen += len(batch.index)
             self.cost.training_samples += len(batch.index)
             self.cost.optimiser_steps += len(optimisers)
-        self.touched |= self._scope == "all"
-        mean = float(total) / seen
+        if self._scope == "all":
+            self.touched = self.stale = True
+        self._note(float(total) / seen, optimisers[0])
+
+    def _along(self, share: float) -> float:
+        """The place in the schedule at a share of this epoch."""
+        assert self.phase is not None
+        start, end = self.phase.span
+        return start + (end - start) * (self.epoch + share) / self.phase.stage.epochs
+
+    def _note(self, mean: float, optimiser: torch.optim.Optimizer) -> None:
+        """Loss and rate for the row.
+
+        Raises:
+            UserError: The loss is not finite.
+        """
+        assert self.phase is not None
         if not math.isfinite(mean):
+            name, stage = self.phase.name, self.phase.stage
+            backbone = f" or backbone_learning_rate ({stage.backbone_learning_rate:g})" if self._scope == "all" else ""
             raise UserError(
-                f"phase {self.phase.name}, epoch {self.epoch}: the loss is not finite;"
-                f" lower method.{self.phase.name}.learning_rate ({stage.learning_rate:g})"
-                + (f" or backbone_learning_rate ({stage.backbone_learning_rate:g})" if self._scope == "all" else "")
+                f"phase {name}, epoch {self.epoch}: the loss is not finite;"
+                f" lower method.{name}.learning_rate ({stage.learning_rate:g}){backbone}"
             )
-        self.row |= {"loss": mean, "learning_rate": optimisers[0].param_groups[0]["lr"]}
+        self.row |= {"loss": mean, "learning_rate": optimiser.param_groups[0]["lr"]}
 
     def _draw(self, plan: Plan) -> Tensor:
         """The samples of one pass in their order."""
@@ -209,6 +233,8 @@ class Loop:
         """Batches with their views; the views' luck is one number from the run's generator."""
         source = self._source("train")
         seed = int(torch.randint(2**62, (), generator=self.rng))
+        # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
+        torch.manual_seed(seed)
         stream = source.batches(batches, views, seed)
         beside = source.batches(rest, views, seed + 1) if rest else None
         for index, xs in stream:
@@ -231,99 +257,133 @@ class Loop:
             return self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
 
     @property
+    def free_to_look(self) -> bool:
+        """Whether a look at every training sample costs no forward."""
+        return self._scope == "head" or not self.stale
+
+    @property
     def wall(self) -> float:
         """Seconds since the run began, interruptions left out."""
         return time.perf_counter() - self.started
 
-    @property
-    def free_to_look(self) -> bool:
-        """Whether a look at every training sample costs no forward."""
-        return self._scope == "head" or not self.touched
-
     def _look(self, split: str, fn: Callable[..., Tensor], nets: list[nn.Module]) -> Tensor:
         """`fn(y, *logits)` of every sample of a split, in order."""
-        data = self.splits[split]
-        cached = self.free_to_look
+        data, cached = self.splits[split], self.free_to_look
         source = data.features if cached else self._source(split)
         modules = [net.head if cached and isinstance(net, Net) else net for net in nets]
-        order = source.order()
-        out = []
+
+        def judged(index: Tensor, x: Inputs) -> Tensor:
+            return fn(data.y[index].to(self.device), *(module(x).logits.float() for module in modules))
+
+        for module in modules:
+            module.eval()
+        return self._pass_over(source, judged)
+
+    def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
+        """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
+        order, out = source.order(), []
         with torch.no_grad():
-            for module in modules:
-                module.eval()
             for index, xs in source.batches(cut(order, LOOK_BATCH), ("plain",), 0):
-                x = moved(xs[0], self.device)
-                logits = [module(x).logits.float() for module in modules]
-                out.append(fn(data.y[index].to(self.device), *logits).cpu())
+                out.append(fn(index, moved(xs[0], self.device)).cpu())
         found = torch.cat(out)
         values = torch.empty_like(found)
         values[order] = found
         return values
 
+    def _refresh(self) -> None:
+        """New features of all splits from the backbone as it is now."""
+        net = self.whole[0]
+        assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
+        net.eval()
+        for split, data in self.splits.items():
+            assert data.samples is not None
+            name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
+            with self.cost.timed(name), self._spending(account):
+                features = self._pass_over(data.samples, lambda _, x: net.features(x))
+            self.splits[split] = replace(data, features=FeatureSource(features))
+        self.stale = False
+
     # -- phases and state --------------------------------------------------------------------------------------------
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase: what learns, from what, and with which optimisers."""
+        """Begin a phase: what learns, from what, and with which heads and optimisers."""
         if phase.scope == "all" and self.splits["train"].samples is None:
-            raise UserError('these data are features without a backbone: only --scope head is possible (method.scope="head")')
+            raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
         self.phase = phase
+        if phase.scope == "head" and self.stale:
+            self._refresh()
+        self._equip(phase)
+
+    def _equip(self, phase: Phase) -> None:
+        """The heads and optimisers of a phase, in their places."""
         for net in self.whole:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
                 net.backbone.requires_grad_(phase.scope == "all")
-        self.optimisers = [make_optimiser(net, phase) for net in self.whole]
+        if phase.head == "own":
+            for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
+                net.head = head
+            return
+        if phase.head == "new":
+            features = self.splits["train"].features.features  # type: ignore[attr-defined]
+            for k, net in enumerate(self.whole):
+                net.head = self.new_head(features, k).to(self.device)
+        self.left[phase.name] = [(net.head, make_optimiser(net, phase)) for net in self.whole]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors by name, and the counters."""
-        tensors: dict[str, Tensor] = {"rng": self.rng.get_state()}
-        tensors |= self._learned()
+        tensors: dict[str, Tensor] = {"rng": self.rng.get_state()} | self._learned()
         for name, candidate in self.candidates.items():
             tensors |= {f"candidate.{name}.{key}": value for key, value in candidate.items()}
-        for k, optimiser in enumerate(self.optimisers):
-            for i, slots in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{k}.{i}.{name}": torch.as_tensor(value) for name, value in slots.items()}
+        for name, pairs in self.left.items():
+            for k, (head, optimiser) in enumerate(pairs):
+                tensors |= {f"left.{name}.{k}.head.{key}": value for key, value in head.state_dict().items()}
+                for i, slots in optimiser.state_dict()["state"].items():
+                    tensors |= {f"left.{name}.{k}.slot.{i}.{s}": torch.as_tensor(v) for s, v in slots.items()}
         for name, ledger in (("ledger", self.ledger), ("validation", self.validation_ledger)):
             tensors |= {f"{name}.{column}": value for column, value in ledger.state_dict().items()}
-        return tensors, {"cost": asdict(self.cost), "touched": self.touched, "wall": self.wall}
+        counters = {"cost": asdict(self.cost), "touched": self.touched, "stale": self.stale, "wall": self.wall}
+        return tensors, counters
 
-    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        """Go back to a saved state; `enter` must have been called for its phase."""
-        self.rng.set_state(tensors["rng"])
+    def resume(self, entered: list[Phase], tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Go back to a saved state.
+
+        Args:
+            entered: The phases that were entered before it was saved, the current one last.
+            tensors: From `state`.
+            counters: From `state`.
+        """
         self.touched = bool(counters["touched"])
-        self.started -= counters["wall"]
-        self.cost = Cost(**counters["cost"])
         self._learn_from(tensors)
+        for phase in entered:
+            self.phase = phase
+            self._equip(phase)
+        if entered[-1].scope == "head" and self.touched:
+            self._refresh()
+        self.stale = bool(counters["stale"])
+        for name, pairs in self.left.items():
+            for k, (head, optimiser) in enumerate(pairs):
+                head.load_state_dict(below(tensors, f"left.{name}.{k}.head."))
+                slots: dict[int, dict[str, Tensor]] = {}
+                for key, value in below(tensors, f"left.{name}.{k}.slot.").items():
+                    i, slot = key.split(".", 1)
+                    slots.setdefault(int(i), {})[slot] = value
+                optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         for key, value in below(tensors, "candidate.").items():
             name, rest = key.split(".", 1)
             self.candidates.setdefault(name, {})[rest] = value
-        for k, optimiser in enumerate(self.optimisers):
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, value in below(tensors, f"optimiser.{k}.").items():
-                i, slot = name.split(".", 1)
-                slots.setdefault(int(i), {})[slot] = value
-            optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         self.ledger.load_state_dict(below(tensors, "ledger."))
         self.validation_ledger.load_state_dict(below(tensors, "validation."))
+        self.rng.set_state(tensors["rng"])
+        self.cost = Cost(**counters["cost"])
+        self.started -= counters["wall"]
 
     def keep(self, name: str) -> None:
         """Keep a copy of what the nets have learned as a candidate for delivery."""
-        self.candidates[name] = {key: value.detach().cpu().clone() for key, value in self._learned().items()}
-
-    def _learned(self) -> dict[str, Tensor]:
-        """What differs from the start: the heads, and the backbones once a step has touched them."""
-        tensors: dict[str, Tensor] = {}
+        learned = self._learned()
         for k, net in enumerate(self.whole):
-            tensors |= {f"head.{k}.{name}": value for name, value in net.head.state_dict().items()}
-            if self.touched and net.backbone is not None:
-                tensors |= {f"backbone.{k}.{name}": value for name, value in net.backbone.state_dict().items()}
-        return tensors
-
-    def _learn_from(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `_learned`."""
-        for k, net in enumerate(self.whole):
-            net.head.load_state_dict(below(tensors, f"head.{k}."))
-            if net.backbone is not None and (backbone := below(tensors, f"backbone.{k}.")):
-                net.backbone.load_state_dict(backbone)
+            learned |= {f"head.{k}.{key}": value for key, value in net.head.state_dict().items()}
+        self.candidates[name] = {key: value.detach().cpu().clone() for key, value in learned.items()}
 
     def deliver(self, fresh: list[Net], candidate: str) -> None:
         """Take the nets of a candidate in the place of the last ones.
@@ -333,9 +393,28 @@ class Loop:
             candidate: A name that `keep` was given.
         """
         tensors = self.candidates[candidate]
+        self.touched = self.stale = any(name.startswith("backbone.") for name in tensors)
         self.whole = [net.to(self.device) for net in fresh]
-        self.touched = any(name.startswith("backbone.") for name in tensors)
-        self._learn_from(tensors)
+        if self.touched:
+            self._learn_from(tensors)
+        self.splits = dict(self.pretrained)
+        for k, net in enumerate(self.whole):
+            net.head.load_state_dict(below(tensors, f"head.{k}."))
+        assert self.phase is not None
+        self.phase = replace(self.phase, scope="all" if self.touched else "head")
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The backbones, once a step has touched them."""
+        if not self.touched:
+            return {}
+        states = [net.backbone.state_dict() if net.backbone is not None else {} for net in self.whole]
+        return {f"backbone.{k}.{name}": value for k, state in enumerate(states) for name, value in state.items()}
+
+    def _learn_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `_learned`."""
+        for k, net in enumerate(self.whole):
+            if net.backbone is not None and (state := below(tensors, f"backbone.{k}.")):
+                net.backbone.load_state_dict(state)
 
     @property
     def _scope(self) -> str:
@@ -347,9 +426,6 @@ class Loop:
             return data.features
         assert data.samples is not None
         return data.samples
-
-    def _position(self, module: nn.Module) -> int:
-        return next(k for k, net in enumerate(self.nets) if net is module)
 
     @contextmanager
     def _spending(self, account: str) -> Iterator[None]:
@@ -378,43 +454,3 @@ def cut(order: Int[Tensor, " N"], size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
-
-
-def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
-    """A fresh optimiser over what learns in a phase: the head, and the backbone with a rate of its own."""
-    stage = phase.stage
-    groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": stage.learning_rate}]
-    if phase.scope == "all":
-        assert net.backbone is not None
-        assert stage.backbone_learning_rate is not None, "the resolved config states it"
-        groups.append({"params": list(net.backbone.parameters()), "lr": stage.backbone_learning_rate})
-    for group in groups:
-        group["full_rate"] = group["lr"]
-    if stage.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9, weight_decay=stage.weight_decay)
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True)
-
-
-def factor(stage: Stage, share: float) -> float:
-    """The part of the full learning rate at a share 0..1 of the phase: a linear rise, then constant or a cosine."""
-    if share < stage.warmup:
-        # Never exactly zero: the first step would be lost.
-        return (share + 1e-3) / (stage.warmup + 1e-3)
-    if stage.schedule == "constant":
-        return 1.0
-    along = (share - stage.warmup) / (1 - stage.warmup)
-    return 0.5 * (1 + math.cos(math.pi * along))
-
-
-def set_rates(optimiser: torch.optim.Optimizer, part: float) -> None:
-    """Every group at a part of its full rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = group["full_rate"] * part
-
-
-def with_rates(phase: Phase, backbone_learning_rate: float) -> Phase:
-    """The phase with the backbone's recommended rate where none is set."""
-    stage = phase.stage
-    if phase.scope == "head" or stage.backbone_learning_rate is not None:
-        return phase
-    return replace(phase, stage=replace(stage, backbone_learning_rate=backbone_learning_rate))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +25,8 @@ from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.loop import Split
 from cleantune.precision import Precision, probe_precision
 from cleantune.sources import FeatureSource, SampleSource
+
+Known = tuple[Precision, Precision] | None
 
 PROBED = 64
 """Samples with which the precision is timed."""
@@ -47,6 +48,9 @@ class Material:
     data: Data
     backbone: Backbone | None
     precision: Precision
+    """Of extraction."""
+    training: Precision
+    """Of fine-tuning, and of the looks between."""
     features: dict[str, Any]
     """By split, [N, D] float32."""
     prepared: dict[str, Prepared]
@@ -73,15 +77,26 @@ class Material:
             out[name] = Split(torch.as_tensor(rows.y), FeatureSource(self.features[name]), samples)
         return out
 
-    def nets(self, count: int, seed: int) -> list[Net]:
+    def nets(self, count: int, heads: Heads) -> list[Net]:
         """Fresh nets: the backbone as pre-trained, each with a head of its own on standardised features."""
-        scale = standardisation(self.features["train"])
-        out = []
-        for k in range(count):
-            rng = torch.Generator().manual_seed(seed + k)
-            head = LinearHead(len(scale[0]), self.classes, standardise=scale, generator=rng)
-            out.append(Net(copy.deepcopy(self.backbone), head, self.precision))
-        return out
+        return [
+            Net(copy.deepcopy(self.backbone), heads(self.features["train"], k), self.training) for k in range(count)
+        ]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Makes fresh heads: from features [N, D] and the number of the net to a head that standardises them."""
+
+    classes: int
+    init: Literal["zeros", "normal"]
+    seed: int
+
+    def __call__(self, features: Any, k: int) -> LinearHead:
+        """The head of net k."""
+        scale = standardisation(features)
+        rng = torch.Generator().manual_seed(self.seed + k)
+        return LinearHead(len(scale[0]), self.classes, init=self.init, standardise=scale, generator=rng)
 
 
 def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | None]:
@@ -103,7 +118,7 @@ def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | 
 
 
 def gather(
-    config: Config, data: Data, backbone: Backbone | None, console: Console, known: Precision | None = None
+    config: Config, data: Data, backbone: Backbone | None, console: Console, known: Known = None, trains: bool = False
 ) -> Material:
     """Decode and extract; whatever is cached is taken from there.
 
@@ -112,7 +127,8 @@ def gather(
         data: From `read_data`.
         backbone: From `open_model`; None where the data are features.
         console: Told what is found and how far it is.
-        known: The precision of an interrupted run, which is kept.
+        known: The precisions of an interrupted run, of extraction and of training, which are kept.
+        trains: Whether the backbone will learn, so that its training is timed too.
 
     Raises:
         UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
@@ -122,7 +138,7 @@ def gather(
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
-        return Material(data, None, precision, features, {}, [], device, time.perf_counter() - start)
+        return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start)
     _same_kind(backbone, data)
     cache = cache_folder(config.run.cache)
     prepared = {}
@@ -130,8 +146,9 @@ def gather(
         with console.bar(f"reading {name}") as told:
             prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data))  # type: ignore[arg-type]
     backbone.to(device)
-    precision = known or _precision(backbone, prepared["train"], config.model, cache)
-    console.say(f"backbone in {precision.dtype}{', channels last' if precision.channels_last else ''} ({precision.why})")
+    precision, training = known or _precisions(backbone, prepared["train"], config.model, cache, trains)
+    for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
+        console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = {}
@@ -139,7 +156,7 @@ def gather(
         key = features_key(backbone, data.rows[name].samples.fingerprint, precision)
         with console.bar(f"features of {name}") as told:
             features[name] = extract(backbone, ready, precision, cache, key, told)
-    out = Material(data, backbone, precision, features, prepared, _skipped(data, features), device, 0.0)
+    out = Material(data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0)
     _leave_out(out, config.run.max_bad, console)
     out.seconds = time.perf_counter() - start
     return out
@@ -191,19 +208,32 @@ def _given_features(rows: Rows) -> Any:
 def _same_kind(backbone: Backbone, data: Data) -> None:
     kind = backbone.architecture.kind
     if backbone.preprocess is not None and kind != data.kind:
-        remedy = "choose another --model, or name the column with --image" if kind == "image" else "choose another --model, or name the column with --text"
+        remedy = (
+            "choose another --model, or name the column with --image"
+            if kind == "image"
+            else "choose another --model, or name the column with --text"
+        )
         raise UserError(f"the model {backbone.source} takes {kind}s, but the data are {data.kind}s: {remedy}")
 
 
-def _precision(backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path) -> Precision:
+def _precisions(
+    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool
+) -> tuple[Precision, Precision]:
+    """The fastest precision to look in and to learn in, timed on this machine the first time and kept in the cache."""
     good = [i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED]
-    return probe_precision(backbone, train.plain(torch.tensor(good)), model.precision, memory=cache / "precision")  # type: ignore[arg-type]
+    x, memory = train.plain(torch.tensor(good)), cache / "precision"
+    look = probe_precision(backbone, x, model.precision, memory=memory)  # type: ignore[arg-type]
+    if not trains:
+        return look, look
+    return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)  # type: ignore[arg-type]
 
 
 def _skipped(data: Data, features: dict[str, Any]) -> list[Skipped]:
     """Every sample that has no feature because it could not be read."""
     return [
-        Skipped(data.rows[name].ids[i], name, place) for name, f in features.items() for i, place in sorted(f.bad.items())
+        Skipped(data.rows[name].ids[i], name, place)
+        for name, f in features.items()
+        for i, place in sorted(f.bad.items())
     ]
 
 
@@ -234,14 +264,14 @@ def _leave_out(material: Material, max_bad: float, console: Console) -> None:
             if name in truth:
                 truth[name] = truth[name][good]
     material.data = replace(material.data, rows=rows, truth=truth)
-    console.say(f"{count} of {total} samples cannot be read and are left out, the first is {first}; all: evidence/bad_samples.csv")
+    console.say(
+        f"{count} of {total} samples cannot be read and are left out, the first is {first}; all: evidence/bad_samples.csv"
+    )
 
 
 def fingerprint(material: Material) -> str:
     """SHA-256 of what a resumed run must find unchanged: data, backbone and precision."""
-    parts = [material.data.fingerprint, json.dumps(asdict(replace(material.precision, why="")))]
+    parts = [material.data.fingerprint, material.precision.fingerprint, material.training.fingerprint]
     if material.backbone is not None:
         parts.append(material.backbone.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-

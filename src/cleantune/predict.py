@@ -12,14 +12,17 @@ from jaxtyping import Float, Shaped
 
 from cleantune.config import configure, read_toml
 from cleantune.console import Console
-from cleantune.data import Bad, Rows, load_unlabelled
+from cleantune.data import Rows, load_unlabelled
 from cleantune.errors import UserError
 from cleantune.export import load_model
-from cleantune.inputs import by_length
+from cleantune.fit import precisions
+from cleantune.inputs import by_length, prepare
 from cleantune.learner import Net
+from cleantune.loop import moved
 from cleantune.material import cache_folder, gather, open_model, pick_device, read_data
-from cleantune.precision import Precision, probe_precision
-from cleantune.store import read_json
+from cleantune.precision import probe_precision
+from cleantune.records import Inputs
+from cleantune.store import RunFolder
 
 BATCH = 64
 """Samples of a forward."""
@@ -42,7 +45,9 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
 class Model:
     """Predicts labels; opened with `cleantune.load`."""
 
-    def __init__(self, net: Net, classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str) -> None:
+    def __init__(
+        self, net: Net, classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str
+    ) -> None:
         """A net with the names of its classes.
 
         Args:
@@ -85,32 +90,35 @@ class Model:
 
     def probabilities(self, rows: Rows) -> Float[np.ndarray, "N C"]:
         """`predict_proba` of rows."""
-        out = np.zeros((len(rows), len(self.classes)), np.float32)
-        precision = None
-        for indices in _batches(len(rows)):
-            x = self._inputs(rows, indices)
-            if precision is None and self.net.backbone is not None:
-                precision = self.net.precision = probe_precision(
-                    self.net.backbone, x, memory=cache_folder(None) / "precision"
-                )
-            with torch.no_grad():
-                out[indices] = self.net(x).logits.softmax(1).cpu().numpy()
-        return out
-
-    def _inputs(self, rows: Rows, indices: list[int]) -> Any:
-        """What the net takes of these rows."""
-        read = rows.samples.read(indices)
         backbone = self.net.backbone
         if backbone is None:
-            f = torch.as_tensor(np.asarray(read, np.float32))
+            f = torch.as_tensor(np.asarray(rows.samples.read(range(len(rows))), np.float32))
             width = self.net.head.settings()["width"]  # type: ignore[operator]
             if f.shape[1] != width:
                 raise UserError(f"the features have {f.shape[1]} numbers a sample, the model takes {width}")
-            return f.to(self.device)
-        for i, sample in zip(indices, read, strict=True):
-            if isinstance(sample, Bad):
-                raise UserError(f"{rows.samples.describe(i)} cannot be read ({sample.reason}); repair or remove it")
-        return _to(backbone.preprocess.batch(read), self.device)  # type: ignore[union-attr]
+            return self._softmax([f])
+        cache = cache_folder(None)
+        assert backbone.preprocess is not None
+        prepared = prepare(rows.samples, backbone.preprocess, cache)
+        if prepared.bad:
+            index, place = next(iter(prepared.bad.items()))
+            raise UserError(
+                f"{len(prepared.bad)} of {len(rows)} samples cannot be read, the first is {place}; repair or remove them"
+            )
+        first = prepared.plain(torch.arange(min(BATCH, len(rows))))
+        self.net.precision = probe_precision(backbone, first, memory=cache / "precision")
+        order = torch.tensor(by_length(prepared, range(len(rows))))
+        batches = torch.split(order, BATCH)
+        found = self._softmax(prepared.plain(batch) for batch in batches)
+        out = np.empty_like(found)
+        out[order.numpy()] = found
+        return out
+
+    def _softmax(self, batches: Iterable[Inputs]) -> Float[np.ndarray, "N C"]:
+        device = torch.device(self.device)
+        with torch.no_grad():
+            out = [self.net(moved(x, device)).logits.softmax(1).cpu() for x in batches]
+        return torch.cat(out).numpy()
 
     def features(self, ids: Iterable[Any] | None = None) -> Float[np.ndarray, "N D"]:
         """The frozen backbone's features of the run's data, before any fine-tuning.
@@ -128,22 +136,15 @@ class Model:
         config, silent = configure(table), Console(silent=True)
         data, _ = read_data(config, silent)
         backbone = open_model(config.model, data.kind == "features")
-        known = Precision(**read_json(self.run / "checkpoint" / "precision.json"))
-        material = gather(config, data, backbone, silent, known)
+        material = gather(config, data, backbone, silent, precisions(RunFolder(self.run, resume=True)))
         place: dict[Any, tuple[str, int]] = {}
         for split in ("test", "unlabelled", "validation", "train"):
             if split in material.data.rows:
                 place |= {i: (split, k) for k, i in enumerate(material.data.rows[split].ids.tolist())}
-        wanted = list(ids) if ids is not None else [i for i, (split, _) in place.items() if split in ("train", "validation")]
+        wanted = (
+            list(ids) if ids is not None else [i for i, (split, _) in place.items() if split in ("train", "validation")]
+        )
         unknown = next((i for i in wanted if i not in place), None)
         if unknown is not None:
             raise UserError(f"the run has no row with the id {unknown!r}")
         return np.stack([np.asarray(material.features[place[i][0]][place[i][1]]) for i in wanted])
-
-
-def _batches(count: int) -> list[list[int]]:
-    return [list(range(start, min(start + BATCH, count))) for start in range(0, count, BATCH)]
-
-
-def _to(x: Any, device: str) -> Any:
-    return x.to(device) if isinstance(x, torch.Tensor) else {name: value.to(device) for name, value in x.items()}

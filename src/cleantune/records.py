@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 Scope = Literal["head", "all"]
 """What learns: `head` on cached features (linear probing), `all` of backbone and head on samples (full fine-tuning)."""
 
+Choose = Literal["last", "noisy-validation", "clean-validation"]
+"""Which epoch's model a run ends with: the last, or the best on a validation split by its given or its true labels."""
+
 View = Literal["plain", "weak", "strong"]
 """An augmentation of a sample, by strength; `plain` is the evaluation preprocessing."""
 
@@ -98,6 +101,8 @@ class Run(Protocol):
     rng: torch.Generator
     epoch: int
     """Epoch of the phase, from 0."""
+    touched: bool
+    """Whether the backbone differs from the pre-trained one."""
 
     @property
     def net(self) -> nn.Module:
@@ -116,9 +121,12 @@ class Run(Protocol):
         *,
         weak: int = 1,
         strong: int = 0,
-        passes: int = 1,
+        passes: float = 1.0,
     ) -> None:
-        """SGD over the plan: `loss(*nets, batch)` gives a scalar; None learns from every sample."""
+        """SGD over the plan: `loss(*nets, batch)` gives a scalar; None learns from every sample.
+
+        A fraction of a pass takes that share of the last shuffled order.
+        """
         ...
 
 
@@ -157,6 +165,11 @@ class Phase:
     scope: Scope
     stage: Stage
     epoch: Callable[[Run], None] = field(compare=False)
+    head: Literal["new", "same", "own"] = "new"
+    """Begin with a new head, with the head of the phase before, or with the head and the optimiser that the last
+    phase of this name left."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """The part of the stage's schedule that the phase runs through, where phases of one name share a schedule."""
 
 
 class Method(Protocol):

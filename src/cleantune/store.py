@@ -36,7 +36,9 @@ def atomic(path: Path) -> Iterator[Path]:
         beside.chmod(0o644)
         os.replace(beside, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -100,7 +102,9 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path} is a file; name a folder")
         if there and not resume and not overwrite:
-            raise UserError(f"--out {path} is not empty; go on with --resume, start anew with --overwrite, or name another")
+            raise UserError(
+                f"--out {path} is not empty; go on with --resume, start anew with --overwrite, or name another"
+            )
         if there and overwrite and not resume:
             self._clear(there)
         try:
@@ -113,7 +117,9 @@ class RunFolder:
         import shutil
 
         if "config.toml" not in there:
-            raise UserError(f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out")
+            raise UserError(
+                f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out"
+            )
         shutil.rmtree(self.path)
 
     @property

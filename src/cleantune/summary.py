@@ -32,7 +32,9 @@ def summary(ended: Ended, said: Verdict, looks: dict[str, Tensor]) -> dict[str, 
         "class_names": list(data.classes),
         "kind": data.kind,
         "model": model_card(material),
-        "samples": {s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabelled")}
+        "samples": {
+            s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabelled")
+        }
         | {"bad": len(material.skipped)},
         "accuracy": accuracies(ended, looks),
         "delivered": ended.delivery.phase,
@@ -42,7 +44,11 @@ def summary(ended: Ended, said: Verdict, looks: dict[str, Tensor]) -> dict[str, 
         "issues": issues(data, said),
         "selection": selection(ended.rows, data),
         "cost": cost(ended),
-        "precision": {"dtype": material.precision.dtype, "channels_last": material.precision.channels_last, "why": material.precision.why},
+        "precision": {
+            "dtype": material.precision.dtype,
+            "channels_last": material.precision.channels_last,
+            "why": material.precision.why,
+        },
         "notes": ended.notes,
         "warnings": warnings_of(ended),
         "versions": versions(),
@@ -174,13 +180,19 @@ def warnings_of(ended: Ended) -> list[str]:
     sizes = np.bincount(data.rows["train"].y, minlength=len(data.classes))
     small = [name for name, size in zip(data.classes, sizes, strict=True) if size < 10]
     if small:
-        out.append(f"{len(small)} classes have fewer than 10 training samples and are judged by rank alone: {', '.join(small[:5])}")
+        out.append(
+            f"{len(small)} classes have fewer than 10 training samples and are judged by rank alone: {', '.join(small[:5])}"
+        )
     predicted = ended.rows[-1].get("distinct_predictions")
     if predicted is not None and predicted < 0.9 * len(data.classes):
-        out.append(f"the model predicts only {predicted} of {len(data.classes)} classes; the head may have lost some: try a higher method.probe.learning_rate or a smaller method.q")
+        out.append(
+            f"the model predicts only {predicted} of {len(data.classes)} classes; the head may have lost some: try a higher method.probe.learning_rate or a smaller method.q"
+        )
     largest = sizes.max() / sizes.sum()
     if largest > 5 / len(data.classes) and len(data.classes) > 5:
-        out.append(f'the class "{data.classes[int(sizes.argmax())]}" has {largest:.0%} of the labels: wrong labels may have collected there')
+        out.append(
+            f'the class "{data.classes[int(sizes.argmax())]}" has {largest:.0%} of the labels: wrong labels may have collected there'
+        )
     if "validation" in data.rows and len(data.rows["validation"]) < 100:
         out.append(f"the validation split has {len(data.rows['validation'])} samples, too few to judge models by")
     return out

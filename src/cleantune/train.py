@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from cleantune.detect import margin
-from cleantune.loop import Loop, with_rates
-from cleantune.records import Method, Phase, Row
-
-Choose = Literal["last", "noisy-validation", "clean-validation"]
-"""Which epoch's model a run ends with: the last, or the best on a validation split by its given or its true labels."""
+from cleantune.detect import nats
+from cleantune.loop import Loop
+from cleantune.records import Choose, Method, Phase, Row
+from cleantune.schedule import with_rates
 
 JUDGED_BY = {"noisy-validation": "accuracy_validation", "clean-validation": "accuracy_validation_true"}
 
@@ -58,49 +56,64 @@ def train(
         One row an epoch, after the state was kept.
     """
     saved = memory.load() if memory is not None else None
-    counter = (saved[1]["phase"], saved[1]["epoch"]) if saved else (0, -1)
-    rows = saved[1]["rows"] if saved else 0
-    best = saved[1]["best"] if saved else -1.0
-    for p, phase in enumerate(todo):
-        if p < counter[0]:
-            continue
-        run.enter(phase)
-        here = saved is not None and p == counter[0]
-        if here and saved is not None:
-            run.restore(*saved)
-        for epoch in range(counter[1] + 1 if here else 0, phase.stage.epochs):
+    counters = saved[1] if saved else {"phase": 0, "epoch": -1, "rows": 0, "best": -1.0}
+    first, rows, best = counters["phase"], counters["rows"], counters["best"]
+    for p, phase in enumerate(todo[first:], start=first):
+        if saved and p == first:
+            run.resume(list(todo[: p + 1]), *saved)
+        else:
+            run.enter(phase)
+        for epoch in range(counters["epoch"] + 1 if p == first else 0, phase.stage.epochs):
             run.epoch, run.row = epoch, {}
             phase.epoch(run)
             looks = remember(run)
-            row = Row({"phase": phase.name, "epoch": epoch} | run.row | judge(run, looks))
-            row |= {"forwards": run.cost.forwards, "seconds": round(sum(run.cost.seconds.values()), 3)}
-            if epoch == phase.stage.epochs - 1 and p < len(todo) - 1:
+            row = Row({"phase": phase.name, "round": p, "epoch": epoch} | run.row | judge(run, looks))
+            row |= {"forwards": run.cost.forwards, "seconds": round(run.wall, 3)}
+            if p == 0 and epoch == phase.stage.epochs - 1 and any(q.scope == "all" for q in todo[1:]):
                 run.keep(phase.name)
-            if choose != "last" and row[JUDGED_BY[choose]] > best:
+            if choose != "last" and (row[JUDGED_BY[choose]] or 0.0) > best:
                 best = row[JUDGED_BY[choose]]
                 run.keep("best")
             rows += 1
             if memory is not None:
-                tensors, counters = run.state()
+                tensors, state = run.state()
                 memory.add_row(row)
-                memory.save(tensors, counters | {"phase": p, "epoch": epoch, "rows": rows, "best": best})
+                memory.save(tensors, state | {"phase": p, "epoch": epoch, "rows": rows, "best": best})
             yield row
 
 
-def remember(run: Loop) -> dict[str, Tensor]:
-    """The looks that cost a method nothing, as evidence for the label issues.
+EVIDENCE = ("loss", "late_loss", "late_p")
+"""Columns of the ledgers: cross-entropy of the given label averaged over the epochs of the last phase that learned from
+every sample in head scope; the same, and the probabilities, over the second half of its epochs."""
 
-    Every epoch the validation split is looked at anyway; the training split is where its features are cached.
-    Averages over the epochs of a probe tell wrong labels better than its last epoch (arXiv:2510.16211).
+
+def remember(run: Loop) -> dict[str, Tensor]:
+    """The looks that cost a method nothing, as evidence of which labels are wrong.
+
+    Averages over the epochs of a probe tell wrong labels better than its last epoch (arXiv:2510.16211). A phase that
+    learned from a selection is no witness: it was told the answer. The evidence of the first probe is kept under
+    `first_…`, for the case that the probe is what is delivered.
+
+    Returns:
+        Probabilities by split that were looked at.
     """
-    splits = [("train", run.ledger)] if run.free_to_look else []
-    if "validation" in run.splits:
-        splits.append(("validation", run.validation_ledger))
-    looks = {}
-    for split, ledger in splits:
-        p = looks[split] = run.probabilities(split)
-        y = run.splits[split].y
-        ledger.average("p", p)
-        ledger.average("margin", margin(p, y))
-        ledger.write("loss", -p.gather(1, y[:, None])[:, 0].clamp(min=1e-30).log())
+    assert run.phase is not None
+    looks = {"validation": run.probabilities("validation")} if "validation" in run.splits else {}
+    if run.phase.scope == "all" or run.plan is None or not bool(run.plan.keep.all()):
+        return looks
+    looks["train"] = run.probabilities("train")
+    for split, ledger in (("train", run.ledger), ("validation", run.validation_ledger)):
+        if split not in looks:
+            continue
+        p, y = looks[split], run.splits[split].y
+        loss = nats(p, y)
+        if run.epoch == 0:
+            ledger.forget(*EVIDENCE)
+        ledger.average("loss", loss)
+        if run.epoch >= run.phase.stage.epochs // 2:
+            ledger.average("late_loss", loss)
+            ledger.average("late_p", p)
+            if not run.touched:
+                for name in EVIDENCE:
+                    ledger.write(f"first_{name}", ledger[name])
     return looks

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cleantune.data import Data
-from cleantune.detect import margin
+from cleantune.detect import nats
 from cleantune.ledger import Ledger
 from cleantune.mixture import ClassMixtures, class_mixtures
 
@@ -32,34 +32,47 @@ class Verdict:
     rate_by_class: Float[Tensor, " C"]
 
 
-def judge_labels(
-    splits: list[tuple[Ledger, Float[Tensor, "N C"], Int[Tensor, " N"]]], classes: int
-) -> Verdict:
-    """The verdict from the trajectory in the ledgers and the last look of the delivered model.
+@dataclass(frozen=True)
+class Witness:
+    """What is known of the labels of one split."""
 
-    `label_score` is the mean of two margins, scaled to 0..1: the one averaged over the run's looks, and the
-    delivered model's. The first is hard to fool because early epochs have not learned wrong labels yet, the second
-    comes from the best model. `p_clean` is the posterior of the low component of a mixture per class of
-    -log(label_score), fitted on the training split.
+    y: Int[Tensor, " N"]
+    loss: Float[Tensor, " N"]
+    """Cross-entropy of the given label, averaged over the epochs of a probe where there was one; nats."""
+    late_loss: Float[Tensor, " N"]
+    """The same over the later epochs."""
+    p: Float[Tensor, "N C"]
+    """Class probabilities over the later epochs."""
+
+
+def witness(ledger: Ledger, look: Float[Tensor, "N C"], y: Int[Tensor, " N"], first: bool) -> Witness:
+    """The evidence of the last probe (or the first one) in a ledger, else of a last look at the split."""
+    prefix = "first_" if first else ""
+    if f"{prefix}late_p" not in ledger:
+        loss = nats(look, y)
+        return Witness(y, loss, loss, look)
+    return Witness(y, *(ledger[f"{prefix}{name}"] for name in ("loss", "late_loss", "late_p")))
+
+
+def judge_labels(witnesses: list[Witness], classes: int) -> Verdict:
+    """The verdict from what a probe thought of the labels while it learned.
+
+    `label_score` is exp(-loss): the probability of the given label, a geometric mean over the probe's epochs, of which
+    the early ones have not learned wrong labels yet. A label is an issue where the probe, over its later epochs, finds
+    another class more probable. `p_clean` is the posterior of the low component of the class's loss mixture, fitted
+    on the training split.
 
     Args:
-        splits: Train first: its ledger, the delivered model's probabilities, the given labels.
+        witnesses: Train first.
         classes: Number of classes.
     """
-    scores, suggestions = [], []
-    for ledger, p, y in splits:
-        own = margin(p, y)
-        seen = ledger["margin"] if "margin" in ledger else own
-        scores.append((2 + own + seen).clamp(0, 4) / 4)
-        mean_p = (p + ledger["p"]) / 2 if "p" in ledger else p
-        suggestions.append(mean_p.argmax(1))
-    y = torch.cat([s[2] for s in splits])
-    score, suggested = torch.cat(scores), torch.cat(suggestions)
-    train = len(splits[0][2])
-    loss = -torch.log(score.clamp(min=1e-3))
-    mixtures = class_mixtures(loss[:train], y[:train], classes)
-    p_clean = mixtures.posterior(loss, y)
-    issue = (p_clean < 0.5) & (suggested != y)
+    y = torch.cat([w.y for w in witnesses])
+    train = witnesses[0]
+    mixtures = class_mixtures(train.late_loss, train.y, classes)
+    p_clean = torch.cat([mixtures.posterior(w.late_loss, w.y) for w in witnesses])
+    score = torch.exp(-torch.cat([w.loss for w in witnesses]))
+    suggested = torch.cat([w.p.argmax(1) for w in witnesses])
+    issue = suggested != y
     wrong = torch.zeros(classes).index_add_(0, y, issue.float())
     size = torch.bincount(y, minlength=classes)
     return Verdict(score, p_clean, suggested, issue, float(issue.float().mean()), wrong / size.clamp(min=1))
@@ -89,7 +102,9 @@ def label_table(data: Data, verdict: Verdict) -> Any:
     return frame.iloc[order].reset_index(drop=True)
 
 
-def mixtures_of(loss: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, names: tuple[str, ...]) -> dict[str, Any]:
+def mixtures_of(
+    loss: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, names: tuple[str, ...]
+) -> dict[str, Any]:
     """The per-class mixtures of losses as the report draws them, in nats."""
     fitted: ClassMixtures = class_mixtures(loss, y, classes)
     kept = torch.bincount(y[fitted.posterior(loss, y) > 0.5], minlength=classes)
@@ -98,7 +113,11 @@ def mixtures_of(loss: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, n
         if not fitted.fitted[c]:
             continue
         parts = {
-            part: {"mean": float(fitted.mean[c, k]), "std": float(fitted.variance[c, k] ** 0.5), "weight": float(fitted.weight[c, k])}
+            part: {
+                "mean": float(fitted.mean[c, k]),
+                "std": float(fitted.variance[c, k] ** 0.5),
+                "weight": float(fitted.weight[c, k]),
+            }
             for k, part in enumerate(("low", "high"))
         }
         out[name] = parts | {"kept": int(kept[c]), "size": int(fitted.size[c])}

@@ -154,7 +154,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "image",
             "global average pool of the last 1 x 1 convolution",
             "MobileNetV2ForImageClassification",
-            1e-3,
+            5e-4,
             True,
             "MobileNetV2Model",
             _POOLER,

@@ -12,7 +12,7 @@ Differs from the paper:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from torch import Tensor
@@ -21,8 +21,8 @@ from cleantune import losses
 from cleantune.methods.table8 import paper_probe, paper_tune
 from cleantune.records import Batch, Interval, Method, Phase, Run, Scope, Stage
 
-PROBE = Stage(epochs=20, learning_rate=1e-3, weight_decay=1e-4, batch_size=128)
-TUNE = Stage(epochs=5, learning_rate=1e-3, weight_decay=1e-4, batch_size=64, warmup=0.1)
+PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128)
+TUNE = Stage(epochs=5, learning_rate=3e-4, batch_size=64, warmup=0.1)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CE:
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
-    probe: Stage = PROBE
+    probe: Stage = replace(PROBE, learning_rate=1e-4)
     """The only phase of scope `head`."""
     tune: Stage = TUNE
     """The only phase of scope `all`."""

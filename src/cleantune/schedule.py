@@ -1,0 +1,54 @@
+"""Optimisers and learning rates of a stage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cleantune.learner import Net
+from cleantune.records import Phase, Stage
+
+FIRST = 1e-3
+"""A warm-up begins at about this part of the rate: a first step of zero would be lost."""
+
+
+def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
+    """A fresh optimiser over what learns in a phase: the head, and the backbone with a rate of its own."""
+    stage = phase.stage
+    groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": stage.learning_rate}]
+    if phase.scope == "all":
+        assert net.backbone is not None
+        assert stage.backbone_learning_rate is not None, "phases() states it"
+        groups.append({"params": list(net.backbone.parameters()), "lr": stage.backbone_learning_rate})
+    for group in groups:
+        group["full_rate"] = group["lr"]
+    if stage.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9, weight_decay=stage.weight_decay)
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True)
+
+
+def factor(stage: Stage, share: float) -> float:
+    """The part of the full learning rate at a share 0..1 of the schedule: a linear rise, then constant or a cosine."""
+    if share < stage.warmup:
+        return max(share / stage.warmup, FIRST)
+    if stage.schedule == "constant":
+        return 1.0
+    along = (share - stage.warmup) / (1 - stage.warmup)
+    return 0.5 * (1 + math.cos(math.pi * along))
+
+
+def set_rates(optimiser: torch.optim.Optimizer, part: float) -> None:
+    """Every group at a part of its full rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["full_rate"] * part
+
+
+def with_rates(phase: Phase, backbone_learning_rate: float) -> Phase:
+    """The phase with the backbone's recommended rate where none is set."""
+    stage = phase.stage
+    if phase.scope == "head" or stage.backbone_learning_rate is not None:
+        return phase
+    return replace(phase, stage=replace(stage, backbone_learning_rate=backbone_learning_rate))

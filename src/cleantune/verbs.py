@@ -1,0 +1,268 @@
+"""The verbs of the command line; options are the fields of the records, with their comments and defaults as help."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import click
+
+from cleantune.config import ModelSpec, RunSpec
+from cleantune.data import DataSpec
+from cleantune.errors import UserError
+from cleantune.fields import Described, describe
+from cleantune.methods import METHODS
+from cleantune.records import Choice, Interval, Stage
+
+Command = Callable[..., Any]
+
+HIDDEN = {"data", "model"}
+"""Fields that stand on the command line under a name of their own."""
+
+
+def options_of(record: type) -> Callable[[Command], Command]:
+    """One option for each field of a record."""
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(describe(record)):
+            if field.name not in HIDDEN:
+                command = option_of(field)(command)
+        return command
+
+    return decorate
+
+
+def option_of(field: Described) -> Callable[[Command], Command]:
+    """The option of a field; it is None where the user says nothing."""
+    kinds = [k for k in get_args(field.kind) if k is not type(None)] if _is_union(field.kind) else [field.kind]
+    name = "--" + field.name.replace("_", "-")
+    words = f"{field.help} [default: {'none' if field.default is None else field.default}]"
+    if kinds == [bool]:
+        return click.option(f"{name}/--no-{name[2:]}", default=None, help=words)
+    if isinstance(field.allowed, Choice):
+        return click.option(name, type=click.Choice([str(v) for v in field.allowed.values]), default=None, help=words)
+    kind = {int: int, float: float}.get(kinds[0], str)
+    return click.option(name, type=kind, default=None, help=words, metavar=_metavar(field, kind))
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _metavar(field: Described, kind: type) -> str:
+    if kind is not str:
+        return "N" if kind is int else "X"
+    columns = ("text", "image", "label", "id", "true_label", "split_column", "test_label")
+    return "COL" if field.name in columns else "FILE" if field.name in ("test", "validation") else "TEXT"
+
+
+@click.command()
+@click.argument("data", required=False)
+@click.option("--model", help=f"{describe(ModelSpec)[0].help} [default: none]", metavar="MODEL")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
+@click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
+@click.option("--scope", type=click.Choice(["head", "all"]), help="What learns. [default: the method's own]")
+@click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
+@click.option("--seed", type=int, help="Of split, noise and training together. [default: 0]", metavar="N")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it here wins. [default: none]"
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    help="Any field, as method.tau=0.7; repeatable. [default: none]",
+    metavar="KEY=VALUE",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run. [default: off]")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options_of(DataSpec)
+@options_of(ModelSpec)
+@options_of(RunSpec)
+def fit(settings: tuple[str, ...], **said: Any) -> None:
+    """Train on noisy labels; write the model, the list of probably wrong labels and the report.
+
+    DATA is an image folder, a table (.csv .tsv .jsonl .parquet), embeddings (.npz), a Hugging Face folder or hf:NAME.
+    """
+    from cleantune.fit import fit as run
+
+    print_summary(run(settings=list(settings), **{k: v for k, v in said.items() if v is not None}).summary)
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """The few numbers that matter, aligned, on standard output."""
+    accuracy, noise = summary["accuracy"], summary["noise"]
+    rows = [
+        ("test accuracy", percent(accuracy["last"])),
+        ("  CE linear probe", percent(summary["baseline"]["accuracy"]["test"])),
+        ("validation accuracy", f"{percent(accuracy['validation_last'])} (by given labels)"),
+        ("labels that look wrong", f"{summary['issues']['count']:,}"),
+        ("estimated noise rate", percent(noise["estimated_rate"])),
+    ]
+    if "true_rate" in noise:
+        rows.append(("  true noise rate", percent(noise["true_rate"])))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def percent(share: float | None) -> str:
+    """A share for people."""
+    return "not measured" if share is None else f"{share:.1%}"
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Table to write, .parquet or .csv. [default: standard output, as CSV]",
+)
+@click.option("--text", help="Column of texts. [default: guessed]", metavar="COL")
+@click.option("--image", help="Column of images. [default: guessed]", metavar="COL")
+@click.option("--id", help="Column of ids. [default: id, else the path, else the row's number]", metavar="COL")
+def predict(run: Path, data: str, out: Path | None, **columns: str | None) -> None:
+    """Predict with the model of a run: id, predicted label, probability."""
+    import pandas as pd
+
+    from cleantune.predict import load
+    from cleantune.store import write_table
+
+    model = load(run)
+    rows = model.rows(data, **{k: v for k, v in columns.items() if v is not None})
+    p = model.probabilities(rows)
+    labels = model.class_values[p.argmax(1)].tolist()
+    frame = pd.DataFrame({"id": rows.ids, "predicted_label": labels, "probability": p.max(1).astype("float64")})
+    if out is None:
+        click.echo(frame.to_csv(index=False), nl=False)
+    elif out.suffix == ".parquet":
+        write_table(out, lambda path: frame.to_parquet(path, index=False))
+    elif out.suffix == ".csv":
+        write_table(out, lambda path: frame.to_csv(path, index=False))
+    else:
+        raise UserError(f"--out {out}: the table is written as .parquet or .csv")
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Build the report of a run anew."""
+    from cleantune.report import build
+
+    click.echo(f"report: {build(run)}")
+
+
+@click.command()
+@click.argument("data")
+@click.option(
+    "--noise",
+    required=True,
+    help="Such as symmetric:0.6, asymmetric:0.4, pair:0.3, instance:0.4. [no default]",
+    metavar="NOISE",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Table to write: .parquet .csv .tsv .jsonl .npz. [no default]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.", metavar="N")
+@options_of(DataSpec)
+def corrupt(data: str, noise: str, out: Path, seed: int, **columns: Any) -> None:
+    """Write data with noise in its labels and the true ones in a column of their own."""
+    from cleantune.data import write_like
+    from cleantune.fields import build
+
+    spec = build(DataSpec, {"data": data} | {k: v for k, v in columns.items() if v is not None}, "data")
+    measured = write_like(spec, noise, seed, out)
+    click.echo(f"{out}: {percent(measured.get('rate', 0.0))} of the labels are wrong")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON. [default: off]")
+def methods(as_json: bool) -> None:
+    """Methods, their settings with ranges and defaults, and their presets."""
+    listed = {name: _settings(cls) for name, cls in METHODS.items()}
+    if as_json:
+        click.echo(json.dumps(listed, indent=2, default=str))
+        return
+    for name, cls in METHODS.items():
+        click.secho(f"{name}: {(cls.__doc__ or '').splitlines()[0]}", bold=True)
+        click.echo(f"  presets: {', '.join(cls.presets) or 'none'}")
+        for key, default, allowed, words in listed[name]:
+            click.echo(f"  {key:<30} {default!s:<15} {allowed:<22} {words}")
+        click.echo("")
+
+
+def _settings(cls: type, path: str = "method") -> list[tuple[str, Any, str, str]]:
+    out = []
+    for field in describe(cls):
+        if isinstance(field.default, Stage):
+            stage = field.default
+            for inner in describe(Stage):
+                out.append((f"{path}.{field.name}.{inner.name}", getattr(stage, inner.name), _range(inner), inner.help))
+        else:
+            out.append((f"{path}.{field.name}", field.default, _range(field), field.help))
+    return out
+
+
+def _range(field: Described) -> str:
+    if isinstance(field.allowed, Interval):
+        return f"{field.allowed.low:g} to {field.allowed.high:g}"
+    if isinstance(field.allowed, Choice):
+        return " | ".join(str(v) for v in field.allowed.values)
+    return "true | false" if field.kind is bool else ""
+
+
+@click.command()
+def backbones() -> None:
+    """Architectures, and which feature of each is used."""
+    from cleantune.backbones import table
+
+    rows = table()
+    heads = list(rows[0])
+    widths = {h: max(len(h), *(len(str(row[h])) for row in rows)) for h in heads}
+    for row in [{h: h for h in heads}, *rows]:
+        click.echo("  ".join(f"{row[h]!s:<{widths[h]}}" for h in heads).rstrip())
+
+
+@click.command()
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of split, noise and training.", metavar="N")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+def demo(out: Path, seed: int, overwrite: bool) -> None:
+    """The main job on handwritten digits of which 60 % were labelled at random."""
+    from cleantune.demo import digits
+
+    print_summary(digits(out, seed=seed, overwrite=overwrite).summary)
+    click.echo(f"report: {out / 'report.html'}")
+
+
+@click.command("demo-text")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of split, noise and training.", metavar="N")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+def demo_text(out: Path, seed: int, overwrite: bool) -> None:
+    """The main job on customer messages of which 40 % were labelled at random."""
+    from cleantune.demo import messages
+
+    print_summary(messages(out, seed=seed, overwrite=overwrite).summary)
+    click.echo(f"report: {out / 'report.html'}")
+
+
+VERBS: dict[str, click.Command] = {
+    "fit": fit,
+    "predict": predict,
+    "report": report,
+    "corrupt": corrupt,
+    "demo": demo,
+    "demo-text": demo_text,
+    "methods": methods,
+    "backbones": backbones,
+}
