@@ -8,23 +8,26 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cleantune.errors import UserError
-    from cleantune.fit import Result, fit
+    from cleantune.main_job import Result, fit
     from cleantune.predict import Model, load
-    from cleantune.report import build as report
+
+# No dependency calls home: the hub's telemetry is off before anything imports it.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Result", "UserError", "fit", "load", "report"]
+__all__ = ["Model", "Result", "UserError", "fit", "load"]
 
 _HOMES = {
-    "fit": ("cleantune.fit", "fit"),
-    "Result": ("cleantune.fit", "Result"),
+    "fit": ("cleantune.main_job", "fit"),
+    "Result": ("cleantune.main_job", "Result"),
     "load": ("cleantune.predict", "load"),
     "Model": ("cleantune.predict", "Model"),
-    "report": ("cleantune.report", "build"),
     "UserError": ("cleantune.errors", "UserError"),
 }
 

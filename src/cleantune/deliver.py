@@ -53,7 +53,10 @@ def deliver(run: Loop, material: Material, fresh: list[Net], spec: RunSpec, last
     tuned = (run.probabilities("validation").argmax(1) == y).numpy()
     probed = _agrees(run, material, fresh, probe)
     lost = metrics.lost_against(probed, tuned)
-    words = f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels, the first {probe} with {probed.mean():.1%}"
+    words = (
+        f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels,"
+        f" the first {probe} with {probed.mean():.1%}"
+    )
     if lost > HARM:
         run.deliver(fresh, probe)
         why = f"fine-tuning did harm, so the first {probe} is delivered: {words} ({lost:.1f} standard errors)"

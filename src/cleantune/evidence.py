@@ -55,13 +55,13 @@ def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], fr
             continue
         y = run.splits[split].y
         last = nats(looks[split], y)
-        first = ledger["first_late_loss"] if "first_late_loss" in ledger else last
+        first = ledger.get("first_late_loss", last)
         part = pd.DataFrame({
             "id": data.rows[split].ids, "split": split, "given_label": values[y.numpy()],
             "loss_first": first.double().numpy(), "loss_last": last.double().numpy(),
         })  # fmt: skip
         if split in data.truth:
-            part["true_label"] = np.where(data.truth[split] >= 0, values[data.truth[split]], None)
+            part["true_label"] = np.where(data.truth[split] >= 0, values[data.truth[split]], None)  # type: ignore[assignment]
         parts.append(part)
         if split == "train":
             mixtures = {
@@ -117,5 +117,5 @@ def write_unlabelled(folder: RunFolder, data: Data, p: Tensor) -> None:
     )
     if "unlabelled" in data.truth:
         truth = data.truth["unlabelled"]
-        frame["true_label"] = np.where(truth >= 0, values[truth], None)
+        frame["true_label"] = np.where(truth >= 0, values[truth], None)  # type: ignore[assignment]
     write_table(folder.path / "unlabelled.parquet", lambda path: frame.to_parquet(path, index=False))

@@ -8,7 +8,7 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -31,12 +31,13 @@ class Described:
 
 
 @cache
-def describe(cls: type) -> tuple[Described, ...]:
+def describe(cls: Hashable) -> tuple[Described, ...]:
     """Every field of a dataclass with its type, default, range and the comment below it.
 
     Ranges come from `Annotated[..., Interval | Choice]`, `Literal` and `bool`; comments are the strings that
     stand under the fields.
     """
+    assert isinstance(cls, type)
     hints = typing.get_type_hints(cls, include_extras=True)
     comments = _comments(cls)
     out = []

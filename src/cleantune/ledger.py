@@ -28,6 +28,10 @@ class Ledger:
             raise KeyError(f"the ledger has no column {name!r}; it has {sorted(self._columns)}")
         return self._columns[name]
 
+    def get(self, name: str, default: Tensor) -> Tensor:
+        """A column, or the default where there is none."""
+        return self._columns.get(name, default)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._columns)
 

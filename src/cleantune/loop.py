@@ -154,7 +154,9 @@ class Loop:
                 f"phase {self.phase.name}, epoch {self.epoch}: the plan keeps none of {len(self.y)} samples;"
                 " lower method.tau or use more data"
             )
-        views: tuple[View, ...] = ("weak",) * weak + ("strong",) * strong
+        weakly: tuple[View, ...] = ("weak",)
+        strongly: tuple[View, ...] = ("strong",)
+        views = weakly * weak + strongly * strong
         with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
             for module in modules:
                 module.train()
@@ -180,9 +182,9 @@ class Loop:
             value.backward()  # type: ignore[no-untyped-call]
             for optimiser in optimisers:
                 optimiser.step()
-            total += value.detach().cpu() * len(batch.index)
-            seen += len(batch.index)
-            self.cost.training_samples += len(batch.index)
+            total += value.detach().cpu() * len(batch.rows)
+            seen += len(batch.rows)
+            self.cost.training_samples += len(batch.rows)
             self.cost.optimiser_steps += len(optimisers)
         if self._scope == "all":
             self.touched = self.stale = True

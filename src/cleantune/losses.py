@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 
 def cross_entropy(logits: Float[Tensor, "B C"], y: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -20,7 +20,7 @@ def cross_entropy(logits: Float[Tensor, "B C"], y: Int[Tensor, " B"]) -> Float[T
 
     Source: spec of every baseline; arXiv:2310.17668, section 2.
     """
-    return F.cross_entropy(logits.float(), y, reduction="none")
+    return functional.cross_entropy(logits.float(), y, reduction="none")
 
 
 def gce(logits: Float[Tensor, "B C"], y: Int[Tensor, " B"], q: float = 0.7) -> Float[Tensor, " B"]:
@@ -55,7 +55,7 @@ def soft_cross_entropy(logits: Float[Tensor, "B C"], target: Float[Tensor, "B C"
     Returns:
         One loss per sample, not reduced.
     """
-    return -(target.detach() * F.log_softmax(logits.float(), dim=1)).sum(dim=1)
+    return -(target.detach() * functional.log_softmax(logits.float(), dim=1)).sum(dim=1)
 
 
 def mean(losses: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -222,10 +222,10 @@ def _precisions(
     """The fastest precision to look in and to learn in, timed on this machine the first time and kept in the cache."""
     good = [i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED]
     x, memory = train.plain(torch.tensor(good)), cache / "precision"
-    look = probe_precision(backbone, x, model.precision, memory=memory)  # type: ignore[arg-type]
+    look = probe_precision(backbone, x, model.precision, memory=memory)
     if not trains:
         return look, look
-    return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)  # type: ignore[arg-type]
+    return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)
 
 
 def _skipped(data: Data, features: dict[str, Any]) -> list[Skipped]:
@@ -265,7 +265,8 @@ def _leave_out(material: Material, max_bad: float, console: Console) -> None:
                 truth[name] = truth[name][good]
     material.data = replace(material.data, rows=rows, truth=truth)
     console.say(
-        f"{count} of {total} samples cannot be read and are left out, the first is {first}; all: evidence/bad_samples.csv"
+        f"{count} of {total} samples cannot be read and are left out, the first is {first};"
+        " all of them: evidence/bad_samples.csv"
     )
 
 

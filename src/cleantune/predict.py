@@ -15,10 +15,10 @@ from cleantune.console import Console
 from cleantune.data import Rows, load_unlabelled
 from cleantune.errors import UserError
 from cleantune.export import load_model
-from cleantune.fit import precisions
 from cleantune.inputs import by_length, prepare
 from cleantune.learner import Net
 from cleantune.loop import moved
+from cleantune.main_job import precisions
 from cleantune.material import cache_folder, gather, open_model, pick_device, read_data
 from cleantune.precision import probe_precision
 from cleantune.records import Inputs
@@ -101,9 +101,10 @@ class Model:
         assert backbone.preprocess is not None
         prepared = prepare(rows.samples, backbone.preprocess, cache)
         if prepared.bad:
-            index, place = next(iter(prepared.bad.items()))
+            place = next(iter(prepared.bad.values()))
             raise UserError(
-                f"{len(prepared.bad)} of {len(rows)} samples cannot be read, the first is {place}; repair or remove them"
+                f"{len(prepared.bad)} of {len(rows)} samples cannot be read, the first is {place};"
+                " repair or remove them"
             )
         first = prepared.plain(torch.arange(min(BATCH, len(rows))))
         self.net.precision = probe_precision(backbone, first, memory=cache / "precision")

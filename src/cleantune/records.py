@@ -39,7 +39,7 @@ class Output(NamedTuple):
 class Batch(NamedTuple):
     """What a loss sees of the samples of one step."""
 
-    index: Int[Tensor, " B"]
+    rows: Int[Tensor, " B"]
     """Rows of the training split, for the ledger."""
     y: Int[Tensor, " B"]
     """Given labels."""
@@ -94,7 +94,6 @@ class Run(Protocol):
     There is no true label, optimiser, device, rank, loader or file here, and none can be reached from here.
     """
 
-    nets: list[nn.Module]
     y: Int[Tensor, " N"]
     classes: int
     ledger: Ledger
@@ -103,6 +102,11 @@ class Run(Protocol):
     """Epoch of the phase, from 0."""
     touched: bool
     """Whether the backbone differs from the pre-trained one."""
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        """What learns in this phase: heads, which take features, or whole nets, which take samples."""
+        ...
 
     @property
     def net(self) -> nn.Module:

@@ -181,17 +181,20 @@ def warnings_of(ended: Ended) -> list[str]:
     small = [name for name, size in zip(data.classes, sizes, strict=True) if size < 10]
     if small:
         out.append(
-            f"{len(small)} classes have fewer than 10 training samples and are judged by rank alone: {', '.join(small[:5])}"
+            f"{len(small)} classes have fewer than 10 training samples and are judged by rank alone:"
+            f" {', '.join(small[:5])}"
         )
     predicted = ended.rows[-1].get("distinct_predictions")
     if predicted is not None and predicted < 0.9 * len(data.classes):
         out.append(
-            f"the model predicts only {predicted} of {len(data.classes)} classes; the head may have lost some: try a higher method.probe.learning_rate or a smaller method.q"
+            f"the model predicts only {predicted} of {len(data.classes)} classes, the head may have lost some:"
+            " try a higher method.probe.learning_rate or a smaller method.q"
         )
     largest = sizes.max() / sizes.sum()
     if largest > 5 / len(data.classes) and len(data.classes) > 5:
         out.append(
-            f'the class "{data.classes[int(sizes.argmax())]}" has {largest:.0%} of the labels: wrong labels may have collected there'
+            f'the class "{data.classes[int(sizes.argmax())]}" has {largest:.0%} of the labels:'
+            " wrong labels may have collected there"
         )
     if "validation" in data.rows and len(data.rows["validation"]) < 100:
         out.append(f"the validation split has {len(data.rows['validation'])} samples, too few to judge models by")

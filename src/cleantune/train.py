@@ -56,7 +56,7 @@ def train(
         One row an epoch, after the state was kept.
     """
     saved = memory.load() if memory is not None else None
-    counters = saved[1] if saved else {"phase": 0, "epoch": -1, "rows": 0, "best": -1.0}
+    counters: dict[str, Any] = saved[1] if saved else {"phase": 0, "epoch": -1, "rows": 0, "best": -1.0}
     first, rows, best = counters["phase"], counters["rows"], counters["best"]
     for p, phase in enumerate(todo[first:], start=first):
         if saved and p == first:

@@ -89,7 +89,7 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
 
     DATA is an image folder, a table (.csv .tsv .jsonl .parquet), embeddings (.npz), a Hugging Face folder or hf:NAME.
     """
-    from cleantune.fit import fit as run
+    from cleantune.main_job import fit as run
 
     print_summary(run(settings=list(settings), **{k: v for k, v in said.items() if v is not None}).summary)
 

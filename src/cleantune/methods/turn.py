@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from cleantune import losses
 from cleantune.methods.table8 import paper_probe, paper_tune
 from cleantune.mixture import Normalise, class_mixtures
-from cleantune.records import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage
+from cleantune.records import Batch, Interval, Method, Output, Phase, Plan, Run, Scope, Stage
 from cleantune.selection import balanced, parse_balance, rescue
 
 
@@ -82,12 +82,12 @@ class TURN:
         once = replace(self.tune, epochs=1)
         out = [probe]
         for k, (start, end) in enumerate(self.spans()):
-            head = "new" if k == 0 else "own"
+            head: Literal["new", "own"] = "new" if k == 0 else "own"
             out += [Phase("tune", "all", once, self.tune_epoch, head, (start, end)), probe]
         return tuple(out)
 
     def spans(self) -> list[tuple[float, float]]:
-        """The parts of the budget, and of the schedule, that follow the cleansings: the first, the rest in equal parts."""
+        """The parts of the budget, and of the schedule, that follow each cleansing: the first, then equal parts."""
         rounds = self.tune.epochs
         ends = [1.0] if rounds == 1 else [self.first + (1 - self.first) * k / (rounds - 1) for k in range(rounds)]
         return list(zip([0.0, *ends], ends, strict=False))
@@ -121,10 +121,10 @@ class TURN:
         start, end = self.spans()[1 if run.touched else 0] if self.tune.epochs > 1 else (0.0, 1.0)
         return (end - start) * self.budget * len(run.y) / int(plan.keep.sum())
 
-    def probe_loss(self, net: Callable[..., Tensor], batch: Batch) -> Tensor:
+    def probe_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
         """Mean GCE of the batch."""
         return losses.mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
 
-    def tune_loss(self, net: Callable[..., Tensor], batch: Batch) -> Tensor:
+    def tune_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
         """Mean cross-entropy of the batch."""
         return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)

@@ -25,7 +25,7 @@ from cleantune.loop import Cost, Loop
 from cleantune.material import Heads, Material, fingerprint, gather, open_model, read_data
 from cleantune.methods import METHODS
 from cleantune.precision import Precision
-from cleantune.records import Method, Phase, Row
+from cleantune.records import Method, Phase
 from cleantune.store import RunFolder, read_json, write_json, write_text
 from cleantune.summary import summary, versions
 from cleantune.train import phases, train
@@ -282,10 +282,8 @@ def probe_baseline(material: Material, heads: Heads) -> Baseline:
     method: Method = METHODS["ce"]()
     net = Net(None, heads(material.features["train"], 0))
     loop = Loop([net], material.splits(), material.classes, heads.seed, heads, material.device)
-    row = Row()
-    for row in train(phases(method, 0.0), loop, Judge(material.data)):
-        pass
-    accuracy = {"test": row.get("accuracy_test"), "validation": row.get("accuracy_validation")}
+    row = list(train(phases(method, 0.0), loop, Judge(material.data)))[-1]
+    accuracy = {"test": row["accuracy_test"], "validation": row["accuracy_validation"]}
     return Baseline(accuracy, round(time.perf_counter() - start, 3))
 
 

@@ -1,0 +1,96 @@
+"""A run that is killed and resumed, again and again, against one that was left alone."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from tiny import save_tiny
+
+SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.budget=1.0")
+ROWS = 3 + 1 + 3 + 1 + 3
+"""Epochs of these settings: a probe, and two rounds of tuning and probing."""
+
+
+def pictures(path: Path) -> Path:
+    """120 small pictures in three classes by colour, one label in five wrong, with their true labels."""
+    rng = np.random.default_rng(0)
+    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+    true = np.arange(120) % 3
+    given = np.where(rng.random(120) < 0.2, (true + 1) % 3, true)
+    cells = []
+    for c in true:
+        file = io.BytesIO()
+        noisy = colours[c] + rng.integers(-50, 50, (24, 24, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+        cells.append(file.getvalue())
+    pq.write_table(pa.table({"image": cells, "label": given, "truth": true}), path)
+    return path
+
+
+def command(folder: Path, out: str, *more: str) -> list[str]:
+    """The command line of a run on the pictures, with a cache of its own."""
+    sets = [word for setting in SETTINGS for word in ("--set", setting)]
+    return [sys.executable, "-m", "cleantune", "fit", str(folder / "data.parquet"), "--model", str(folder / "model"),
+            "--label", "label", "--true-label", "truth", "--out", str(folder / out), "--precision", "float32",
+            "--device", "cpu", "--cache", str(folder / f"cache-{out}"), *sets, *more]  # fmt: skip
+
+
+def rows_in(folder: Path) -> int:
+    """Whole rows on the disk."""
+    path = folder / "rows.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def killed(line: list[str], reached: object, delay: float) -> int:
+    """Start a run, kill it a moment after it got somewhere, and give its exit status back."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 60
+    while process.poll() is None and not reached() and time.monotonic() < limit:  # type: ignore[operator]
+        time.sleep(0.001)
+    time.sleep(delay)
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+@pytest.mark.slow
+def test_a_run_killed_five_times_and_resumed_ends_with_the_bytes_of_one_left_alone(tmp_path: Path) -> None:
+    pictures(tmp_path / "data.parquet")
+    save_tiny("resnet", tmp_path / "model")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(command(tmp_path, "whole"), env=environment, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+    assert rows_in(tmp_path / "whole") == ROWS
+
+    rng, out = random.Random(7), tmp_path / "torn"
+    # The first kill falls into extraction, the others behind a row of every kind of phase.
+    assert killed(command(tmp_path, "torn"), lambda: any((tmp_path / "cache-torn").glob("features-*")), 0) == -signal.SIGKILL
+    moments = sorted(rng.sample(range(1, ROWS), 4))
+    for count in moments:
+        status = killed(
+            command(tmp_path, "torn", "--resume"), lambda n=count: rows_in(out) >= n, rng.random() * 0.02
+        )
+        assert status == -signal.SIGKILL, f"killed at row {count}: ended by itself with {status}"
+        assert not (out / "summary.json").exists()
+    last = subprocess.run(
+        command(tmp_path, "torn", "--resume"), env=environment, capture_output=True, text=True, check=False
+    )
+    assert last.returncode == 0, last.stderr
+
+    assert rows_in(out) == ROWS
+    for name in ("labels.parquet", "labels.csv", *(f"model/{p.name}" for p in (out / "model").glob("*.safetensors"))):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), f"{name} differs, killed at {moments}"
+    assert list((out / "model").glob("*.safetensors"))
