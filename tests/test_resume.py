@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 from tiny import save_tiny
 
@@ -66,7 +65,6 @@ def killed(line: list[str], reached: object, delay: float) -> int:
     return process.wait()
 
 
-@pytest.mark.slow
 def test_a_run_killed_five_times_and_resumed_ends_with_the_bytes_of_one_left_alone(tmp_path: Path) -> None:
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")

@@ -8,9 +8,8 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cleantune.errors import UserError, nearest
@@ -30,14 +29,21 @@ class Described:
     help: str
 
 
-@cache
-def describe(cls: Hashable) -> tuple[Described, ...]:
+def describe(cls: type) -> tuple[Described, ...]:
     """Every field of a dataclass with its type, default, range and the comment below it.
 
     Ranges come from `Annotated[..., Interval | Choice]`, `Literal` and `bool`; comments are the strings that
     stand under the fields.
     """
-    assert isinstance(cls, type)
+    if cls not in _described:
+        _described[cls] = _describe(cls)
+    return _described[cls]
+
+
+_described: dict[type, tuple[Described, ...]] = {}
+
+
+def _describe(cls: type) -> tuple[Described, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     comments = _comments(cls)
     out = []

@@ -1,0 +1,304 @@
+"""What every method promises in every scope, on small problems: one table over METHODS and scopes."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cleantune.backbones import Backbone, open_backbone
+from cleantune.data import Data, Rows
+from cleantune.judging import Judge
+from cleantune.learner import LinearHead, Net, standardisation
+from cleantune.loop import Loop, Split
+from cleantune.methods import METHODS
+from cleantune.methods.turn import TURN
+from cleantune.records import Method, Phase, Row, Scope, Stage
+from cleantune.sources import FeatureSource, SampleSource
+from cleantune.train import phases, train
+
+WIDTH = 8
+TABLE = [(name, scope) for name in METHODS for scope in get_args(Scope)]
+BACKBONE_RATE = 3e-3
+
+
+class Vectors:
+    """Samples that are ready for a network: vectors, whose weak views shake a little."""
+
+    bad: dict[int, str] = {}
+    lengths = None
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def plain(self, indices: Tensor) -> Tensor:
+        return self.x[indices]
+
+    def weak(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        return self.x[indices] + 0.05 * torch.randn(len(indices), self.x.shape[1], generator=generator)
+
+    strong = weak
+
+    def take(self, indices: np.ndarray) -> Vectors:
+        return Vectors(self.x[indices])
+
+    def describe(self, index: int) -> str:
+        return f"vector {index}"
+
+
+@dataclass
+class Problem:
+    """Blobs in C classes around random centres, with noise in the labels of train and validation."""
+
+    x: dict[str, Tensor]
+    y: dict[str, Tensor]
+    truth: dict[str, Tensor]
+    classes: int
+
+    def data(self) -> Data:
+        """As the judge sees it."""
+        rows = {s: Rows(np.arange(len(y)), y.numpy(), Vectors(self.x[s])) for s, y in self.y.items()}  # type: ignore[arg-type]
+        names = tuple(f"c{c}" for c in range(self.classes))
+        truth = {s: t.numpy() for s, t in self.truth.items()}
+        return Data("features", names, names, rows, truth, (), "")
+
+
+def blobs(noise: float, seed: int = 0, size: int = 480, classes: int = 4, spread: float = 0.8) -> Problem:
+    """Train, validation and test; symmetric noise never touches test."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = 2.0 * torch.nn.functional.normalize(torch.randn(classes, WIDTH, generator=rng), dim=1)
+    x, y, truth = {}, {}, {}
+    for split, count in (("train", size), ("validation", size // 4), ("test", size)):
+        true = torch.arange(count) % classes
+        x[split] = centres[true] + spread * torch.randn(count, WIDTH, generator=rng)
+        chosen = torch.rand(count, generator=rng) < (0.0 if split == "test" else noise)
+        drawn = torch.randint(classes, (count,), generator=rng)
+        y[split], truth[split] = torch.where(chosen, drawn, true), true
+    return Problem(x, y, truth, classes)
+
+
+def backbone(seed: int = 0, dropout: float = 0.1) -> Backbone:
+    """A small random network, with a layer that draws and a layer that normalises."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 12))
+    return open_backbone(module, feature="last layer", width=12).eval()
+
+
+def new_head(features: Any, k: int) -> LinearHead:
+    """Zeros on standardised features."""
+    scale = standardisation(features)
+    return LinearHead(len(scale[0]), CLASSES, init="zeros", standardise=scale)
+
+
+CLASSES = 4
+
+
+def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Loop:
+    """A run before its first phase: on features alone in scope head, on samples through a backbone in scope all."""
+    body = (body or backbone()) if scope == "all" else None
+    splits = {}
+    for split, x in problem.x.items():
+        with torch.no_grad():
+            features = FeatureSource(x if body is None else body.eval()(x))
+        splits[split] = Split(problem.y[split], features, None if body is None else SampleSource(Vectors(x)))
+    net = Net(copy.deepcopy(body), new_head(splits["train"].features.features, 0))
+    return Loop([net], splits, problem.classes, seed, new_head)
+
+
+def quick(name: str, scope: Scope, **changes: Any) -> Method:
+    """A method at rates that suit small problems."""
+    probe = Stage(epochs=12, learning_rate=1e-2, batch_size=32)
+    tune = Stage(epochs=2 if name == "turn" else 5, learning_rate=1e-2, batch_size=32, warmup=0.1)
+    return METHODS[name](**{"scope": scope, "probe": probe, "tune": tune} | changes)
+
+
+class InMemory:
+    """A memory that keeps copies, and can be told to stop a run."""
+
+    def __init__(self) -> None:
+        self.saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+        self.rows: list[Row] = []
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.saved[-1] if self.saved else None
+
+    def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        self.saved.append(({k: v.detach().clone() for k, v in tensors.items()}, copy.deepcopy(dict(counters))))
+
+    def add_row(self, row: Row) -> None:
+        self.rows.append(row)
+
+
+def trained(problem: Problem, method: Method, run: Loop, memory: InMemory | None = None) -> tuple[Loop, list[Row]]:
+    """The run after its last epoch, and its rows."""
+    todo = phases(method, BACKBONE_RATE)
+    return run, list(train(todo, run, Judge(problem.data()), memory))
+
+
+def bits(run: Loop) -> dict[str, Tensor]:
+    """All that a run has learned and remembers."""
+    tensors = {f"{k}.{name}": value for k, net in enumerate(run.whole) for name, value in net.state_dict().items()}
+    tensors |= {f"ledger.{name}": value for name, value in run.ledger.state_dict().items()}
+    tensors |= {f"validation.{name}": value for name, value in run.validation_ledger.state_dict().items()}
+    return {name: value.clone() for name, value in (tensors | {"rng": run.rng.get_state()}).items()}
+
+
+def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
+    """Equal to the bit."""
+    assert one.keys() == two.keys()
+    assert not [name for name in one if not torch.equal(one[name], two[name])]
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+def test_clean_blobs_are_solved(name: str, scope: Scope) -> None:
+    problem = blobs(0.0, spread=0.3)
+    _, rows = trained(problem, quick(name, scope), loop_on(problem, scope))
+    assert rows[-1]["accuracy_test"] > 0.97
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+def test_at_forty_percent_noise_no_method_is_worse_than_ce(name: str, scope: Scope) -> None:
+    def accuracy(of: str) -> float:
+        found = []
+        for seed in range(2):
+            problem = blobs(0.53, seed)  # a draw in four hits the true class
+            found.append(trained(problem, quick(of, scope), loop_on(problem, scope, seed))[1][-1]["accuracy_test"])
+        return float(np.mean(found))
+
+    assert accuracy(name) >= accuracy("ce") - 0.015
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+def test_same_seed_gives_the_same_bits_and_another_seed_others(name: str, scope: Scope) -> None:
+    problem, method = blobs(0.4, size=160), quick(name, scope)
+    first, _ = trained(problem, method, loop_on(problem, scope))
+    torch.rand(7)
+    second, _ = trained(problem, method, loop_on(problem, scope))
+    other, _ = trained(problem, method, loop_on(problem, scope, seed=1))
+    assert_same(bits(first), bits(second))
+    assert not torch.equal(bits(first)["0.head.linear.weight"], bits(other)["0.head.linear.weight"])
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+def test_stopped_after_any_epoch_and_resumed_is_never_stopped(name: str, scope: Scope) -> None:
+    problem = blobs(0.4, size=128)
+    short = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
+    method = quick(name, scope, probe=short, tune=replace(short, epochs=2, warmup=0.1))
+    memory = InMemory()
+    whole, rows = trained(problem, method, loop_on(problem, scope), memory)
+    cost = {k: v for k, v in vars(whole.cost).items() if k != "seconds"}
+    for done in range(1, len(rows)):
+        again = InMemory()
+        again.saved = memory.saved[:done]
+        torch.rand(done)
+        resumed, left = trained(problem, method, loop_on(problem, scope), again)
+        assert len(left) == len(rows) - done
+        assert_same(bits(resumed), bits(whole))
+        assert_same(resumed.state()[0], whole.state()[0])
+        assert {k: v for k, v in vars(resumed.cost).items() if k != "seconds"} == cost
+        for a, b in zip(left, rows[done:], strict=True):
+            assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -> None:
+    problem, body = blobs(0.4, size=160), backbone()
+    run = loop_on(problem, "all", body=body)
+    trained(problem, quick(name, "head"), run)
+    assert run.whole[0].backbone is not None
+    assert_same(dict(run.whole[0].backbone.state_dict()), dict(body.state_dict()))
+    assert (run.cost.forwards, run.cost.evaluation_forwards, run.touched) == (0, 0, False)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: str) -> None:
+    problem, body = blobs(0.4, size=160), backbone()
+    run = loop_on(problem, "all", body=body)
+    trained(problem, quick(name, "all"), run)
+    before, after = body.state_dict(), run.whole[0].backbone.state_dict()  # type: ignore[union-attr]
+    assert all(torch.equal(before[k], after[k]) for k in before if "running" in k)
+    assert not any(torch.equal(before[k], after[k]) for k in before if k.endswith("0.weight"))
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+def test_true_labels_move_no_bit(name: str, scope: Scope) -> None:
+    problem, method = blobs(0.4, size=160), quick(name, scope)
+    told, _ = trained(problem, method, loop_on(problem, scope))
+    lies = replace(problem, truth={s: (t + 1) % problem.classes for s, t in problem.truth.items()})
+    lied, _ = trained(lies, method, loop_on(lies, scope))
+    assert_same(bits(told), bits(lied))
+
+
+def reachable(root: object) -> Iterator[object]:
+    """Everything that can be reached from an object by reference, code and modules apart."""
+    skipped, seen, todo = (type, type(np), type(reachable)), set(), [root]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, skipped):
+            continue
+        seen.add(id(thing))
+        yield thing
+        todo += gc.get_referents(thing)
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+def test_true_labels_cannot_be_reached_from_what_a_method_sees(name: str, scope: Scope) -> None:
+    problem = blobs(0.4, size=160)
+    truth = [t.tolist() for t in problem.truth.values()]
+    method = quick(name, scope)
+    run = loop_on(problem, scope)
+    clean = {s: y.tolist() for s, y in problem.y.items()}
+    seen: list[object] = []
+
+    def spying(phase: Phase) -> Phase:
+        def epoch(given: Any) -> None:
+            phase.epoch(given)
+            seen.append([given, given.plan])
+
+        return replace(phase, epoch=epoch)
+
+    todo = tuple(spying(p) for p in phases(method, BACKBONE_RATE))
+    list(train(todo, run, Judge(problem.data())))
+    assert clean["train"] != truth[0]
+    for thing in reachable(seen[-1]):
+        if isinstance(thing, Tensor | np.ndarray) and thing.ndim == 1 and len(thing) == 160:
+            assert thing.tolist() != truth[0]
+
+
+def test_at_sixty_percent_noise_gce_is_not_below_ce_nor_turn_below_gce_and_what_is_kept_is_pure() -> None:
+    def last(name: str, scope: Scope) -> tuple[float, Row]:
+        found = []
+        for seed in range(2):
+            problem = blobs(0.6, seed, size=960, spread=0.35)
+            row = trained(problem, quick(name, scope), loop_on(problem, scope, seed))[1][-1]
+            found.append(row["accuracy_test"])
+        return float(np.mean(found)), row
+
+    ce, gce, turn = last("ce", "head")[0], last("gce", "head")[0], last("turn", "head")
+    assert gce >= ce - 0.01
+    assert turn[0] >= gce - 0.01
+    assert turn[1]["purity"] > 0.95
+
+    problem = blobs(0.6, size=960, spread=0.35)
+    rows = trained(problem, quick("turn", "all"), loop_on(problem, "all"))[1]
+    probe = trained(problem, quick("gce", "head"), loop_on(problem, "all"))[1][-1]
+    assert rows[-1]["accuracy_test"] >= probe["accuracy_test"] - 0.01
+    assert [r["purity"] for r in rows if r["phase"] == "tune"][-1] > 0.95
+
+
+def test_every_preset_makes_phases_of_known_names() -> None:
+    for name, method in METHODS.items():
+        for preset, make in method.presets.items():
+            names = [p.name for p in make("vit").phases()]
+            assert set(names) <= {"probe", "tune"}, f"{name} {preset}: {names}"
+    assert [p.name for p in TURN().phases()] == ["probe", "tune", "probe", "tune", "probe"]
