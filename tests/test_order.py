@@ -21,6 +21,8 @@ class Recording:
         self.y = torch.arange(N) % C
         self.classes, self.epoch = C, 0
         self.ledger, self.rng = Ledger(N), torch.Generator().manual_seed(0)
+        self.touched = False
+        self.ledger.write("late_loss", torch.rand(N, generator=self.rng))  # what the driver leaves after a probe
         self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
         self.transcript: list[str] = []
         self.plans: list[Plan | None] = []
@@ -60,10 +62,15 @@ def test_a_robust_loss_learns_from_all_and_looks_at_nobody(name: str) -> None:
 
 
 def test_turn_probes_on_all_then_looks_before_it_learns_from_the_trusted() -> None:
-    assert transcript("turn") == [
+    assert transcript("turn", reprobe=False) == [
         ("probe", "head", ["learn A from all"]),
         ("tune", "all", ["score A", "learn A from plan"]),
     ]
+
+
+def test_turns_default_probes_before_each_cleansing_and_after_the_last() -> None:
+    probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["learn A from plan"])
+    assert transcript("turn") == [probe, tune, probe, tune, probe]
 
 
 def test_the_papers_turn_takes_equally_many_of_every_class() -> None:

@@ -156,6 +156,7 @@ def _path(value: Any) -> Any:
     if isinstance(value, str | Path):
         path = Path(value).expanduser()
         return str(path.resolve()) if path.exists() else str(value)
-    if isinstance(value, bool | int | float | list):
+    plain = (bool, int, float, str)
+    if isinstance(value, plain) or (isinstance(value, list) and all(isinstance(v, plain) for v in value)):
         return value
     return f"<{type(value).__module__}.{type(value).__qualname__} from Python>"

@@ -136,7 +136,12 @@ class RunFolder:
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """The state of a run at the end of an epoch, in one file that replaces the one before."""
-        tidy = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        tidy, seen = {}, set()
+        for name, value in tensors.items():
+            value = value.detach().cpu().contiguous()
+            # Two phases may share a head; the file wants each tensor to own its memory.
+            tidy[name] = value.clone() if value.data_ptr() in seen else value
+            seen.add(value.data_ptr())
         data = to_bytes(tidy, {"counters": json.dumps(_plain(counters))})
         with atomic(self.checkpoint) as beside:
             beside.write_bytes(data)

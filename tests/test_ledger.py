@@ -1,0 +1,69 @@
+"""The per-sample memory: means, and what survives a resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cleantune.ledger import Ledger
+
+
+def test_running_mean_is_the_plain_mean_also_across_a_reload() -> None:
+    values = torch.rand(7, 5, 3, generator=torch.Generator().manual_seed(0))
+    ledger = Ledger(5)
+    for k, value in enumerate(values):
+        if k == 4:
+            state = {name: column.clone() for name, column in ledger.state_dict().items()}
+            ledger = Ledger(5)
+            ledger.load_state_dict(state)
+        mean = ledger.average("p", value)
+        torch.testing.assert_close(mean, values[: k + 1].mean(0))
+        assert torch.equal(mean, ledger["p"])
+
+
+def test_reloaded_means_go_on_to_the_same_bits() -> None:
+    one, two = Ledger(4), Ledger(4)
+    for value in torch.rand(3, 4):
+        one.average("p", value)
+    two.load_state_dict(one.state_dict())
+    value = torch.rand(4)
+    assert torch.equal(one.average("p", value), two.average("p", value))
+
+
+def test_a_forgotten_mean_begins_anew() -> None:
+    ledger = Ledger(3)
+    ledger.average("a", torch.ones(3))
+    ledger.average("b", torch.ones(3))
+    ledger.forget("a", "never there")
+    assert "a" not in ledger
+    assert torch.equal(ledger.average("a", torch.full((3,), 5.0)), torch.full((3,), 5.0))
+    assert torch.equal(ledger.average("b", torch.full((3,), 5.0)), torch.full((3,), 3.0))
+
+
+def test_what_is_written_is_a_copy_without_gradient() -> None:
+    ledger, value = Ledger(2), torch.ones(2, requires_grad=True)
+    ledger.write("a", value)
+    with torch.no_grad():
+        value += 1
+    assert ledger["a"].tolist() == [1, 1]
+    assert not ledger["a"].requires_grad
+
+
+def test_a_column_of_another_length_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"column 'p' has 3 rows, the ledger 2"):
+        Ledger(2).write("p", torch.zeros(3))
+    with pytest.raises(ValueError, match="'p'"):
+        Ledger(2).load_state_dict({"p": torch.zeros(1)})
+
+
+def test_a_missing_column_is_named_with_those_that_are_there() -> None:
+    ledger = Ledger(2)
+    ledger.write("late_p", torch.zeros(2))
+    with pytest.raises(KeyError, match="no column 'p'.*late_p"):
+        ledger["p"]
+
+
+def test_an_empty_ledger_takes_means() -> None:
+    ledger = Ledger(0)
+    ledger.average("p", torch.zeros(0))
+    assert ledger.average("p", torch.zeros(0)).shape == (0,)
