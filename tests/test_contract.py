@@ -6,7 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.loop import Loop, Split
 from cleantune.methods import METHODS
 from cleantune.methods.turn import TURN
+from cleantune.precision import Precision
 from cleantune.records import Method, Phase, Row, Scope, Stage
 from cleantune.sources import FeatureSource, SampleSource
 from cleantune.train import phases, train
@@ -41,7 +42,7 @@ def _one_thread() -> Iterator[None]:
 class Vectors:
     """Samples that are ready for a network: vectors, whose weak views shake a little."""
 
-    bad: dict[int, str] = {}
+    bad: ClassVar[dict[int, str]] = {}
     lengths = None
 
     def __init__(self, x: Tensor) -> None:
@@ -142,7 +143,9 @@ class InMemory:
         return self.saved[-1] if self.saved else None
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
-        self.saved.append(({k: v.detach().clone() for k, v in tensors.items()}, copy.deepcopy(dict(counters))))
+        # Contiguous, as a file gives them back.
+        copies = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        self.saved.append((copies, copy.deepcopy(dict(counters))))
 
     def add_row(self, row: Row) -> None:
         self.rows.append(row)
@@ -217,6 +220,25 @@ def test_stopped_after_any_epoch_and_resumed_is_never_stopped(name: str, scope: 
         assert {k: v for k, v in vars(resumed.cost).items() if k != "seconds"} == cost
         for a, b in zip(left, rows[done:], strict=True):
             assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_a_resumed_net_in_channels_last_is_never_stopped() -> None:
+    problem = blobs(0.4, size=128)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(1))
+    body = open_backbone(module, feature="convolution", width=32).eval()
+
+    def fresh() -> Loop:
+        run = loop_on(problem, "all", body=body)
+        run.whole[0] = Net(copy.deepcopy(body), run.whole[0].head, Precision(channels_last=True))
+        return run
+
+    method, memory = quick("ce", "all", tune=Stage(epochs=3, learning_rate=1e-2, batch_size=32)), InMemory()
+    whole, _ = trained(problem, method, fresh(), memory)
+    again = InMemory()
+    again.saved = memory.saved[:1]
+    resumed, _ = trained(problem, method, fresh(), again)
+    assert_same(bits(resumed), bits(whole))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from test_contract import (  # noqa: F401 - a fixture
     BACKBONE_RATE,
@@ -59,7 +61,7 @@ def test_a_wrecked_model_gives_way_to_the_probe_and_that_is_said() -> None:
     assert "fine-tuning did harm, so the first probe is delivered" in said.why
     assert "standard errors" in said.why
     first = [row for row in rows if row["round"] == 0][-1]
-    assert accuracy(run, problem) == first["accuracy_test"]
+    assert abs(accuracy(run, problem) - first["accuracy_test"]) < 1e-6
 
 
 def test_the_probe_that_is_delivered_stands_on_the_backbone_as_pre_trained() -> None:
@@ -85,14 +87,14 @@ def test_a_better_model_is_delivered_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in run.whole[0].state_dict().items())
 
 
-def test_a_difference_within_chance_is_no_harm() -> None:
+@pytest.mark.parametrize(("more", "harmed"), [(0, False), (1, False), (9, True)])
+def test_only_a_loss_beyond_chance_is_harm(more: int, harmed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = blobs(0.3, spread=0.4)
     run, _ = run_turn(problem)
-    run.keep("probe")  # the same net on both sides; its candidate is judged on the features as pre-trained
-    run.candidates["probe"] = {k: v for k, v in run.candidates["probe"].items() if k.startswith("head.")}
-    tuned = (run.probabilities("validation").argmax(1) == problem.y["validation"]).float().mean()
-    said = handed(run, problem)
-    assert f"agrees with {tuned:.1%} of the labels" in said.why
+    probed = (run.probabilities("validation").argmax(1) == problem.y["validation"]).numpy().copy()
+    probed[np.flatnonzero(~probed)[:more]] = True  # the probe is right wherever the tuned net is, and on a few more
+    monkeypatch.setattr("cleantune.deliver._agrees", lambda *_: probed)
+    assert handed(run, problem).early == harmed
 
 
 def test_do_no_harm_can_be_turned_off() -> None:

@@ -59,7 +59,7 @@ def test_a_column_of_another_length_is_refused_by_name() -> None:
 def test_a_missing_column_is_named_with_those_that_are_there() -> None:
     ledger = Ledger(2)
     ledger.write("late_p", torch.zeros(2))
-    with pytest.raises(KeyError, match="no column 'p'.*late_p"):
+    with pytest.raises(KeyError, match=r"no column 'p'.*late_p"):
         ledger["p"]
 
 

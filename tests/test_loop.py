@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -117,7 +118,7 @@ def test_the_papers_turn_costs_one_look_and_three_a_kept_sample_but_looks_for_fr
     rows = [row for row in rows_of(method, loop_on(problem, "all")) if row["phase"] == "tune"]
     assert len(rows) == 3
     assert rows[0]["forwards"] == 3 * rows[0]["selected"]
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in itertools.pairwise(rows):
         assert row["forwards"] - before["forwards"] == N + 3 * row["selected"]
 
 

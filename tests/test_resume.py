@@ -83,9 +83,7 @@ def test_a_run_killed_five_times_and_resumed_ends_with_the_bytes_of_one_left_alo
     assert extracting == -signal.SIGKILL
     moments = sorted(rng.sample(range(1, ROWS), 4))
     for count in moments:
-        status = killed(
-            command(tmp_path, "torn", "--resume"), lambda n=count: rows_in(out) >= n, rng.random() * 0.02
-        )
+        status = killed(command(tmp_path, "torn", "--resume"), lambda n=count: rows_in(out) >= n, rng.random() * 0.02)
         assert status == -signal.SIGKILL, f"killed at row {count}: ended by itself with {status}"
         assert not (out / "summary.json").exists()
     last = subprocess.run(

@@ -46,8 +46,8 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(
     def full(self: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(UserError, match="No space left"):
-        patched.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left"):
         folder.save({"a": torch.zeros(2)}, {"epoch": 2})
     saved = folder.load()
     assert saved is not None

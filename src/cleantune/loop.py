@@ -157,6 +157,7 @@ class Loop:
         weakly: tuple[View, ...] = ("weak",)
         strongly: tuple[View, ...] = ("strong",)
         views = weakly * weak + strongly * strong
+        passes = max(passes, self._least_passes(int(plan.keep.sum())))
         with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
             for module in modules:
                 module.train()
@@ -189,6 +190,12 @@ class Loop:
         if self._scope == "all":
             self.touched = self.stale = True
         self._note(float(total) / seen, optimisers[0])
+
+    def _least_passes(self, samples: int) -> float:
+        """Passes an epoch that give the stage's least number of steps."""
+        assert self.phase is not None
+        stage = self.phase.stage
+        return stage.least_steps / stage.epochs / -(-samples // stage.batch_size)
 
     def _along(self, share: float) -> float:
         """The place in the schedule at a share of this epoch."""

@@ -157,6 +157,10 @@ class Stage:
     """Share of the phase over which the learning rate rises from zero."""
     batch_size: Annotated[int, Interval(1, 65536, log=True)] = 128
     """Samples a step."""
+    rate_width: Annotated[int, Interval(0, 1_000_000)] = 0
+    """Length of features that `learning_rate` is meant for: other lengths scale it inversely, up to 0.01; 0: none do."""
+    least_steps: Annotated[int, Interval(0, 1_000_000)] = 0
+    """Steps of the phase at the least: few samples are passed over again and again until there are as many."""
     freeze_batchnorm: bool = True
     """Keep BatchNorm's running statistics as pre-trained while the backbone learns."""
 

@@ -11,6 +11,9 @@ import torch
 from cleantune.learner import Net
 from cleantune.records import Phase, Stage
 
+LARGEST = 1e-2
+"""A head's rate is scaled up to this at the most."""
+
 FIRST = 1e-3
 """A warm-up begins at about this part of the rate: a first step of zero would be lost."""
 
@@ -18,7 +21,7 @@ FIRST = 1e-3
 def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
     """A fresh optimiser over what learns in a phase: the head, and the backbone with a rate of its own."""
     stage = phase.stage
-    groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": stage.learning_rate}]
+    groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": head_rate(stage, net)}]
     if phase.scope == "all":
         assert net.backbone is not None
         assert stage.backbone_learning_rate is not None, "phases() states it"
@@ -28,6 +31,18 @@ def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
     if stage.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=stage.learning_rate, momentum=0.9, weight_decay=stage.weight_decay)
     return torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=stage.weight_decay, fused=True)
+
+
+def head_rate(stage: Stage, net: Net) -> float:
+    """The head's learning rate at the length of the features.
+
+    AdamW moves every weight by about the rate, so a score moves by about the rate times the length: shorter features
+    need a larger rate to get as far in as many steps.
+    """
+    if stage.rate_width == 0:
+        return stage.learning_rate
+    width = net.head.settings()["width"]  # type: ignore[operator]
+    return max(stage.learning_rate, min(stage.learning_rate * stage.rate_width / width, LARGEST))
 
 
 def factor(stage: Stage, share: float) -> float:

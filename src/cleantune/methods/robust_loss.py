@@ -21,8 +21,8 @@ from cleantune import losses
 from cleantune.methods.table8 import paper_probe, paper_tune
 from cleantune.records import Batch, Interval, Method, Output, Phase, Run, Scope, Stage
 
-PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128)
-CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128)
+PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
+CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=1000)
 """Cross-entropy learns wrong labels where GCE does not: it takes smaller steps."""
 TUNE = Stage(epochs=5, learning_rate=3e-4, batch_size=64, warmup=0.1)
 
