@@ -55,7 +55,6 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(
     assert saved[1] == {"epoch": 1}
 
 
-@pytest.mark.xfail(strict=False, reason="waits: RunFolder.add_row lets the OSError through")
 def test_a_full_disk_while_a_row_is_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path)
 
@@ -107,7 +106,6 @@ def test_a_last_row_that_was_cut_off_is_left_out_and_written_over(tmp_path: Path
     assert all(isinstance(row, Row) for row in folder.rows())
 
 
-@pytest.mark.xfail(strict=False, reason="waits: RunFolder.rows decodes the whole file strictly")
 def test_a_row_cut_off_inside_a_character_is_left_out(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.add_row(Row(phase="probe", epoch=0))
@@ -141,7 +139,6 @@ def test_checkpoint_comes_back_to_the_bit_with_its_counters(tmp_path: Path) -> N
     assert [p.name for p in folder.checkpoint.parent.iterdir()] == ["state.safetensors"]
 
 
-@pytest.mark.xfail(strict=False, reason="waits: RunFolder.save must clone tied weights")
 def test_tensors_that_share_memory_are_saved_as_they_are(tmp_path: Path) -> None:
     folder, a = RunFolder(tmp_path), torch.arange(6.0)
     folder.save({"a": a, "same": a, "part": a[2:4]}, {})
@@ -166,7 +163,6 @@ def test_json_has_no_nan_and_plain_numbers(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"nan": None, "tensor": 2.5, "3": [1, None], "deep": [{"x": 1}]}
 
 
-@pytest.mark.xfail(strict=False, reason="waits: store._plain passes infinity through")
 def test_infinity_becomes_null_in_json(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, [float("inf")])

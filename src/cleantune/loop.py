@@ -378,6 +378,7 @@ class Loop:
                     i, slot = key.split(".", 1)
                     slots.setdefault(int(i), {})[slot] = value
                 optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+                lay_out(optimiser)
         for key, value in below(tensors, "candidate.").items():
             name, rest = key.split(".", 1)
             self.candidates.setdefault(name, {})[rest] = value
@@ -443,6 +444,18 @@ class Loop:
         yield
         after = sum(net.looked + 3 * net.trained for net in self.whole)
         setattr(self.cost, account, getattr(self.cost, account) + after - before)
+
+
+def lay_out(optimiser: torch.optim.Optimizer) -> None:
+    """Give the moments the memory layout of their parameters.
+
+    A file gives contiguous tensors, but fused AdamW reads memory as it lies: beside channels-last weights the moments
+    would belong to other weights.
+    """
+    for parameter, slots in optimiser.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
 
 
 def moved(x: Inputs, device: torch.device) -> Inputs:

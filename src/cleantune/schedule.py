@@ -41,7 +41,7 @@ def head_rate(stage: Stage, net: Net) -> float:
     """
     if stage.rate_width == 0:
         return stage.learning_rate
-    width = net.head.settings()["width"]  # type: ignore[operator]
+    width: int = net.head.settings()["width"]  # type: ignore[operator]
     return max(stage.learning_rate, min(stage.learning_rate * stage.rate_width / width, LARGEST))
 
 

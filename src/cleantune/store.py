@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -36,11 +38,16 @@ def atomic(path: Path) -> Iterator[Path]:
         beside.chmod(0o644)
         beside.replace(path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume"
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The sentence for a file that could not be written."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume"
+    )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -82,7 +89,7 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
@@ -136,12 +143,8 @@ class RunFolder:
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """The state of a run at the end of an epoch, in one file that replaces the one before."""
-        tidy, seen = {}, set()
-        for name, value in tensors.items():
-            value = value.detach().cpu().contiguous()
-            # Two phases may share a head; the file wants each tensor to own its memory.
-            tidy[name] = value.clone() if value.data_ptr() in seen else value
-            seen.add(value.data_ptr())
+        # Phases may share a head and modules their weights; the file wants each tensor to own its memory.
+        tidy = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in tensors.items()}
         data = to_bytes(tidy, {"counters": json.dumps(_plain(counters))})
         with atomic(self.checkpoint) as beside:
             beside.write_bytes(data)
@@ -170,7 +173,7 @@ class RunFolder:
         if not path.is_file():
             return []
         out = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 out.append(Row(json.loads(line)))
             except json.JSONDecodeError:
@@ -184,12 +187,16 @@ class RunFolder:
 
     def add_row(self, row: Row) -> None:
         """One more row at the end; it is on the disk before the checkpoint that counts it."""
-        with (self.path / "rows.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line(row))
-            file.flush()
-            os.fsync(cast(IO[str], file).fileno())
+        path = self.path / "rows.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line(row))
+                file.flush()
+                os.fsync(cast(IO[str], file).fileno())
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 def line(row: Row) -> str:
     """A row as a line of JSON."""
-    return json.dumps(_plain(row), ensure_ascii=False) + "\n"
+    return json.dumps(_plain(row)) + "\n"
