@@ -158,7 +158,7 @@ class Stage:
     batch_size: Annotated[int, Interval(1, 65536, log=True)] = 128
     """Samples a step."""
     rate_width: Annotated[int, Interval(0, 1_000_000)] = 0
-    """Length of features that `learning_rate` is meant for; shorter ones raise it in proportion, to 0.01; 0: none do."""
+    """Length of features that `learning_rate` is meant for; shorter ones raise it in proportion, to 0.01; 0: never."""
     least_steps: Annotated[int, Interval(0, 1_000_000)] = 0
     """Steps of the phase at the least: few samples are passed over again and again until there are as many."""
     freeze_batchnorm: bool = True
