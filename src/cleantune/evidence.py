@@ -28,7 +28,7 @@ def look(ended: Ended) -> dict[str, Tensor]:
 
 def verdict(ended: Ended, looks: dict[str, Tensor]) -> Verdict:
     """What is thought of the labels of train and validation."""
-    run, first = ended.run, ended.delivery.phase == "probe" and ended.delivery.early
+    run, first = ended.run, ended.delivery.early
     ledgers = {"train": run.ledger, "validation": run.validation_ledger}
     return judge_labels(
         [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LISTED if s in run.splits], run.classes

@@ -259,9 +259,15 @@ def trained(
         console.row(row)
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
-    delivery = deliver(loop, material, material.nets(1, heads), config.run, todo[-1].name)
-    console.say(f"delivered: {delivery.why}")
+    delivery = deliver(loop, material, material.nets(1, heads), config.run, last_model(todo))
+    console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
+
+
+def last_model(todo: tuple[Phase, ...]) -> str:
+    """The phase that makes the last model: `tune` where there is one, whose backbone a last probe only reads."""
+    names = [phase.name for phase in todo]
+    return "tune" if "tune" in names else names[-1]
 
 
 def extraction_cost(material: Material, todo: tuple[Phase, ...]) -> Cost:

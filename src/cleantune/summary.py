@@ -81,8 +81,8 @@ def accuracies(ended: Ended, looks: dict[str, Tensor]) -> dict[str, Any]:
     def of(split: str) -> float | None:
         return metrics.accuracy(looks[split].argmax(1).numpy(), data.rows[split].y) if split in looks else None
 
-    ends = {row["phase"]: row for row in rows}
-    final = [row for row in rows if row["phase"] == rows[-1]["phase"]]
+    ends = ends_of(rows)
+    final = [row for row in rows if row["round"] == rows[-1]["round"]]
     best = max(final, key=lambda row: row["accuracy_validation"] or 0.0)
     return {
         "last": of("test"),
@@ -93,6 +93,15 @@ def accuracies(ended: Ended, looks: dict[str, Tensor]) -> dict[str, Any]:
             name: {"test": row["accuracy_test"], "validation": row["accuracy_validation"]} for name, row in ends.items()
         },
     }
+
+
+def ends_of(rows: list[Row]) -> dict[str, Row]:
+    """The last row of the first probe, of the last tuning, and of the probe after that (`reprobe`)."""
+    ends: dict[str, Row] = {}
+    for row in rows:
+        name = "reprobe" if row["phase"] == "probe" and "tune" in ends else row["phase"]
+        ends[name] = row
+    return ends
 
 
 def truth_of(data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

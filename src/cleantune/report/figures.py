@@ -157,6 +157,7 @@ def over_epochs(
     alt: str,
     *,
     level: tuple[str, float] | None = None,
+    axis: str = "epoch, counted over all phases",
 ) -> Markup:
     """Lines over the epochs of all phases, each named at its end, phases set apart by a band.
 
@@ -169,6 +170,7 @@ def over_epochs(
         name: Unique on the page.
         alt: What it shows.
         level: Name and height of a horizontal line to compare with.
+        axis: Name of the x axis.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -186,7 +188,7 @@ def over_epochs(
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter("{x:,.6g}")
         _name_ends(axes, ends)
-        axes.set(xlabel="epoch, counted over all phases", ylabel=unit)
+        axes.set(xlabel=axis, ylabel=unit)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         return inline(figure, name, alt)
 

@@ -201,25 +201,28 @@ def _of_classes(table: pd.DataFrame, look: str, mixtures: dict[str, Any], classe
 
 def _curves(run: RunFolder) -> dict[str, Any]:
     """Curves over the epochs; a quantity that was never measured has none."""
-    phases = [str(row["phase"]) for row in run.rows]
     split = "test" if words.accuracy(run, "test") is not None else "validation"
     baseline = run.number(f"baseline.accuracy.{split}")
+    selecting = [row for row in run.rows if finite(row.get("selected")) is not None]
     plots = []
     for number, (title, unit, note, quantities) in enumerate(CURVES):
-        lines = [figures.Line(name, _over_rows(run, path), *look) for name, path, *look in quantities]
+        whole = title == "Accuracy"
+        rows, axis = (run.rows, "epoch, counted over all phases") if whole else (selecting, "cleansing")
+        lines = [figures.Line(name, _over(rows, path), *look) for name, path, *look in quantities]
         measured = [line for line in lines if any(value is not None for value in line.values)]
         if measured:
-            level = (f"CE probe, {split}", 100 * baseline) if title == "Accuracy" and baseline is not None else None
+            level = (f"CE probe, {split}", 100 * baseline) if whole and baseline is not None else None
             ends = ", ".join(f"{line.name} {_last(line):.3g}" for line in measured)
-            alt = f"{title} over {len(phases)} epochs; at the end: {ends}."
-            svg = figures.over_epochs(measured, phases, unit, f"curve-{number}", alt, level=level)
+            alt = f"{title} over {len(rows)} {'epochs' if whole else 'cleansings'}; at the end: {ends}."
+            phases = [str(row["phase"]) for row in rows]
+            svg = figures.over_epochs(measured, phases, unit, f"curve-{number}", alt, level=level, axis=axis)
             plots.append(Plot(title, svg, note))
     return {"curves": plots}
 
 
-def _over_rows(run: RunFolder, path: str) -> list[float | None]:
-    """A quantity by epoch, accuracies in percent."""
-    values = [finite(value_at(row, path)) for row in run.rows]
+def _over(rows: list[dict[str, Any]], path: str) -> list[float | None]:
+    """A quantity by row, accuracies in percent."""
+    values = [finite(value_at(row, path)) for row in rows]
     return [100 * v if v is not None and path.startswith("accuracy") else v for v in values]
 
 

@@ -105,8 +105,9 @@ def delivered_phase(run: RunFolder) -> str | None:
 
 
 def last_phase(run: RunFolder) -> str | None:
-    """The phase the run ended with."""
-    return str(run.rows[-1]["phase"]) if run.rows else None
+    """The phase that made the run's last model: a probe after fine-tuning is a head on the fine-tuned backbone."""
+    phases = [str(row["phase"]) for row in run.rows]
+    return "tune" if "tune" in phases else phases[-1] if phases else None
 
 
 def kept_earlier(run: RunFolder) -> bool:
