@@ -68,7 +68,7 @@ def judge_labels(witnesses: list[Witness], classes: int) -> Verdict:
     """
     y = torch.cat([w.y for w in witnesses])
     train = witnesses[0]
-    mixtures = class_mixtures(train.late_loss, train.y, classes)
+    mixtures = class_mixtures(train.late_loss, train.y, classes, max_iter=200, tol=1e-6)
     p_clean = torch.cat([mixtures.posterior(w.late_loss, w.y) for w in witnesses])
     score = torch.exp(-torch.cat([w.loss for w in witnesses]))
     suggested = torch.cat([w.p.argmax(1) for w in witnesses])
@@ -106,7 +106,7 @@ def mixtures_of(
     loss: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, names: tuple[str, ...]
 ) -> dict[str, Any]:
     """The per-class mixtures of losses as the report draws them, in nats."""
-    fitted: ClassMixtures = class_mixtures(loss, y, classes)
+    fitted: ClassMixtures = class_mixtures(loss, y, classes, max_iter=200, tol=1e-6)
     kept = torch.bincount(y[fitted.posterior(loss, y) > 0.5], minlength=classes)
     out = {}
     for c, name in enumerate(names):

@@ -11,6 +11,7 @@ Differs from the paper, by default (the evidence is in dev/LOG.md):
   cleansings instead of four;
 - the head that is fine-tuned begins at zero, not at the probe's, whose large scores wreck the first steps;
 - what is delivered: the tuned backbone under a last GCE probe on all labels;
+- EM runs until it converges: after the ten iterations of DivideMix's settings the low component is still too wide;
 - every trusted sample is used, rescue for poor classes, the guard of spec 1.5, BatchNorm's statistics frozen, AdamW
   with warm-up and cosine at a rate that suits the backbone.
 """
@@ -55,6 +56,10 @@ class TURN:
     """Without reprobe: passes over the trusted samples after each cleansing."""
     normalise: Normalise = "none"
     """Scale of the losses before the mixture: as they are, or 0..1 by class or over all."""
+    em_iterations: Annotated[int, Interval(1, 10_000, log=True)] = 200
+    """Iterations of the mixture's EM at the most."""
+    em_tolerance: Annotated[float, Interval(0.0, 1.0)] = 1e-6
+    """A mixture is done when its mean log-likelihood changes by less; the paper's 0.01 stops long before that."""
     monotone: bool = True
     """Never call a loss above the high component's mean clean."""
     probe: Stage = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
@@ -67,6 +72,8 @@ class TURN:
             balance="strict",
             reprobe=False,
             average=False,
+            em_iterations=10,
+            em_tolerance=1e-2,
             monotone=False,
             probe=paper_probe(backbone),
             tune=paper_tune(backbone, epochs=4),
@@ -99,7 +106,10 @@ class TURN:
     def tune_epoch(self, run: Run) -> None:
         """Step 2: cleanse, then learn from the trusted."""
         loss = self.judged(run)
-        mixtures = class_mixtures(loss, run.y, run.classes, normalise=self.normalise)
+        mixtures = class_mixtures(
+            loss, run.y, run.classes,
+            normalise=self.normalise, max_iter=self.em_iterations, tol=self.em_tolerance,
+        )  # fmt: skip
         p_clean = mixtures.posterior(loss, run.y, monotone=self.monotone)
         if self.average:
             p_clean = run.ledger.average("p_clean", p_clean)
