@@ -17,12 +17,13 @@ from cleantune.backbones import Backbone, open_backbone
 from cleantune.data import Data, Rows
 from cleantune.judging import Judge
 from cleantune.learner import LinearHead, Net, standardisation
-from cleantune.loop import Loop, Split
+from cleantune.loop import Loop
 from cleantune.methods import METHODS
 from cleantune.methods.turn import TURN
 from cleantune.precision import Precision
 from cleantune.records import Method, Phase, Row, Scope, Stage
 from cleantune.sources import FeatureSource, SampleSource
+from cleantune.state import Split
 from cleantune.train import phases, train
 
 WIDTH = 8

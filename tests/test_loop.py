@@ -15,10 +15,11 @@ from torch import Tensor
 
 from cleantune import losses
 from cleantune.errors import UserError
-from cleantune.loop import Loop, cut
+from cleantune.loop import Loop
 from cleantune.methods import METHODS
 from cleantune.records import Batch, Phase, Plan, Row, Scope, Stage
 from cleantune.schedule import factor
+from cleantune.state import cut
 from cleantune.train import phases, train
 
 STAGE = Stage(epochs=1, learning_rate=1e-2, backbone_learning_rate=1e-3, batch_size=32)

@@ -10,8 +10,9 @@ import torch
 from cleantune import metrics
 from cleantune.config import RunSpec
 from cleantune.learner import Net
-from cleantune.loop import Loop, below
+from cleantune.loop import Loop
 from cleantune.material import Material
+from cleantune.state import below
 
 HARM = 1.0
 """Fine-tuning is clearly below the probe when it loses by more standard errors than this (McNemar, paired)."""

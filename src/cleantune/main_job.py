@@ -21,11 +21,12 @@ from cleantune.export import save_model
 from cleantune.fields import assignment, describe, merge, nested
 from cleantune.judging import Judge
 from cleantune.learner import Net
-from cleantune.loop import Cost, Loop
+from cleantune.loop import Loop
 from cleantune.material import Heads, Material, fingerprint, gather, open_model, read_data
 from cleantune.methods import METHODS
 from cleantune.precision import Precision
 from cleantune.records import Method, Phase
+from cleantune.state import Cost
 from cleantune.store import RunFolder, read_json, write_json, write_text
 from cleantune.summary import summary, versions
 from cleantune.train import phases, train

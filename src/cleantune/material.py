@@ -22,9 +22,9 @@ from cleantune.errors import UserError
 from cleantune.features import extract, features_key
 from cleantune.inputs import Prepared, prepare
 from cleantune.learner import LinearHead, Net, standardisation
-from cleantune.loop import Split
 from cleantune.precision import Precision, probe_precision
 from cleantune.sources import FeatureSource, SampleSource
+from cleantune.state import Split
 
 Known = tuple[Precision, Precision] | None
 

@@ -17,11 +17,11 @@ from cleantune.errors import UserError
 from cleantune.export import load_model
 from cleantune.inputs import by_length, prepare
 from cleantune.learner import Net
-from cleantune.loop import moved
 from cleantune.main_job import precisions
 from cleantune.material import cache_folder, gather, open_model, pick_device, read_data
 from cleantune.precision import probe_precision
 from cleantune.records import Inputs
+from cleantune.state import moved
 from cleantune.store import RunFolder
 
 BATCH = 64

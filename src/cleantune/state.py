@@ -1,0 +1,313 @@
+"""The state of a run: nets, optimisers, ledgers and the generator, and how it is kept, resumed and delivered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from cleantune.errors import UserError
+from cleantune.learner import Net
+from cleantune.ledger import Ledger
+from cleantune.records import Inputs, Phase, Plan
+from cleantune.schedule import make_optimiser
+from cleantune.sources import FeatureSource, Source
+
+LOOK_BATCH = 256
+"""Samples a batch when nothing is learned."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split as the loop sees it: given labels, cached features, and samples where there are any."""
+
+    y: Int[Tensor, " N"]
+    features: Source
+    samples: Source | None
+
+
+@dataclass
+class Cost:
+    """What a run has spent; forwards are in the unit F of spec section 6."""
+
+    forwards: int = 0
+    """A sample looked at through the backbone is 1, a sample trained on through it is 3."""
+    evaluation_forwards: int = 0
+    """Looks that the method did not ask for: validation, test, the last look at the training split."""
+    training_samples: int = 0
+    optimiser_steps: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a name."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+class State:
+    """All that a run is at a moment; it lives in nets, optimisers, ledgers and the generator.
+
+    `state` and `resume` carry exactly these.
+    """
+
+    def __init__(
+        self,
+        nets: list[Net],
+        splits: Mapping[str, Split],
+        classes: int,
+        seed: int,
+        new_head: Callable[[Any, int], nn.Module],
+        device: str = "cpu",
+    ) -> None:
+        """A run before its first phase.
+
+        Args:
+            nets: One, or two for methods with a peer.
+            splits: `train`, and `validation`, `test`, `unlabelled` where they exist.
+            classes: Number of classes C.
+            seed: Of the only generator.
+            new_head: From features [N, D] and the number of the net to a fresh head.
+            device: Where the nets compute; labels, ledgers and the generator stay on the CPU.
+        """
+        self.device = torch.device(device)
+        self.whole = [net.to(self.device) for net in nets]
+        self.pretrained = dict(splits)
+        self.splits = dict(splits)
+        self.y = splits["train"].y
+        self.classes = classes
+        self.rng = torch.Generator().manual_seed(seed)
+        self.new_head = new_head
+        self.ledger = Ledger(len(self.y))
+        self.validation_ledger = Ledger(len(splits["validation"].y) if "validation" in splits else 0)
+        self.cost = Cost()
+        self.touched = False
+        """Whether the backbones differ from the pre-trained ones."""
+        self.stale = False
+        """Whether they have changed since the features were made."""
+        self.epoch = 0
+        self.phase: Phase | None = None
+        self.plan: Plan | None = None
+        """What was learned from last, for whoever measures it."""
+        self.left: dict[str, list[tuple[nn.Module, torch.optim.Optimizer]]] = {}
+        """Heads and optimisers, a pair a net, by the name of the phase that had them last."""
+        self.row: dict[str, Any] = {}
+        """What the verbs did in this epoch, for its row."""
+        self.started = time.perf_counter()
+        """When this sitting of the run began; earlier sittings are added on resume."""
+        self.candidates: dict[str, dict[str, Tensor]] = {}
+        """Nets of earlier epochs that may yet be delivered, by name."""
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        """What learns in this phase: heads, which take cached features, or whole nets, which take samples."""
+        return [net.head for net in self.whole] if self._scope == "head" else list(self.whole)
+
+    @property
+    def net(self) -> nn.Module:
+        """The only net of a method that trains one."""
+        return self.nets[0]
+
+    @property
+    def free_to_look(self) -> bool:
+        """Whether a look at every training sample costs no forward."""
+        return self._scope == "head" or not self.stale
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the run began, interruptions left out."""
+        return time.perf_counter() - self.started
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase: what learns, from what, and with which heads and optimisers."""
+        if phase.scope == "all" and self.splits["train"].samples is None:
+            raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
+        self.phase = phase
+        if phase.scope == "head" and self.stale:
+            self._refresh()
+        self._equip(phase)
+
+    def _equip(self, phase: Phase) -> None:
+        """The heads and optimisers of a phase, in their places."""
+        for net in self.whole:
+            net.freeze_batchnorm = phase.stage.freeze_batchnorm
+            if net.backbone is not None:
+                net.backbone.requires_grad_(phase.scope == "all")
+        if phase.head == "own":
+            for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
+                net.head = head
+            return
+        if phase.head == "new":
+            features = self.splits["train"].features.features  # type: ignore[attr-defined]
+            for k, net in enumerate(self.whole):
+                net.head = self.new_head(features, k).to(self.device)
+        self.left[phase.name] = [(net.head, make_optimiser(net, phase)) for net in self.whole]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs: tensors by name, and the counters."""
+        tensors: dict[str, Tensor] = {"rng": self.rng.get_state()} | self._learned()
+        for name, candidate in self.candidates.items():
+            tensors |= {f"candidate.{name}.{key}": value for key, value in candidate.items()}
+        for name, pairs in self.left.items():
+            for k, (head, optimiser) in enumerate(pairs):
+                tensors |= {f"left.{name}.{k}.head.{key}": value for key, value in head.state_dict().items()}
+                for i, slots in optimiser.state_dict()["state"].items():
+                    tensors |= {f"left.{name}.{k}.slot.{i}.{s}": torch.as_tensor(v) for s, v in slots.items()}
+        for name, ledger in (("ledger", self.ledger), ("validation", self.validation_ledger)):
+            tensors |= {f"{name}.{column}": value for column, value in ledger.state_dict().items()}
+        counters = {"cost": asdict(self.cost), "touched": self.touched, "stale": self.stale, "wall": self.wall}
+        return tensors, counters
+
+    def resume(self, entered: list[Phase], tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Go back to a saved state.
+
+        Args:
+            entered: The phases that were entered before it was saved, the current one last.
+            tensors: From `state`.
+            counters: From `state`.
+        """
+        self.touched = bool(counters["touched"])
+        self._learn_from(tensors)
+        for phase in entered:
+            self.phase = phase
+            self._equip(phase)
+        if entered[-1].scope == "head" and self.touched:
+            self._refresh()
+        self.stale = bool(counters["stale"])
+        for name, pairs in self.left.items():
+            for k, (head, optimiser) in enumerate(pairs):
+                head.load_state_dict(below(tensors, f"left.{name}.{k}.head."))
+                slots: dict[int, dict[str, Tensor]] = {}
+                for key, value in below(tensors, f"left.{name}.{k}.slot.").items():
+                    i, slot = key.split(".", 1)
+                    slots.setdefault(int(i), {})[slot] = value
+                optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+                lay_out(optimiser)
+        for key, value in below(tensors, "candidate.").items():
+            name, rest = key.split(".", 1)
+            self.candidates.setdefault(name, {})[rest] = value
+        self.ledger.load_state_dict(below(tensors, "ledger."))
+        self.validation_ledger.load_state_dict(below(tensors, "validation."))
+        self.rng.set_state(tensors["rng"])
+        self.cost = Cost(**counters["cost"])
+        self.started -= counters["wall"]
+
+    def keep(self, name: str) -> None:
+        """Keep a copy of what the nets have learned as a candidate for delivery."""
+        learned = self._learned()
+        for k, net in enumerate(self.whole):
+            learned |= {f"head.{k}.{key}": value for key, value in net.head.state_dict().items()}
+        self.candidates[name] = {key: value.detach().cpu().clone() for key, value in learned.items()}
+
+    def deliver(self, fresh: list[Net], candidate: str) -> None:
+        """Take the nets of a candidate in the place of the last ones.
+
+        Args:
+            fresh: Nets as they were before the first phase.
+            candidate: A name that `keep` was given.
+        """
+        tensors = self.candidates[candidate]
+        self.touched = self.stale = any(name.startswith("backbone.") for name in tensors)
+        self.whole = [net.to(self.device) for net in fresh]
+        if self.touched:
+            self._learn_from(tensors)
+        self.splits = dict(self.pretrained)
+        for k, net in enumerate(self.whole):
+            net.head.load_state_dict(below(tensors, f"head.{k}."))
+        assert self.phase is not None
+        self.phase = replace(self.phase, scope="all" if self.touched else "head")
+
+    def _learned(self) -> dict[str, Tensor]:
+        """The backbones, once a step has touched them."""
+        if not self.touched:
+            return {}
+        states = [net.backbone.state_dict() if net.backbone is not None else {} for net in self.whole]
+        return {f"backbone.{k}.{name}": value for k, state in enumerate(states) for name, value in state.items()}
+
+    def _learn_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `_learned`."""
+        for k, net in enumerate(self.whole):
+            if net.backbone is not None and (state := below(tensors, f"backbone.{k}.")):
+                net.backbone.load_state_dict(state)
+
+    @property
+    def _scope(self) -> str:
+        return "head" if self.phase is None else self.phase.scope
+
+    def _source(self, split: str) -> Source:
+        data = self.splits[split]
+        if self._scope == "head":
+            return data.features
+        assert data.samples is not None
+        return data.samples
+
+    @contextmanager
+    def _spending(self, account: str) -> Iterator[None]:
+        """Book the forwards that pass through the backbones inside on an account of the cost."""
+        before = sum(net.looked + 3 * net.trained for net in self.whole)
+        yield
+        after = sum(net.looked + 3 * net.trained for net in self.whole)
+        setattr(self.cost, account, getattr(self.cost, account) + after - before)
+
+    def _refresh(self) -> None:
+        """New features of all splits from the backbone as it is now."""
+        net = self.whole[0]
+        assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
+        net.eval()
+        for split, data in self.splits.items():
+            assert data.samples is not None
+            name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
+            with self.cost.timed(name), self._spending(account):
+                features = self._pass_over(data.samples, lambda _, x: net.features(x))
+            self.splits[split] = replace(data, features=FeatureSource(features))
+        self.stale = False
+
+    def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
+        """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
+        order, out = source.order(), []
+        with torch.no_grad():
+            for index, xs in source.batches(cut(order, LOOK_BATCH), ("plain",), 0):
+                out.append(fn(index, moved(xs[0], self.device)).cpu())
+        found = torch.cat(out)
+        values = torch.empty_like(found)
+        values[order] = found
+        return values
+
+
+def lay_out(optimiser: torch.optim.Optimizer) -> None:
+    """Give the moments the memory layout of their parameters.
+
+    A file gives contiguous tensors, but fused AdamW reads memory as it lies: beside channels-last weights the moments
+    would belong to other weights.
+    """
+    for parameter, slots in optimiser.state.items():
+        for name, value in slots.items():
+            if value.shape == parameter.shape:
+                slots[name] = torch.empty_like(parameter).copy_(value)
+
+
+def moved(x: Inputs, device: torch.device) -> Inputs:
+    """The inputs on a device."""
+    if isinstance(x, Tensor):
+        return x.to(device, non_blocking=True)
+    return {name: value.to(device, non_blocking=True) for name, value in x.items()}
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def cut(order: Int[Tensor, " N"], size: int) -> list[Tensor]:
+    """The order in batches; a last batch of one sample, on which BatchNorm cannot train, joins the one before it."""
+    batches = list(torch.split(order, size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
