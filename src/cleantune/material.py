@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from cleantune.allocator import keep_pages
 from cleantune.augment import ImageAugment, TextAugment
 from cleantune.backbones import Backbone, open_backbone
 from cleantune.config import Config, ModelSpec
@@ -134,6 +135,7 @@ def gather(
         UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
     """
     start = time.perf_counter()
+    keep_pages()
     device = pick_device(config.model.device)
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}

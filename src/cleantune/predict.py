@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
+from cleantune.allocator import keep_pages
 from cleantune.config import configure, read_toml
 from cleantune.console import Console
 from cleantune.data import Rows, load_unlabelled
@@ -34,6 +35,7 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
     Raises:
         UserError: There is none.
     """
+    keep_pages()
     folder = Path(path)
     run = folder if (folder / "model").is_dir() else None
     if not folder.is_dir():

@@ -167,7 +167,9 @@ def _load(folder: Path, architecture: Architecture) -> nn.Module:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise UserError(f"the weights of the model {folder} are damaged ({error}): fetch it again") from error
+        from cleantune.backbones.quick import quicken
     _refuse_misfit(folder, info)
+    quicken(hf)
     return cast(nn.Module, hf.eval())
 
 
