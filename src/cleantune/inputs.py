@@ -261,13 +261,21 @@ def _prepare_texts(
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before it is in use."""
+    """The same items, each made in a thread while the one before it is in use.
+
+    The thread computes alone: a second team of OpenMP or MKL threads on the same cores makes the first one sleep at
+    every layer, which halves the speed of training.
+    """
     iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1) as pool:
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         coming = pool.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
+        item = coming.result()
+        torch.set_num_threads(threads)  # what threads of the future begin with; each has a number of its own
+        while item is not end:
             coming = pool.submit(next, iterator, end)
             yield item  # type: ignore[misc]
+            item = coming.result()
 
 
 def by_length(prepared: Prepared, rows: Sequence[int]) -> list[int]:

@@ -117,7 +117,8 @@ class Net(nn.Module):
     Attributes:
         backbone: Or None where the data are features: then the net takes them.
         head: Anything from features [B, D] to an Output.
-        precision: In which the backbone computes; the head is always in float32.
+        precision: In which the backbone learns; the head is always in float32.
+        looking: In which it computes without a gradient.
         freeze_batchnorm: Keep running statistics of the backbone as pre-trained, also in training mode.
         looked: Samples that went through the backbone without a gradient.
         trained: Samples that went through it with one.
@@ -128,6 +129,7 @@ class Net(nn.Module):
         backbone: Backbone | None,
         head: nn.Module,
         precision: Precision | None = None,
+        looking: Precision | None = None,
         *,
         freeze_batchnorm: bool = True,
     ) -> None:
@@ -135,6 +137,7 @@ class Net(nn.Module):
         self.backbone = backbone
         self.head = head
         self.precision = precision or Precision()
+        self.looking = looking or self.precision
         self.freeze_batchnorm = freeze_batchnorm
         self.looked = 0
         self.trained = 0
@@ -151,18 +154,20 @@ class Net(nn.Module):
         if self.backbone is None:
             assert isinstance(x, Tensor), "a net without a backbone takes features"
             return x.float()
+        learns = torch.is_grad_enabled()
+        chosen = self.precision if learns else self.looking
         if isinstance(x, Tensor):
             count, device = len(x), x.device.type
-            if self.precision.channels_last and x.dim() == 4:
+            if chosen.channels_last and x.dim() == 4:
                 x = x.contiguous(memory_format=torch.channels_last)
         else:
             first = next(iter(x.values()))
             count, device = len(first), first.device.type
-        if torch.is_grad_enabled():
+        if learns:
             self.trained += count
         else:
             self.looked += count
-        with self.precision.autocast(device):
+        with chosen.autocast(device):
             f: Tensor = self.backbone(x)
         return f.float()
 

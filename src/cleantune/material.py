@@ -29,7 +29,7 @@ from cleantune.state import Split
 
 Known = tuple[Precision, Precision] | None
 
-PROBED = 64
+PROBED = 256
 """Samples with which the precision is timed."""
 
 
@@ -81,7 +81,8 @@ class Material:
     def nets(self, count: int, heads: Heads) -> list[Net]:
         """Fresh nets: the backbone as pre-trained, each with a head of its own on standardised features."""
         return [
-            Net(copy.deepcopy(self.backbone), heads(self.features["train"], k), self.training) for k in range(count)
+            Net(copy.deepcopy(self.backbone), heads(self.features["train"], k), self.training, self.precision)
+            for k in range(count)
         ]
 
 

@@ -109,7 +109,7 @@ class Model:
                 " repair or remove them"
             )
         first = prepared.plain(torch.arange(min(BATCH, len(rows))))
-        self.net.precision = probe_precision(backbone, first, memory=cache / "precision")
+        self.net.looking = probe_precision(backbone, first, memory=cache / "precision")
         order = torch.tensor(by_length(prepared, range(len(rows))))
         batches = torch.split(order, BATCH)
         found = self._softmax(prepared.plain(batch) for batch in batches)
