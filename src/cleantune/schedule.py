@@ -21,7 +21,10 @@ FIRST = 1e-3
 def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
     """A fresh optimiser over what learns in a phase: the head, and the backbone with a rate of its own."""
     stage = phase.stage
-    groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": head_rate(stage, net)}]
+    rate = head_rate(stage, net)
+    # A step shrinks the weights by rate times decay: the same share at every length of the features.
+    decay = stage.weight_decay * stage.learning_rate / rate
+    groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": rate, "weight_decay": decay}]
     if phase.scope == "all":
         assert net.backbone is not None
         assert stage.backbone_learning_rate is not None, "phases() states it"
