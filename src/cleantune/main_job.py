@@ -245,11 +245,12 @@ def trained(
     console: Console,
     noise: dict[str, Any] | None,
     start: float,
+    baseline: Baseline | None = None,
 ) -> Ended:
-    """Baseline, training epoch by epoch, and the choice of what is delivered."""
+    """Baseline, where none is given, training epoch by epoch, and the choice of what is delivered."""
     seed, judge = config.run.train_seed, Judge(material.data, config.run.test_every_epoch)
     heads = Heads(material.classes, config.model.head_init, seed)
-    baseline = probe_baseline(material, heads)
+    baseline = baseline or probe_baseline(material, heads)
     nets = material.nets(1, heads)
     loop = Loop(nets, material.splits(), material.classes, seed, heads, material.device)
     loop.started, loop.cost = start, extraction_cost(material, todo)
