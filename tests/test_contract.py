@@ -106,15 +106,16 @@ def backbone(seed: int = 0, dropout: float = 0.1) -> Backbone:
 
 
 def new_head(features: Any, k: int) -> LinearHead:
-    """Zeros on standardised features."""
+    """Zeros on standardised features; a second net begins elsewhere."""
     scale = standardisation(features)
-    return LinearHead(len(scale[0]), CLASSES, init="zeros", standardise=scale)
+    rng = torch.Generator().manual_seed(k)
+    return LinearHead(len(scale[0]), CLASSES, init="normal" if k else "zeros", standardise=scale, generator=rng)
 
 
 CLASSES = 4
 
 
-def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Loop:
+def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None, nets: int = 1) -> Loop:
     """A run before its first phase: on features alone in scope head, on samples through a backbone in scope all."""
     body = (body or backbone()) if scope == "all" else None
     splits = {}
@@ -122,8 +123,13 @@ def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None
         with torch.no_grad():
             features = FeatureSource(x if body is None else body.eval()(x))
         splits[split] = Split(problem.y[split], features, None if body is None else SampleSource(Vectors(x)))
-    net = Net(copy.deepcopy(body), new_head(splits["train"].features.features, 0))
-    return Loop([net], splits, problem.classes, seed, new_head)
+    made = [Net(copy.deepcopy(body), new_head(splits["train"].features.plain, k)) for k in range(nets)]  # type: ignore[attr-defined]
+    return Loop(made, splits, problem.classes, seed, new_head)
+
+
+def loop_for(method: Method, problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Loop:
+    """A run with as many nets as the method trains."""
+    return loop_on(problem, scope, seed, body, method.phases()[0].nets)
 
 
 def quick(name: str, scope: Scope, **changes: Any) -> Method:
@@ -175,7 +181,8 @@ def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(("name", "scope"), TABLE)
 def test_clean_blobs_are_solved(name: str, scope: Scope) -> None:
     problem = blobs(0.0, spread=0.3)
-    _, rows = trained(problem, quick(name, scope), loop_on(problem, scope))
+    method = quick(name, scope)
+    _, rows = trained(problem, method, loop_for(method, problem, scope))
     assert rows[-1]["accuracy_test"] > 0.97
 
 
@@ -185,7 +192,8 @@ def test_at_forty_percent_noise_no_method_is_worse_than_ce(name: str, scope: Sco
         found = []
         for seed in range(2):
             problem = blobs(0.53, seed)  # a draw in four hits the true class
-            found.append(trained(problem, quick(of, scope), loop_on(problem, scope, seed))[1][-1]["accuracy_test"])
+            method = quick(of, scope)
+            found.append(trained(problem, method, loop_for(method, problem, scope, seed))[1][-1]["accuracy_test"])
         return float(np.mean(found))
 
     assert accuracy(name) >= accuracy("ce") - 0.015
@@ -194,10 +202,10 @@ def test_at_forty_percent_noise_no_method_is_worse_than_ce(name: str, scope: Sco
 @pytest.mark.parametrize(("name", "scope"), TABLE)
 def test_same_seed_gives_the_same_bits_and_another_seed_others(name: str, scope: Scope) -> None:
     problem, method = blobs(0.4, size=160), quick(name, scope)
-    first, _ = trained(problem, method, loop_on(problem, scope))
+    first, _ = trained(problem, method, loop_for(method, problem, scope))
     torch.rand(7)
-    second, _ = trained(problem, method, loop_on(problem, scope))
-    other, _ = trained(problem, method, loop_on(problem, scope, seed=1))
+    second, _ = trained(problem, method, loop_for(method, problem, scope))
+    other, _ = trained(problem, method, loop_for(method, problem, scope, seed=1))
     assert_same(bits(first), bits(second))
     assert not torch.equal(bits(first)["0.head.linear.weight"], bits(other)["0.head.linear.weight"])
 
@@ -208,13 +216,13 @@ def test_stopped_after_any_epoch_and_resumed_is_never_stopped(name: str, scope: 
     short = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
     method = quick(name, scope, probe=short, tune=replace(short, epochs=2, warmup=0.1))
     memory = InMemory()
-    whole, rows = trained(problem, method, loop_on(problem, scope), memory)
+    whole, rows = trained(problem, method, loop_for(method, problem, scope), memory)
     cost = {k: v for k, v in vars(whole.cost).items() if k != "seconds"}
     for done in range(1, len(rows)):
         again = InMemory()
         again.saved = memory.saved[:done]
         torch.rand(done)
-        resumed, left = trained(problem, method, loop_on(problem, scope), again)
+        resumed, left = trained(problem, method, loop_for(method, problem, scope), again)
         assert len(left) == len(rows) - done
         assert_same(bits(resumed), bits(whole))
         assert_same(resumed.state()[0], whole.state()[0])
@@ -244,9 +252,9 @@ def test_a_resumed_net_in_channels_last_is_never_stopped() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -> None:
-    problem, body = blobs(0.4, size=160), backbone()
-    run = loop_on(problem, "all", body=body)
-    trained(problem, quick(name, "head"), run)
+    problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "head")
+    run = loop_for(method, problem, "all", body=body)
+    trained(problem, method, run)
     assert run.whole[0].backbone is not None
     assert_same(dict(run.whole[0].backbone.state_dict()), dict(body.state_dict()))
     assert (run.cost.forwards, run.cost.evaluation_forwards, run.touched) == (0, 0, False)
@@ -254,9 +262,9 @@ def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -
 
 @pytest.mark.parametrize("name", METHODS)
 def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: str) -> None:
-    problem, body = blobs(0.4, size=160), backbone()
-    run = loop_on(problem, "all", body=body)
-    trained(problem, quick(name, "all"), run)
+    problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "all")
+    run = loop_for(method, problem, "all", body=body)
+    trained(problem, method, run)
     before, after = body.state_dict(), run.whole[0].backbone.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[k], after[k]) for k in before if "running" in k)
     assert not any(torch.equal(before[k], after[k]) for k in before if k.endswith("0.weight"))
@@ -265,9 +273,9 @@ def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
 def test_true_labels_move_no_bit(name: str, scope: Scope) -> None:
     problem, method = blobs(0.4, size=160), quick(name, scope)
-    told, _ = trained(problem, method, loop_on(problem, scope))
+    told, _ = trained(problem, method, loop_for(method, problem, scope))
     lies = replace(problem, truth={s: (t + 1) % problem.classes for s, t in problem.truth.items()})
-    lied, _ = trained(lies, method, loop_on(lies, scope))
+    lied, _ = trained(lies, method, loop_for(method, lies, scope))
     assert_same(bits(told), bits(lied))
 
 
@@ -288,7 +296,7 @@ def test_true_labels_cannot_be_reached_from_what_a_method_sees(name: str, scope:
     problem = blobs(0.4, size=160)
     truth = [t.tolist() for t in problem.truth.values()]
     method = quick(name, scope)
-    run = loop_on(problem, scope)
+    run = loop_for(method, problem, scope)
     clean = {s: y.tolist() for s, y in problem.y.items()}
     seen: list[object] = []
 

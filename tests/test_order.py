@@ -21,7 +21,7 @@ class Recording:
         self.y = torch.arange(N) % C
         self.classes, self.epoch = C, 0
         self.ledger, self.rng = Ledger(N), torch.Generator().manual_seed(0)
-        self.touched = False
+        self.progress, self.touched = 0.0, False
         self.ledger.write("late_loss", torch.rand(N, generator=self.rng))  # what the driver leaves after a probe
         self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
         self.transcript: list[str] = []
@@ -55,7 +55,7 @@ def transcript(name: str, **settings: Any) -> list[tuple[str, str, list[str]]]:
     return out
 
 
-@pytest.mark.parametrize("name", ["ce", "gce"])
+@pytest.mark.parametrize("name", ["ce", "gce", "elr"])
 def test_a_robust_loss_learns_from_all_and_looks_at_nobody(name: str) -> None:
     assert transcript(name, scope="head") == [("probe", "head", ["learn A from all"])]
     assert transcript(name, scope="all") == [("tune", "all", ["learn A from all"])]

@@ -107,6 +107,45 @@ class LinearHead(nn.Module):
         return cls(settings["width"], settings["classes"], init="zeros")
 
 
+class ProjectedHead(nn.Module):
+    """A head with a projection beside its classifier, which contrastive losses train and predictions ignore.
+
+    Source: UNICON's projection, Linear and BatchNorm1d without a hidden layer (arXiv:2203.14542; spec 4.5).
+    """
+
+    def __init__(self, head: nn.Module, length: int, seed: int) -> None:
+        """A projection of so many numbers beside a head, its weights from the seed."""
+        super().__init__()
+        self.head = head
+        width: int = head.settings()["width"]  # type: ignore[operator]
+        linear = nn.Linear(width, length, device="meta").to_empty(device="cpu")
+        bound = width**-0.5
+        with torch.no_grad():
+            for parameter in linear.parameters():
+                parameter.uniform_(-bound, bound, generator=torch.Generator().manual_seed(seed))
+        self.projection = nn.Sequential(linear, nn.BatchNorm1d(length))
+
+    def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
+        """What the head gives; the projection is asked for by `project`."""
+        output: Output = self.head(f)
+        return output
+
+    def project(self, z: Float[Tensor, "B Z"]) -> Float[Tensor, "B P"]:
+        """The projection of what the classifier sees."""
+        projected: Tensor = self.projection(z)
+        return projected
+
+    def settings(self) -> dict[str, Any]:
+        """Of the head alone."""
+        settings: dict[str, Any] = self.head.settings()  # type: ignore[operator]
+        return settings
+
+
+def bare(head: nn.Module) -> nn.Module:
+    """The head without a projection: what is delivered."""
+    return head.head if isinstance(head, ProjectedHead) else head
+
+
 HEADS: dict[str, type[LinearHead]] = {"LinearHead": LinearHead}
 """What a saved model can have as its head, by the name it is saved under; each has `settings` and `rebuilt`."""
 
@@ -148,6 +187,11 @@ class Net(nn.Module):
         """Scores of each sample."""
         output: Output = self.head(self.features(x))
         return output
+
+    def project(self, z: Float[Tensor, "B Z"]) -> Float[Tensor, "B P"]:
+        """The head's projection of what the classifier sees; only where the phase asked for one."""
+        projected: Tensor = self.head.project(z)  # type: ignore[operator]
+        return projected
 
     def features(self, x: Inputs) -> Float[Tensor, "B D"]:
         """What the head sees of each sample, as float32; gradients flow."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import torch
+from jaxtyping import Int
 from torch import Tensor
+
+from cleantune.errors import UserError
 
 
 class Ledger:
@@ -44,6 +48,30 @@ class Ledger:
         if value.shape[0] != self.rows:
             raise ValueError(f"column {name!r} has {value.shape[0]} rows, the ledger {self.rows}")
         self._columns[name] = value.detach().cpu().clone()
+
+    def begin(self, name: str, width: int) -> None:
+        """Set a column of zeros [N, width].
+
+        Raises:
+            UserError: It does not fit into the free memory.
+        """
+        needed, free = 4 * self.rows * width, psutil.virtual_memory().available
+        if needed > free:
+            raise UserError(
+                f"{name}: a row of {width} numbers for each of {self.rows} samples takes {needed / 2**30:.1f} GiB,"
+                f" but {free / 2**30:.1f} GiB are free; take fewer samples (--limit) or another method"
+            )
+        self._columns[name] = torch.zeros(self.rows, width)
+
+    def update(self, name: str, rows: Int[Tensor, " B"], value: Tensor) -> None:
+        """Set some rows of a column in place.
+
+        Raises:
+            ValueError: A row is not in the ledger.
+        """
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.rows:
+            raise ValueError(f"column {name!r}: rows {int(rows.min())} to {int(rows.max())} of {self.rows}")
+        self[name][rows] = value.detach().cpu().to(self[name].dtype)
 
     def average(self, name: str, value: Tensor) -> Tensor:
         """Take a value into the running mean of a column and give the mean back.

@@ -76,7 +76,9 @@ class Loop(State):
         batches = cut(order[: max(1, round(part * len(order)))], self.phase.stage.batch_size)
         total, seen = torch.zeros(()), 0
         for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
-            rate = factor(self.phase.stage, self._along((done + part * j / len(batches)) / passes))
+            share = (done + part * j / len(batches)) / passes
+            self.progress = self.epoch + share
+            rate = factor(self.phase.stage, self._along(share))
             value = loss(*modules, batch)
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
@@ -129,13 +131,14 @@ class Loop(State):
         return kept[torch.randperm(len(kept), generator=self.rng)]
 
     def _rest(self, plan: Plan, batches: list[Tensor]) -> list[Tensor]:
-        """As many samples of the rest for every batch, in shuffled rounds."""
+        """The plan's share of the rest for every batch, in shuffled rounds."""
         if plan.rest is None or not plan.rest.any():
             return []
         rest = plan.rest.nonzero().flatten()
-        needed = sum(len(b) for b in batches)
+        sizes = [max(1, int(plan.rest_share * len(b))) for b in batches]
+        needed = sum(sizes)
         rounds = [rest[torch.randperm(len(rest), generator=self.rng)] for _ in range(-(-needed // len(rest)))]
-        return list(torch.split(torch.cat(rounds)[:needed], [len(b) for b in batches]))
+        return list(torch.split(torch.cat(rounds)[:needed], sizes))
 
     def _batches(
         self, batches: list[Tensor], rest: list[Tensor], plan: Plan, views: tuple[View, ...]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+TINY = 1e-8
+"""A probability below counts as this where its logarithm is taken."""
 
 
 def cross_entropy(logits: Float[Tensor, "B C"], y: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -65,3 +70,86 @@ def mean(losses: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tens
     the model little.
     """
     return (losses * weight).mean()
+
+
+def elr_penalty(p: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+    """The regulariser of early learning: log(1 - <t, p>), negative, and lowest where p agrees with its own past.
+
+    Args:
+        p: Probabilities, through which the gradient flows.
+        target: t, the moving average of earlier probabilities; it takes no gradient, and rows sum to 1 at the most.
+
+    Source: Liu et al., NeurIPS 2020 (arXiv:2007.00151), equation 6; spec 4.3.
+    """
+    return torch.log1p(-(target.detach() * p).sum(dim=1).clamp(max=1 - 1e-6))
+
+
+def squared_error(logits: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+    """Squared difference of probabilities and target of each sample, averaged over the classes.
+
+    Source: the loss of unlabelled samples of MixMatch (arXiv:1905.02249) and DivideMix (arXiv:2002.07394), eq. 11.
+    """
+    return (functional.softmax(logits.float(), dim=1) - target.detach()).square().mean(dim=1)
+
+
+def uniform_penalty(logits: Float[Tensor, "B C"]) -> Float[Tensor, ""]:
+    """KL divergence from the uniform distribution to the batch's mean prediction: it keeps classes from dying out.
+
+    A mean below 1e-8 counts as 1e-8 (spec 7, "MixUp/penalty logs").
+
+    Source: DivideMix (arXiv:2002.07394), equation 12.
+    """
+    mean_p = functional.softmax(logits.float(), dim=1).mean(dim=0).clamp(min=TINY)
+    return -(mean_p.log() + math.log(len(mean_p))).mean()
+
+
+def negative_entropy(logits: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+    """sum_c p_c log p_c of each sample; added to a loss it holds back confidence.
+
+    Source: DivideMix (arXiv:2002.07394), equation 5: the warm-up under asymmetric noise.
+    """
+    log_p = functional.log_softmax(logits.float(), dim=1)
+    return (log_p.exp() * log_p).sum(dim=1)
+
+
+def jsd_to_label(p: Float[Tensor, "B C"], y: Int[Tensor, " B"], base: float = math.e) -> Float[Tensor, " B"]:
+    """Jensen-Shannon divergence of each prediction and its one-hot given label.
+
+    One argument is one-hot, so only p_y counts: 0.5 (2 ln 2 + p ln p - (1 + p) ln(1 + p)), which falls in p_y.
+
+    Args:
+        p: Probabilities, rows that sum to 1.
+        y: Given labels.
+        base: Of the logarithm; the largest divergence is ln 2 / ln base.
+
+    Source: UNICON (arXiv:2203.14542), equation 2; closed form: spec 4.5.
+    """
+    own = p.double().gather(1, y[:, None])[:, 0]
+    nats = 0.5 * (2 * math.log(2) + torch.special.xlogy(own, own) - torch.special.xlog1py(1 + own, own))
+    divergence: Tensor = nats.clamp(min=0) / math.log(base)
+    return divergence.float()
+
+
+def nt_xent(one: Float[Tensor, "B Z"], two: Float[Tensor, "B Z"], temperature: float) -> Float[Tensor, ""]:
+    """Contrastive loss of two views: each row must find its other view among all 2B - 1 other rows.
+
+    Args:
+        one: Projections of the first views; they are normalised here.
+        two: Of the second views, in the same order.
+        temperature: Divides the cosine similarities.
+
+    Source: SimCLR (arXiv:2002.05709), equation 1, as UNICON uses it (arXiv:2203.14542, equation 7).
+    """
+    z = functional.normalize(torch.cat([one, two]).float(), dim=1)
+    similarity = z @ z.T / temperature
+    similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
+    other = torch.arange(len(z), device=z.device).roll(len(one))
+    return functional.cross_entropy(similarity, other)
+
+
+def sharpened(p: Float[Tensor, "B C"], temperature: float) -> Float[Tensor, "B C"]:
+    """Distributions made more certain: p^(1/T), rows summing to 1.
+
+    Source: MixMatch (arXiv:1905.02249), equation 7.
+    """
+    return functional.softmax(p.clamp(min=TINY).log() / temperature, dim=1)

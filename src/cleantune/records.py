@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     views: tuple[Inputs, ...]
     """First the weak views, then the strong ones."""
     rest: Batch | None = None
-    """As many samples of the plan's rest, whose labels are not to be read; None where the plan has no rest."""
+    """Samples of the plan's rest, whose labels are not to be read; None where the plan has no rest."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Plan:
     weight: Float[Tensor, " N"]
     rest: Bool[Tensor, " N"] | None = None
     """Learned from without their label."""
+    rest_share: float = 1.0
+    """Samples of the rest beside each kept sample of a batch."""
     draw: Float[Tensor, " N"] | None = None
     """With it, as many samples as are kept are drawn with replacement, in proportion to these numbers."""
 
@@ -100,6 +102,8 @@ class Run(Protocol):
     rng: torch.Generator
     epoch: int
     """Epoch of the phase, from 0."""
+    progress: float
+    """The same with the part of the epoch that is done, at each step of `learn`."""
     touched: bool
     """Whether the backbone differs from the pre-trained one."""
 
@@ -178,6 +182,12 @@ class Phase:
     phase of this name left."""
     span: tuple[float, float] = (0.0, 1.0)
     """The part of the stage's schedule that the phase runs through, where phases of one name share a schedule."""
+    nets: int = 1
+    """How many nets learn; all phases of a method name the same number."""
+    views: tuple[View, ...] = ()
+    """Kinds of augmented views that scope `head` draws from a cache; without them the plain features serve."""
+    projection: int = 0
+    """Length of a projection beside the classifier of a new head, for contrastive losses; 0: none."""
 
 
 class Method(Protocol):

@@ -38,6 +38,39 @@ def rescue(
     return keep
 
 
+def at_least(keep: Bool[Tensor, " N"], score: Float[Tensor, " N"], least: int) -> Bool[Tensor, " N"]:
+    """The selection, or the samples of the highest scores where it has fewer than `least` (or than there are).
+
+    Source: spec 7, "X or U empty".
+    """
+    least = min(least, len(keep))
+    if int(keep.sum()) >= least:
+        return keep
+    out = keep.clone()
+    out[torch.argsort(score, descending=True, stable=True)[:least]] = True
+    return out
+
+
+def smallest_by_class(
+    value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, share: float
+) -> Bool[Tensor, " N"]:
+    """Equally many of every given class, those of the smallest values: int(share N / C) of each.
+
+    A class with fewer samples gives all that it has; every observed class gives one at the least.
+
+    Source: UNICON (arXiv:2203.14542), section 3.2, uniform selection. Differs: the public code fills up a small class
+    with copies of sample 0, and keeps nothing where the number rounds to 0.
+    """
+    each = max(1, int(share * len(y) / classes))
+    order = torch.argsort(value, stable=True)
+    order = order[torch.argsort(y[order], stable=True)]
+    size = torch.bincount(y, minlength=classes)
+    rank = torch.arange(len(order)) - (torch.cumsum(size, 0) - size)[y[order]]
+    keep = torch.zeros(len(y), dtype=torch.bool)
+    keep[order[rank < each]] = True
+    return keep
+
+
 @dataclass(frozen=True)
 class Strict:
     """The paper's rule: every class gives as many samples as the poorest."""

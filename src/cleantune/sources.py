@@ -38,10 +38,16 @@ class Source(Protocol):
 class FeatureSource:
     """Cached features [N, D], or V cached views of each sample [V, N, D], of which the first is the plain one."""
 
-    def __init__(self, features: Any) -> None:
-        """Features as a tensor, an array or memory-mapped; they are brought into memory where they fit."""
+    def __init__(self, features: Any, strong: int = 0) -> None:
+        """Features as a tensor, an array or memory-mapped; they are brought into memory where they fit.
+
+        Args:
+            features: [N, D] or [V, N, D].
+            strong: So many of the last views are strong, the others weak; 0: all serve as either.
+        """
         shape = tuple(features.shape)
         self._views = shape[0] if len(shape) == 3 else 1
+        self._strong = strong
         self._count = int(shape[-2])
         self._features = features if isinstance(features, Tensor) else self._in_memory(features, shape)
 
@@ -63,6 +69,11 @@ class FeatureSource:
         """All features as they are held: a tensor in memory, or what was given."""
         return self._features
 
+    @property
+    def plain(self) -> Any:
+        """The plain view of all samples [N, D]."""
+        return self._features if len(self._features.shape) == 2 else self._features[0]
+
     def order(self) -> Int[Tensor, " N"]:
         """As they lie."""
         return torch.arange(self._count)
@@ -77,17 +88,30 @@ class FeatureSource:
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Tensor, ...]:
         if self._views == 1:
-            x = self._rows(self._features if len(self._features.shape) == 2 else self._features[0], index)
+            x = self._rows(self.plain, index)
             return (x,) * len(views)
-        cast = torch.rand(len(index), self._views - 1, generator=drawn(seed, j, 0)).argsort(1) + 1
-        out = []
-        for k, view in enumerate(views):
-            chosen = torch.zeros_like(index) if view == "plain" else cast[:, k % (self._views - 1)]
+        casts, out = self._casts(len(index), drawn(seed, j, 0)), []
+        used = {"weak": 0, "strong": 0}
+        for view in views:
+            chosen = torch.zeros_like(index)
+            if view != "plain":
+                cast, kind = casts[view], view if self._strong else "weak"
+                chosen = cast[:, used[kind] % cast.shape[1]]
+                used[kind] += 1
             x = torch.empty(len(index), self._features.shape[-1])
             for v in sorted(set(chosen.tolist())):
                 x[chosen == v] = self._rows(self._features[v], index[chosen == v])
             out.append(x)
         return tuple(out)
+
+    def _casts(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """For each sample the cached views of each kind, in an order of its own."""
+        weak = self._views - 1 - self._strong
+        weakly = torch.rand(count, weak, generator=generator).argsort(1) + 1
+        if not self._strong:
+            return {"weak": weakly, "strong": weakly}
+        strongly = torch.rand(count, self._strong, generator=generator).argsort(1) + 1 + weak
+        return {"weak": weakly, "strong": strongly}
 
     @staticmethod
     def _rows(features: Any, index: Tensor) -> Float[Tensor, "B D"]:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from cleantune.errors import UserError
-from cleantune.learner import Net
+from cleantune.learner import Net, ProjectedHead, bare
 from cleantune.ledger import Ledger
 from cleantune.records import Inputs, Phase, Plan
 from cleantune.schedule import make_optimiser
@@ -83,6 +83,7 @@ class State:
         self.splits = dict(splits)
         self.y = splits["train"].y
         self.classes = classes
+        self.seed = seed
         self.rng = torch.Generator().manual_seed(seed)
         self.new_head = new_head
         self.ledger = Ledger(len(self.y))
@@ -93,6 +94,7 @@ class State:
         self.stale = False
         """Whether they have changed since the features were made."""
         self.epoch = 0
+        self.progress = 0.0
         self.phase: Phase | None = None
         self.plan: Plan | None = None
         """What was learned from last, for whoever measures it."""
@@ -127,6 +129,9 @@ class State:
 
     def enter(self, phase: Phase) -> None:
         """Begin a phase: what learns, from what, and with which heads and optimisers."""
+        assert phase.nets == len(self.whole), (
+            f"phase {phase.name} trains {phase.nets} nets, the run has {len(self.whole)}"
+        )
         if phase.scope == "all" and self.splits["train"].samples is None:
             raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
         self.phase = phase
@@ -145,10 +150,14 @@ class State:
                 net.head = head
             return
         if phase.head == "new":
-            features = self.splits["train"].features.features  # type: ignore[attr-defined]
             for k, net in enumerate(self.whole):
-                net.head = self.new_head(features, k).to(self.device)
+                net.head = self._made_head(phase, k).to(self.device)
         self.left[phase.name] = [(net.head, make_optimiser(net, phase)) for net in self.whole]
+
+    def _made_head(self, phase: Phase, k: int) -> nn.Module:
+        """A new head of net k, with the projection that the phase asks for."""
+        head = self.new_head(self.splits["train"].features.plain, k)  # type: ignore[attr-defined]
+        return ProjectedHead(head, phase.projection, self.seed + k) if phase.projection else head
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors by name, and the counters."""
@@ -203,7 +212,7 @@ class State:
         """Keep a copy of what the nets have learned as a candidate for delivery."""
         learned = self._learned()
         for k, net in enumerate(self.whole):
-            learned |= {f"head.{k}.{key}": value for key, value in net.head.state_dict().items()}
+            learned |= {f"head.{k}.{key}": value for key, value in bare(net.head).state_dict().items()}
         self.candidates[name] = {key: value.detach().cpu().clone() for key, value in learned.items()}
 
     def deliver(self, fresh: list[Net], candidate: str) -> None:

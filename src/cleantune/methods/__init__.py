@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cleantune.methods.elr import ELR
 from cleantune.methods.robust_loss import CE, GCE
 from cleantune.methods.turn import TURN
 from cleantune.records import Method
@@ -10,4 +11,5 @@ METHODS: dict[str, type[Method]] = {
     "turn": TURN,
     "ce": CE,
     "gce": GCE,
+    "elr": ELR,
 }
