@@ -132,12 +132,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--labels", default="noisy,clean")
+    parser.add_argument("--data", default="cifar10,pacs")
     parser.add_argument("--rates", type=int, default=3, help="how many rates CE and GCE may choose from (default: 3)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for labels in args.labels.split(","):
-        for data in ("cifar10", "pacs"):
+        for data in args.data.split(","):
             for method, scope in METHODS:
                 rate = best_rate(data, labels, method, scope, args.out, args.shared, args.rates)
                 for seed in SEEDS:

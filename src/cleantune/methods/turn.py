@@ -6,11 +6,12 @@ classes, one epoch of full fine-tuning on it. The preset `paper` is that, to the
 
 Differs from the paper, by default (the evidence is in dev/LOG.md):
 - who judges: a fresh GCE probe on the features of the moment, by its mean loss over the second half of its epochs,
-  instead of the fine-tuned model itself, which has learned what it is to judge; the verdicts so far are averaged;
+  instead of the fine-tuned model itself, which has learned what it is to judge;
 - how much: a budget of sample visits spent on what is trusted, so that less trust means more passes, in two
   cleansings instead of four;
 - the head that is fine-tuned begins at zero, not at the probe's, whose large scores wreck the first steps;
-- what is delivered: the tuned backbone under a last GCE probe on all labels;
+- what is delivered: the tuned backbone under a last GCE probe on all labels; the probes of tuned features decay their
+  weights strongly, because a head learns wrong labels from tuned features that it does not learn from frozen ones;
 - EM runs until it converges: after the ten iterations of DivideMix's settings the low component is still too wide;
 - every trusted sample is used, rescue for poor classes, the guard of spec 1.5, BatchNorm's statistics frozen, AdamW
   with warm-up and cosine at a rate that suits the backbone.
@@ -39,19 +40,19 @@ class TURN:
     """What learns after the probe: backbone and head, or, where there is no backbone, the head alone."""
     q: Annotated[float, Interval(0.0, 1.0)] = 0.7
     """Exponent of the probe's GCE."""
-    tau: Annotated[float, Interval(0.0, 1.0)] = 0.6
+    tau: Annotated[float, Interval(0.0, 1.0)] = 0.3
     """A label is trusted above this probability of being right."""
     balance: str = "all"
     """How the classes are evened out: all, quantile:RHO, floor:K or strict (the paper's minimum)."""
     reprobe: bool = True
     """Judge each time by a fresh probe on the features of the moment, and deliver the last one; false: the tuned model
     judges, as in the paper."""
-    average: bool = True
-    """Judge by the mean of the verdicts so far instead of the last one alone."""
+    average: bool = False
+    """Judge by the mean of the verdicts so far instead of the last one alone; of use where the tuned model judges."""
     reprobe_decay: Annotated[float, Interval(0.0, 100.0)] = 10.0
     """Weight decay of the probes after the first: tuned features let a head learn wrong labels that frozen ones do
     not."""
-    budget: Annotated[float, Interval(0.1, 100.0)] = 3.5
+    budget: Annotated[float, Interval(0.1, 100.0)] = 4.0
     """With reprobe: samples to learn from in all, in multiples of the training split, whatever is trusted."""
     first: Annotated[float, Interval(0.05, 0.95)] = 0.3
     """With reprobe: share of the budget spent after the first cleansing."""
