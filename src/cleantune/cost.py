@@ -57,7 +57,7 @@ class Spent:
     """What a method costs; samples of two nets, and views, count each for itself."""
 
     extracted: float
-    """Training samples whose features are made for it once."""
+    """Training samples, and cached views of them, whose features are made once."""
     looked: float
     """Samples through the backbone without a gradient."""
     trained: float
@@ -96,13 +96,14 @@ class Speed:
         return (spent.looked + spent.evaluated) / self.looks + spent.trained / self.trained + spent.cached / self.cached
 
 
-def expected(todo: Sequence[Phase], sizes: Sizes, wrong: float = 0.0, rows: int | None = None) -> Spent:
+def expected(todo: Sequence[Phase], sizes: Sizes, wrong: float = 0.0, views: int = 0, rows: int | None = None) -> Spent:
     """What phases will cost.
 
     Args:
         todo: Phases as `train.phases` gives them.
         sizes: Of the data.
         wrong: Share of the labels that are wrong, as far as it is foreseen; it decides what is selected.
+        views: How many augmented views of each training sample are cached for the method (`augmented.wanted`).
         rows: Samples in the rehearsal; left out: as many as every class needs.
     """
     count = min(sizes.train, rows or max(ROWS, ROWS_A_CLASS * sizes.classes))
@@ -110,7 +111,7 @@ def expected(todo: Sequence[Phase], sizes: Sizes, wrong: float = 0.0, rows: int 
         run = Rehearsal(sizes, wrong, count, todo[0].nets)
         for phase in todo:
             run.rehearse(phase)
-    own = sizes.train if any(phase.scope == "head" for phase in todo) else 0
+    own = sizes.train * (any(phase.scope == "head" for phase in todo) + views)
     looked, trained = sum(net.looked for net in run.whole), sum(net.trained for net in run.whole)
     return Spent(own, looked, trained, run.cached, run.cost.training_samples, run.cost.optimiser_steps, run.evaluated())
 
@@ -250,7 +251,15 @@ class _Through(nn.Module):
         return x * self.one
 
 
-def measure(net: Net | None, samples: Prepared | None, width: int, classes: int, budget: float = BUDGET) -> Speed:
+def measure(
+    net: Net | None,
+    samples: Prepared | None,
+    width: int,
+    classes: int,
+    budget: float = BUDGET,
+    *,
+    trains: bool = True,
+) -> Speed:
     """How fast this machine is, by looking at and learning from a few samples, more and more until time is up.
 
     Args:
@@ -259,6 +268,7 @@ def measure(net: Net | None, samples: Prepared | None, width: int, classes: int,
         width: Length of a feature.
         classes: Number of classes.
         budget: Seconds; what is begun before is ended.
+        trains: Whether the backbone will learn; else training is not timed and taken for three looks.
     """
     share = budget / 4
     cached = _rate(lambda count: _learn(Net(None, _zeros(width, classes)), None, width, classes, count), 8192, share)
@@ -266,6 +276,8 @@ def measure(net: Net | None, samples: Prepared | None, width: int, classes: int,
         return Speed(cached, cached, cached)
     total = len(samples)
     looks = _rate(lambda count: _look(net, samples, width, count), total, share)
+    if not trains:
+        return Speed(looks, looks / 3, cached)
     trained = _rate(lambda count: _learn(net, samples, width, classes, count), total, 2 * share)
     return Speed(looks, trained, cached)
 

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 import click
 
+from cleantune.compare import verb as compare_verb
 from cleantune.config import ModelSpec, RunSpec
 from cleantune.data import DataSpec
 from cleantune.errors import UserError
@@ -258,10 +259,15 @@ def demo_text(out: Path, seed: int, overwrite: bool) -> None:
     click.echo(f"report: {out / 'report.html'}")
 
 
+compare = compare_verb.with_options(
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
+)
+
 VERBS: dict[str, click.Command] = {
     "fit": fit,
     "predict": predict,
     "report": report,
+    "compare": compare,
     "corrupt": corrupt,
     "demo": demo,
     "demo-text": demo_text,
