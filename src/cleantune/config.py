@@ -27,7 +27,7 @@ class ModelSpec:
     max_length: Annotated[int | None, Interval(4, 8192)] = None
     """Tokens of a text at the most; left out: the model's own, at most 128."""
     head_init: Literal["zeros", "normal"] = "zeros"
-    """Initial weights of a head: zeros, or N(0, 0.02^2) as in the paper."""
+    """Initial weights of a head: zeros, or N(0, 0.02^2) as in the paper and for two heads on the same features."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the backbone's arithmetic; auto times both on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -44,6 +44,8 @@ class RunSpec:
     """Which epoch's model is delivered: the last, or the best on the validation split by given or by true labels."""
     do_no_harm: bool = True
     """Deliver the probe where fine-tuning ends clearly below it on the noisy validation split."""
+    views: Annotated[int, Interval(1, 64)] = 4
+    """Cached views of each training sample and kind, which DivideMix and UNICON mix in scope head; 1: plain ones."""
     test_every_epoch: bool = False
     """Look at the test split after every epoch of fine-tuning, not only where validation improves and at the end."""
     noise_seed: int = 0

@@ -17,13 +17,74 @@ from torch import Tensor, nn
 
 from cleantune.backbones import Backbone, TextPreprocess, open_backbone, quiet
 from cleantune.errors import UserError
-from cleantune.learner import HEADS, LinearHead, Net
+from cleantune.learner import HEADS, LinearHead, Net, bare
 
 FILE = "cleantune.json"
 _FORMAT = 1
 
-Form = Literal["native", "folder", "module", "head"]
-"""A classifier of transformers; a backbone folder and a head; weights of a user's module and a head; a head alone."""
+Form = Literal["native", "folder", "module", "head", "ensemble"]
+"""A classifier of transformers; a backbone folder and a head; weights of a user's module and a head; a head alone;
+several models in folders of their own, whose probabilities are averaged."""
+MEMBER = "net-"
+"""Folders of an ensemble's models: net-0, net-1, …; each is a model by itself."""
+
+
+def save_nets(folder: Path, nets: Sequence[Net], *, classes: Sequence[str], class_values: Sequence[Any]) -> Form:
+    """Write one net as `save_model` does, or several as an ensemble; the folder appears whole or not at all.
+
+    Args:
+        folder: To be made.
+        nets: On any device; what they predict together is the mean of their probabilities.
+        classes: Names, in the order of the scores.
+        class_values: The labels as the data hold them, in the same order; JSON values.
+
+    Returns:
+        The form that was chosen.
+    """
+    if len(nets) == 1:
+        return save_model(folder, nets[0], classes=classes, class_values=class_values)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.all")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        for k, net in enumerate(nets):
+            save_model(draft / f"{MEMBER}{k}", net, classes=classes, class_values=class_values)
+        note = {"format": _FORMAT, "form": "ensemble", "nets": len(nets)}
+        note |= {"classes": list(classes), "class_values": list(class_values), "extra": {}}
+        (draft / FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        _swap(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return "ensemble"
+
+
+def load_nets(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Net], dict[str, Any]]:
+    """The nets of a saved model, of which an ensemble has several, and its note.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+    note = _read_note(folder)
+    if note["form"] != "ensemble":
+        net, note = load_model(folder, backbone=backbone)
+        return [net], note
+    members = range(note["nets"])
+    return [load_model(folder / f"{MEMBER}{k}", backbone=copy.deepcopy(backbone))[0] for k in members], note
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """What stands beside a model.
+
+    Raises:
+        UserError: No model there, or a newer format.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"there is no model in {folder}: {FILE} is missing; give a run's folder or its model folder")
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if note.get("format") != _FORMAT:
+        raise UserError(f"{path} is of format {note.get('format')}, but this cleantune reads {_FORMAT}: update it")
+    return note
 
 
 def save_model(
@@ -49,6 +110,7 @@ def save_model(
     Returns:
         The form that was chosen.
     """
+    net = _delivered(net)
     form = _form(net)
     note = _note(net, form) | {
         "classes": list(classes),
@@ -66,6 +128,15 @@ def save_model(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return form
+
+
+def _delivered(net: Net) -> Net:
+    """The net without what only training needed: a projection beside the classifier."""
+    if bare(net.head) is net.head:
+        return net
+    plain = copy.copy(net)
+    plain._modules = {**net._modules, "head": bare(net.head)}
+    return plain
 
 
 def _note(net: Net, form: Form) -> dict[str, Any]:
@@ -163,13 +234,12 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
     Raises:
         UserError: No model there, a newer format, or a module that is missing.
     """
-    path = folder / FILE
-    if not path.is_file():
-        raise UserError(f"there is no model in {folder}: {FILE} is missing; give a run's folder or its model folder")
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if note.get("format") != _FORMAT:
-        raise UserError(f"{path} is of format {note.get('format')}, but this cleantune reads {_FORMAT}: update it")
+    path, note = folder / FILE, _read_note(folder)
     form: Form = note["form"]
+    if form == "ensemble":
+        raise UserError(
+            f"{folder} holds {note['nets']} nets: open one of {folder}/{MEMBER}*, or all with cleantune.load"
+        )
     max_length = note.get("backbone", {}).get("max_length")
     if form == "native":
         opened = open_backbone(folder, max_length=max_length)

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cleantune.errors import UserError
 from cleantune.inputs import Prepared, ahead, by_length
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
+from cleantune.records import Inputs, View
 
 SHARD = 4096
 """Rows of a shard."""
@@ -81,6 +83,51 @@ class Features:
         return out
 
 
+class Views:
+    """Several cached views of the same samples [V, N, D], each read as it is asked for."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, views: Sequence[Any]) -> None:
+        """Views [N, D] of one shape, the plain one first."""
+        self._views = list(views)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """V, N and D."""
+        count, width = self._views[0].shape
+        return len(self._views), count, width
+
+    def __getitem__(self, view: int) -> Any:
+        return self._views[view]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack([np.asarray(view) for view in self._views]).astype(dtype or self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which view of samples is extracted."""
+
+    view: View = "plain"
+    number: int = 0
+    """Of several views of one kind; each is drawn anew."""
+
+    def of(self, prepared: Prepared, rows: list[int]) -> Inputs:
+        """These rows, drawn the same way whenever they are asked for."""
+        index = torch.tensor(rows)
+        if self.view == "plain":
+            return prepared.plain(index)
+        digest = sha256(f"{self.view} {self.number} {rows[0]}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return (prepared.weak if self.view == "weak" else prepared.strong)(index, generator)
+
+
+def view_key(key: str, seen: Seen, augment: object) -> str:
+    """The name of an augmented view's features beside that of the plain ones: how far it strays belongs to it."""
+    return sha256(f"{key} {seen.view} {seen.number} {augment!r}".encode()).hexdigest()[:32]
+
+
 def features_key(backbone: Backbone, fingerprint: str, precision: Precision) -> str:
     """The name of features in a cache: weights, preprocessing, data and precision decide it.
 
@@ -115,16 +162,18 @@ def extract(
     cache: Path,
     key: str,
     progress: Progress | None = None,
+    seen: Seen = Seen(),
 ) -> Features:
-    """The feature of every sample in the plain view, from the cache where it holds them.
+    """The feature of every sample in one view, from the cache where it holds them.
 
     Args:
         backbone: Put into evaluation mode for the time and moved nowhere.
         prepared: Samples; bad ones get zeros and are noted in the index.
         precision: In which the backbone computes; features are kept as float32.
         cache: Where features live, by key.
-        key: From `features_key`.
+        key: From `features_key`, or `view_key` for an augmented view.
         progress: Told about samples done.
+        seen: The view.
 
     Raises:
         UserError: A feature is not finite; the sentence names the sample.
@@ -132,14 +181,14 @@ def extract(
     found = find(cache, key)
     if found is not None:
         return found
-    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress)
+    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen)
     done = find(cache, key)
     assert done is not None, f"features-{key} in {cache} was written and cannot be read"
     return done
 
 
 def _write_shards(
-    folder: Path, backbone: Backbone, prepared: Prepared, precision: Precision, progress: Progress | None
+    folder: Path, backbone: Backbone, prepared: Prepared, precision: Precision, progress: Progress | None, seen: Seen
 ) -> None:
     """The shards that are not there yet, and then the index that says they all are."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +199,7 @@ def _write_shards(
         for k, name in enumerate(names):
             rows = range(k * SHARD, min((k + 1) * SHARD, len(prepared)))
             if not _whole(folder / name, (len(rows), backbone.width)):
-                _write(folder / name, _shard(backbone, prepared, precision, rows))
+                _write(folder / name, _shard(backbone, prepared, precision, rows, seen))
             if progress is not None:
                 progress(rows.stop, len(prepared))
     finally:
@@ -160,14 +209,16 @@ def _write_shards(
     _write(folder / "index.json", json.dumps(index).encode())
 
 
-def _shard(backbone: Backbone, prepared: Prepared, precision: Precision, rows: range) -> Float[np.ndarray, "n D"]:
+def _shard(
+    backbone: Backbone, prepared: Prepared, precision: Precision, rows: range, seen: Seen
+) -> Float[np.ndarray, "n D"]:
     """Features of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     with torch.inference_mode():
-        for batch, x in ahead((batch, prepared.plain(torch.tensor(batch))) for batch in batches):
+        for batch, x in ahead((batch, seen.of(prepared, batch)) for batch in batches):
             f = forward(backbone, x, precision, device).float().cpu()
             _refuse_non_finite(f, batch, prepared)
             out[np.array(batch) - rows.start] = f.numpy()

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from cleantune import evidence
+from cleantune.augmented import cached_views, wanted
 from cleantune.config import Config, ModelSpec, RunSpec, configure, read_toml, to_table
 from cleantune.console import Console
 from cleantune.data import Data, DataSpec
 from cleantune.deliver import deliver
 from cleantune.ended import Baseline, Ended
 from cleantune.errors import UserError, nearest
-from cleantune.export import save_model
+from cleantune.export import save_nets
 from cleantune.fields import assignment, describe, merge, nested
 from cleantune.judging import Judge
 from cleantune.learner import Net
@@ -92,7 +93,7 @@ def fit(
             pandas frame, a mapping of arrays or `(features, labels)`.
         model: Checkpoint folder or hub id of transformers, or a backbone from `cleantune.backbones.open_backbone`.
         out: Folder of the run. One that is not empty is refused unless resume or overwrite is set.
-        method: `turn` (default), `ce` or `gce`.
+        method: `turn` (default) or another name that `cleantune methods` lists.
         scope: What learns: `head` or `all`; left out, the method's own.
         preset: Named settings of the method, such as `paper`.
         seed: Of split, noise and training together; each has an option of its own too.
@@ -251,9 +252,12 @@ def trained(
     seed, judge = config.run.train_seed, Judge(material.data, config.run.test_every_epoch)
     heads = Heads(material.classes, config.model.head_init, seed)
     baseline = baseline or probe_baseline(material, heads)
-    nets = material.nets(1, heads)
-    loop = Loop(nets, material.splits(), material.classes, seed, heads, material.device)
-    loop.started, loop.cost = start, extraction_cost(material, todo)
+    count = todo[0].nets
+    if count > 1 and todo[0].scope == "head":
+        heads = Heads(material.classes, "normal", seed)
+    splits = material.splits(cached_views(material, todo, config, console))
+    loop = Loop(material.nets(count, heads), splits, material.classes, seed, heads, material.device)
+    loop.started, loop.cost = start, extraction_cost(material, todo, len(wanted(todo, config.run.views)))
     saved = folder.load()
     folder.keep_rows(saved[1]["rows"] if saved else 0)
     judge.recall(folder.rows())
@@ -261,7 +265,7 @@ def trained(
         console.row(row)
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
-    delivery = deliver(loop, material, material.nets(1, heads), config.run, last_model(todo))
+    delivery = deliver(loop, material, material.nets(count, heads), config.run, last_model(todo))
     console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
 
@@ -272,8 +276,8 @@ def last_model(todo: tuple[Phase, ...]) -> str:
     return "tune" if "tune" in names else names[-1]
 
 
-def extraction_cost(material: Material, todo: tuple[Phase, ...]) -> Cost:
-    """One look at every sample through the backbone, whether or not the cache had it.
+def extraction_cost(material: Material, todo: tuple[Phase, ...], views: int = 0) -> Cost:
+    """One look at every sample through the backbone, whether or not the cache had it, and one a cached view.
 
     The training split's is the method's where the method has a phase on cached features, else evaluation's.
     """
@@ -281,7 +285,7 @@ def extraction_cost(material: Material, todo: tuple[Phase, ...]) -> Cost:
         return Cost()
     looks = {split: len(rows) for split, rows in material.data.rows.items()}
     own = looks["train"] if any(phase.scope == "head" for phase in todo) else 0
-    return Cost(forwards=own, evaluation_forwards=sum(looks.values()) - own)
+    return Cost(forwards=own + views * looks["train"], evaluation_forwards=sum(looks.values()) - own)
 
 
 def probe_baseline(material: Material, heads: Heads) -> Baseline:
@@ -306,7 +310,8 @@ def conclude(ended: Ended, folder: RunFolder, console: Console) -> Result:
     evidence.write_evidence(folder, ended, looks, frame)
     if "unlabelled" in data.rows:
         evidence.write_unlabelled(folder, data, looks["unlabelled"])
-    save_model(folder.path / "model", ended.run.whole[0].cpu(), classes=data.classes, class_values=data.class_values)
+    nets = [net.cpu() for net in ended.run.whole]
+    save_nets(folder.path / "model", nets, classes=data.classes, class_values=data.class_values)
     told = summary(ended, said, looks)
     write_json(folder.path / "summary.json", told)
     report = build(folder.path)

@@ -70,12 +70,17 @@ class Material:
         """Recommended for the backbone."""
         return self.backbone.learning_rate if self.backbone is not None else 0.0
 
-    def splits(self) -> dict[str, Split]:
-        """The splits as the loop sees them: given labels, features, samples."""
+    def splits(self, train: FeatureSource | None = None) -> dict[str, Split]:
+        """The splits as the loop sees them: given labels, features, samples.
+
+        Args:
+            train: Features of the training split with cached views (`augmented.cached_views`); None: plain ones.
+        """
         out = {}
         for name, rows in self.data.rows.items():
             samples = SampleSource(self.prepared[name]) if name in self.prepared else None
-            out[name] = Split(torch.as_tensor(rows.y), FeatureSource(self.features[name]), samples)
+            features = train if train is not None and name == "train" else FeatureSource(self.features[name])
+            out[name] = Split(torch.as_tensor(rows.y), features, samples)
         return out
 
     def nets(self, count: int, heads: Heads) -> list[Net]:

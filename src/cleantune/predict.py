@@ -15,7 +15,7 @@ from cleantune.config import configure, read_toml
 from cleantune.console import Console
 from cleantune.data import Rows, load_unlabelled
 from cleantune.errors import UserError
-from cleantune.export import load_model
+from cleantune.export import load_nets
 from cleantune.inputs import by_length, prepare
 from cleantune.learner import Net
 from cleantune.main_job import precisions
@@ -40,26 +40,27 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
     run = folder if (folder / "model").is_dir() else None
     if not folder.is_dir():
         raise UserError(f"no run {folder}: name the folder that --out was")
-    net, note = load_model(folder / "model" if run else folder)
-    return Model(net, note["classes"], note["class_values"], run, pick_device(device))
+    nets, note = load_nets(folder / "model" if run else folder)
+    return Model(nets, note["classes"], note["class_values"], run, pick_device(device))
 
 
 class Model:
     """Predicts labels; opened with `cleantune.load`."""
 
     def __init__(
-        self, net: Net, classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str
+        self, nets: Sequence[Net], classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str
     ) -> None:
-        """A net with the names of its classes.
+        """Nets with the names of their classes.
 
         Args:
-            net: Of backbone and head, or a head alone where the run's data were features.
+            nets: Of backbone and head, or a head alone where the run's data were features; of several the mean of
+                their probabilities is taken.
             classes: Names of the classes, in the order of the scores.
             class_values: The labels as the data hold them.
             run: The run's folder, for the features of its data.
             device: Where it computes.
         """
-        self.net = net.to(device).eval()
+        self.nets = [net.to(device).eval() for net in nets]
         self.classes = tuple(classes)
         self.class_values = np.array([*class_values, None], dtype=object)[:-1]
         self.run = run
@@ -86,16 +87,16 @@ class Model:
 
     def rows(self, data: Any, **columns: Any) -> Rows:
         """The data as rows with ids."""
-        backbone = self.net.backbone
+        backbone = self.nets[0].backbone
         kind: Any = "features" if backbone is None else backbone.architecture.kind
         return load_unlabelled(data, kind=kind, **columns)
 
     def probabilities(self, rows: Rows) -> Float[np.ndarray, "N C"]:
         """`predict_proba` of rows."""
-        backbone = self.net.backbone
+        backbone = self.nets[0].backbone
         if backbone is None:
             f = torch.as_tensor(np.asarray(rows.samples.read(range(len(rows))), np.float32))
-            width = self.net.head.settings()["width"]  # type: ignore[operator]
+            width = self.nets[0].head.settings()["width"]  # type: ignore[operator]
             if f.shape[1] != width:
                 raise UserError(f"the features have {f.shape[1]} numbers a sample, the model takes {width}")
             return self._softmax([f])
@@ -109,7 +110,8 @@ class Model:
                 " repair or remove them"
             )
         first = prepared.plain(torch.arange(min(BATCH, len(rows))))
-        self.net.looking = probe_precision(backbone, first, memory=cache / "precision")
+        for net in self.nets:
+            net.looking = probe_precision(backbone, first, memory=cache / "precision")
         order = torch.tensor(by_length(prepared, range(len(rows))))
         batches = torch.split(order, BATCH)
         found = self._softmax(prepared.plain(batch) for batch in batches)
@@ -120,8 +122,11 @@ class Model:
     def _softmax(self, batches: Iterable[Inputs]) -> Float[np.ndarray, "N C"]:
         device = torch.device(self.device)
         with torch.no_grad():
-            out = [self.net(moved(x, device)).logits.softmax(1).cpu() for x in batches]
+            out = [self._mean(moved(x, device)).cpu() for x in batches]
         return torch.cat(out).numpy()
+
+    def _mean(self, x: Inputs) -> Float[torch.Tensor, "B C"]:
+        return torch.stack([net(x).logits.softmax(1) for net in self.nets]).mean(0)
 
     def features(self, ids: Iterable[Any] | None = None) -> Float[np.ndarray, "N D"]:
         """The frozen backbone's features of the run's data, before any fine-tuning.

@@ -87,7 +87,7 @@ class FeatureSource:
         return made if isinstance(self._features, Tensor) else ahead(made)
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Tensor, ...]:
-        if self._views == 1:
+        if self._views == 1 or all(view == "plain" for view in views):
             x = self._rows(self.plain, index)
             return (x,) * len(views)
         casts, out = self._casts(len(index), drawn(seed, j, 0)), []

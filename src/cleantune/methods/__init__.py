@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from cleantune.methods.coteaching import CoTeaching
+from cleantune.methods.dividemix import DivideMix
 from cleantune.methods.elr import ELR
 from cleantune.methods.robust_loss import CE, GCE
 from cleantune.methods.turn import TURN
+from cleantune.methods.unicon import UNICON
 from cleantune.records import Method
 
 METHODS: dict[str, type[Method]] = {
@@ -12,4 +15,7 @@ METHODS: dict[str, type[Method]] = {
     "ce": CE,
     "gce": GCE,
     "elr": ELR,
+    "coteaching": CoTeaching,
+    "dividemix": DivideMix,
+    "unicon": UNICON,
 }

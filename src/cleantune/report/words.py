@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from cleantune.report.folder import RunFolder, finite, value_at
 
-METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "nmtune": "NMTune", "dividemix": "DivideMix",
-           "unicon": "UNICON", "mixmatch": "MixMatch"}  # fmt: skip
+METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
+           "nmtune": "NMTune", "dividemix": "DivideMix", "unicon": "UNICON", "mixmatch": "MixMatch"}  # fmt: skip
 THIN = "\N{NARROW NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 
