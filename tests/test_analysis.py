@@ -1,0 +1,88 @@
+"""CKA against its definition, and the other numbers on features that are known."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from cleantune.analysis import geometry, linear_cka, neighbour_accuracy, plane, probe_accuracy
+from cleantune.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def naive_hsic(k: np.ndarray, m: np.ndarray) -> float:
+    """The U-statistic of Song et al., over all ordered choices of four different samples."""
+    terms = [k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in permutations(range(len(k)), 4)]
+    return float(np.mean(terms))
+
+
+def naive_cka(a: np.ndarray, b: np.ndarray) -> float:
+    k, m = a @ a.T, b @ b.T
+    return naive_hsic(k, m) / np.sqrt(naive_hsic(k, k) * naive_hsic(m, m))
+
+
+def test_cka_equals_the_mean_over_all_choices_of_four_samples() -> None:
+    a, b = RNG.normal(size=(7, 3)) + 2, RNG.normal(size=(7, 5))
+    b[:, :3] += a
+    assert linear_cka(a, b) == pytest.approx(naive_cka(a, b), abs=1e-9)
+
+
+def test_cka_of_equal_features_is_one() -> None:
+    a = RNG.normal(size=(50, 8))
+    assert linear_cka(a, a) == pytest.approx(1, abs=1e-12)
+
+
+def test_cka_is_unchanged_by_rotation_shift_and_scale() -> None:
+    a, b = RNG.normal(size=(60, 6)), RNG.normal(size=(60, 6))
+    b += 0.5 * a
+    rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
+    assert linear_cka(3 * a @ rotation + 7, b) == pytest.approx(linear_cka(a, b), abs=1e-9)
+
+
+def test_cka_of_independent_noise_is_near_zero_even_where_features_are_wider_than_samples_are_many() -> None:
+    found = [linear_cka(RNG.normal(size=(100, 300)), RNG.normal(size=(100, 300))) for _ in range(10)]
+    assert abs(np.mean(found)) < 0.01
+
+
+def test_cka_refuses_features_of_other_samples() -> None:
+    with pytest.raises(UserError, match="here are 5, 6"):
+        linear_cka(np.ones((5, 2)), np.ones((6, 2)))
+
+
+def test_twenty_neighbours_agree_with_a_loop_and_leave_the_sample_itself_out() -> None:
+    y = np.arange(30) % 3
+    f = RNG.normal(size=(30, 4)) + y[:, None]
+    unit = f / np.linalg.norm(f, axis=1, keepdims=True)
+    hits = 0
+    for i in range(30):
+        order = [j for j in np.argsort(-(unit @ unit[i]), kind="stable") if j != i][:20]
+        hits += np.bincount(y[order]).argmax() == y[i]
+    assert neighbour_accuracy(f, y) == pytest.approx(hits / 30)
+
+
+def test_separate_classes_get_full_marks_and_mixed_ones_do_not() -> None:
+    y = np.repeat([0, 1], 30)
+    apart = RNG.normal(0, 0.05, (60, 5)) + np.eye(5)[y]
+    mixed = RNG.normal(size=(60, 5))
+    good, bad = geometry(apart, mixed, y), geometry(mixed, mixed, y)
+    assert good.neighbours == good.probe == 1
+    assert good.silhouette > 0.9 > 0.2 > bad.silhouette
+    assert bad.probe < 0.8
+    assert probe_accuracy(apart, y) == 1
+
+
+def test_the_plane_keeps_separate_classes_apart_and_repeats_its_bits() -> None:
+    y = np.repeat([0, 1], 20)
+    f = RNG.normal(0, 0.05, (40, 5)) + np.eye(5)[y]
+    points = plane(f)
+    assert points.shape == (40, 2)
+    assert neighbour_accuracy(points - points.mean(0), y, 5) > 0.95
+    assert np.array_equal(points, plane(f))
+
+
+def test_too_few_samples_are_refused_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="8 samples"):
+        geometry(np.ones((4, 2)), np.ones((4, 2)), np.array([0, 0, 1, 1]))
