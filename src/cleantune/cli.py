@@ -20,6 +20,7 @@ VERBS: dict[str, dict[str, str]] = {
     "Studies": {
         "compare": "Methods x scopes x noises x models x seeds under equal conditions, as one table.",
         "corrupt": "Write data with noise in its labels, to rehearse on.",
+        "reproduce": "A table or figure of TURN's paper, ours beside its numbers.",
         "demo": "The main job on handwritten digits with 60 % random labels.",
         "demo-text": "The main job on customer messages with noisy intents.",
     },

@@ -17,6 +17,7 @@ from cleantune.data import DataSpec
 from cleantune.errors import UserError
 from cleantune.fields import Described, describe
 from cleantune.methods import METHODS
+from cleantune.paper.verb import reproduce
 from cleantune.records import Choice, Interval, Stage
 
 Command = Callable[..., Any]
@@ -269,6 +270,7 @@ VERBS: dict[str, click.Command] = {
     "report": report,
     "compare": compare,
     "corrupt": corrupt,
+    "reproduce": reproduce,
     "demo": demo,
     "demo-text": demo_text,
     "methods": methods,
