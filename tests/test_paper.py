@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -298,17 +298,29 @@ def test_the_row_without_cleansing_learns_from_every_sample() -> None:
     assert plans == [None]
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Tiny networks lose by threads, much where others compute beside them."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 CHEAPEST = {
-    "table2": ["model=ViT-B/16", "noise=symmetric:0.6"],
-    "table3": ["model=ResNet-50", "method=turn", "method=ce"],
+    "table2": ["model=ViT-B/16", "noise=symmetric:0.6", "scope=head"],
+    "table3": ["model=ResNet-50", "method=turn"],
     "table4": ["model=ViT-B/16"],
-    "table5": ["model=ViT-L/16", "method=gce", "method=turn"],
+    "table5": ["model=ViT-L/16", "method=gce", "method=elr", "scope=all"],
     "table9": ["noise=symmetric:0.6", "variant=tau 0.3", "variant=tau 0.6"],
     "figure2": ["model=ConvNeXt-T"],
     "figure3": ["method=ce", "method=turn", "variant=", "variant=tau 0.3", "variant=tau 0.6"],
 }
 
 
+@pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, block: str) -> None:
     done = reproduce(block, out=tmp_path / "out", stand_in=True, only=CHEAPEST[block], silent=True)
@@ -329,3 +341,70 @@ def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, 
     if block == "figure2":
         assert {"cka", "neighbours", "silhouette", "probe"} <= set(table)
         assert page.count('class="plot"') == 3
+
+
+# -- what is refused, and going on -----------------------------------------------------------------------------------
+
+
+def test_missing_data_are_named_with_where_to_get_them_and_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere is no folder .*Clothing1M: .*on request.*--data clothing1m=PATH"):
+        reproduce("table3", out=tmp_path / "out", only=["data=Clothing1M"], silent=True,
+                  data={"clothing1m": str(tmp_path / "nowhere")})  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model_is_named_with_how_to_say_where_it_is(tmp_path: Path) -> None:
+    standin.cifar100(tmp_path / "cifar")
+    with pytest.raises(UserError, match=r'no such model.*for ViT-B/16; --model "ViT-B/16=FOLDER"'):
+        reproduce("table9", out=tmp_path / "out", silent=True, data={"cifar100": str(tmp_path / "cifar")},
+                  models={"ViT-B/16": str(tmp_path / "none")})  # fmt: skip
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_own_data_and_models_run_without_a_warning_and_resume_keeps_what_is_done(tmp_path: Path) -> None:
+    standin.cifar100(tmp_path / "cifar")
+    model = standin.network("resnet", tmp_path / "resnet")
+    said: dict[str, Any] = {
+        "out": tmp_path / "out", "data": {"cifar100": str(tmp_path / "cifar")}, "models": {"ViT-B/16": str(model)},
+        "only": ["model=ViT-B/16", "variant=probe, no cleansing"], "silent": True,
+    }  # fmt: skip
+    first = reproduce("table4", **said)
+    assert not first.table["stand_in"].any()
+    assert WARNING not in first.text
+    [cell] = (tmp_path / "out" / "cells").glob("*.json")
+    cell.write_text(cell.read_text().replace(f'"forwards": {int(first.table["forwards"].iloc[0])}', '"forwards": 1'))
+    assert reproduce("table4", resume=True, **said).table["forwards"].tolist() == [1]
+    with pytest.raises(UserError, match="--resume: seeds is not what it was"):
+        reproduce("table4", resume=True, seeds=2, **said)
+    with pytest.raises(UserError, match="is not empty"):
+        reproduce("table4", **said)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_cell_that_fails_is_shown_with_its_reason_and_the_rest_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cleantune.paper import features
+
+    real, calls = features.look, iter((True, False))
+
+    def look(run: Any, material: Any, seed: int) -> dict[str, Any]:
+        if next(calls):
+            raise RuntimeError("no memory left")
+        return real(run, material, seed)
+
+    monkeypatch.setattr(features, "look", look)
+    done = reproduce("figure2", out=tmp_path / "out", stand_in=True, only=["model=ConvNeXt-T"], silent=True)
+    assert done.table["status"].tolist() == ["failed", "done"]
+    for end in ("md", "html"):
+        assert "RuntimeError: no memory left" in (done.path / f"reproduce.{end}").read_text("utf-8")
+    assert "failed" in done.text
+
+
+def test_every_file_that_reproduce_reads_is_named_as_package_data() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    package = ROOT / "src" / "cleantune"
+    shipped = {path for pattern in listed["cleantune"] for path in package.glob(pattern)}
+    needed = {path for path in (package / "paper").rglob("*") if path.suffix in (".toml", ".csv", ".html")}
+    assert needed <= shipped
+    assert len(needed) == 7 + 5 + 1 + 1

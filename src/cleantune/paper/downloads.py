@@ -225,11 +225,11 @@ def load(loader: str, path: str, out: Path, subset: int) -> dict[str, Any]:
         subset: Training images to draw; 0 takes all. Clothing1M's alone.
 
     Raises:
-        UserError: The data are missing; the sentence says where to get them.
+        UserError: The data are missing or broken.
     """
     if path.startswith("hf:") and loader == "cifar100":
         return {"data": path, "image": "img", "label": "fine_label"}
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f"{path} is no folder; hand over {WHERE[loader]}, by --data {loader}=PATH")
+        raise UserError(f"{path} is no folder")
     return LOADERS[loader](root, out, subset)

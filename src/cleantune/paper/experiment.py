@@ -36,7 +36,7 @@ class Source:
     validation_fraction: Annotated[float, Interval(0.0, 0.9)] = 0.05
     """Share of training held out as validation, where the download has none."""
     methods: Any = None
-    """Settings by method where these data ask for others, as methods.elr.beta."""
+    """Settings by method where these data ask for others, as methods.elr.beta; `preset` may be among them."""
 
 
 @dataclass(frozen=True)

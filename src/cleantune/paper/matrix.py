@@ -31,7 +31,7 @@ def table_of(made: Experiment, cells: list[Cell], found: Mapping[tuple[str, str]
     common = merge(dict(made.fit), {key: value for key, value in first.items() if key != "model"})
     looks = {key: value for key, value in first["model"].items() if key != "model"}
     axes = {
-        "entries": list({entry_name(cell): entry(made, cell) for cell in cells}.values()),
+        "entries": list({entry_name(cell): entry(cell) for cell in cells}.values()),
         "noises": list(dict.fromkeys(cell.noise for cell in cells)),
         "models": [found[cells[0].data, model]["model"]["model"] for model in models],
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
@@ -44,11 +44,12 @@ def entry_name(cell: Cell) -> tuple[str, str]:
     return cell.variant or cell.method, cell.scope
 
 
-def entry(made: Experiment, cell: Cell) -> dict[str, Any]:
+def entry(cell: Cell) -> dict[str, Any]:
     """A cell's row of the matrix."""
     own = {k: v for k, v in cell.settings["method"].items() if k not in ("name", "scope", "preset")}
     name, scope = entry_name(cell)
-    return {"name": name, "method": cell.method, "scope": scope, "preset": made.preset, "settings": own}
+    preset = cell.settings["method"]["preset"]
+    return {"name": name, "method": cell.method, "scope": scope, "preset": preset, "settings": own}
 
 
 def run(

@@ -11,7 +11,6 @@ from markupsafe import Markup
 from cleantune import report
 from cleantune.paper import plots, sheets
 from cleantune.paper.experiment import Experiment
-from cleantune.paper.numbers import notes
 from cleantune.report.svg import plain
 from cleantune.summary import versions
 
@@ -60,7 +59,8 @@ def render(
     ]
     return environment.get_template("page.html").render(
         css=Markup(css), made=made, name=made.block[:-1].capitalize() + " " + made.block[-1], sheets=shown,
-        legend=sheets.legend(shown), notes=notes(made.block), plots=plots.plots(made, table, records), facts=facts,
+        legend=sheets.legend(shown), notes=sheets.shown_notes(shown, made.block),
+        plots=plots.plots(made, table, records), facts=facts,
         stand_in=sheets.WARNING if stand_in else "", failed=failed,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -84,7 +85,12 @@ def reproduce(
     if stand_in:
         console.mention(sheets.WARNING)
         made = in_place_of(made, folder.path / "stand-in")
-    found = gathered(made, cells, folder.path, stand_in, console)
+    try:
+        found = gathered(made, cells, folder.path, stand_in, console)
+    except UserError:
+        if not resume:
+            shutil.rmtree(folder.path)  # nothing has run: the same command shall do once the data are there
+        raise
     records = from_matrices(made, [cell for cell in cells if not special(made, cell)], found, folder.path, silent)
     bench = Bench(Console(silent=True), features.look if made.analysis == "features" else None)
     for cell, record in run_all([cell for cell in cells if special(made, cell)], found, bench, folder.path, console):
@@ -165,7 +171,10 @@ def remember(folder: Path, made: Experiment, stand_in: bool) -> None:
         then.pop("record", None)
         differing = next((key for key in now if now[key] != then.get(key)), None)
         if differing:
-            raise UserError(f"--resume: {path} has another {differing}; start anew with --overwrite")
+            raise UserError(
+                f"--resume: {differing} is not what it was, see {path};"
+                " resume with the same, or start anew with --overwrite"
+            )
         return
     write_text(path, tomli_w.dumps(now | {"record": {"versions": versions()}}))
 
@@ -191,7 +200,7 @@ def gathered(
 
 def _data(source: Source, folder: Path, console: Console) -> dict[str, Any]:
     console.mention(f"data {source.name}: {source.path}")
-    where = f"{source.name} comes from {downloads.WHERE[source.loader]}; --data {source.loader}=PATH says where it is"
+    where = f"{source.name}: {downloads.WHERE[source.loader]}; --data {source.loader}=PATH says where it is"
     try:
         table = downloads.load(source.loader, source.path, folder / "data" / Path(source.path).name, source.subset)
         if "validation" not in table:

@@ -186,8 +186,7 @@ def markdown(made: Sequence[Sheet], title: str, block: str, stand_in: bool, fail
         lines += [f"## {sheet.title}", "", "| " + " | ".join(sheet.heads) + " |", "|" + "---|" * len(sheet.heads)]
         lines += ["| " + " | ".join([label, *map(_cell, values)]) + " |" for label, values in sheet.rows]
         lines.append("")
-    for note in notes(block):
-        lines += [f"- {footnote(note)}"]
+    lines += [f"- {footnote(note)}" for note in shown_notes(made, block)]
     if failed:
         lines += ["", "Failed:", "", *(f"- {line}" for line in failed)]
     return "\n".join(lines) + "\n"
@@ -207,6 +206,12 @@ def legend(made: Sequence[Sheet]) -> str:
     return f"Ours{', and in brackets the paper' + chr(39) + 's' if paper else ''}. {best}"
 
 
+def shown_notes(made: Sequence[Sheet], block: str) -> list[Note]:
+    """The notes about the whole block, and those whose mark stands somewhere."""
+    used = {mark for sheet in made for _, row in sheet.rows for value in row for mark in value.marks}
+    return [note for note in notes(block) if not note.mark or note.mark in used]
+
+
 def footnote(note: Note) -> str:
     """A note with its mark and, where there is one, the claim it is about."""
     mark = f"[{note.mark}] " if note.mark else ""
@@ -222,5 +227,5 @@ def console(made: Sequence[Sheet], block: str, stand_in: bool) -> str:
         widths = [max(len(row[k]) for row in grid) for k in range(len(sheet.heads))]
         lines += ["", sheet.title]
         lines += ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in grid]
-    lines += ["", *(footnote(note) for note in notes(block))]
+    lines += ["", *(footnote(note) for note in shown_notes(made, block))]
     return "\n".join(lines)
