@@ -242,7 +242,7 @@ def test_one_step_of_unicon_equals_the_hand_written_one(contrast: bool) -> None:
     plain, peer = nets()
     net = ProjectedHead(plain, 4, seed=0)
     given = batch(views=4)
-    method = UNICON(scope="all", lambda_c=0.025 if contrast else 0.0, warm_up_all=1, ramp=0.5)
+    method = UNICON(scope="all", lambda_u=30.0, lambda_c=0.025 if contrast else 0.0, warm_up_all=1, ramp=0.5)
     value = method.semi_loss(cast(Any, Drawing(progress=5.0)), peer)(net, given)
     value.backward()  # type: ignore[no-untyped-call]
     luck = draw(2 * (B + U), 4.0, torch.Generator().manual_seed(5))

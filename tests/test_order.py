@@ -33,7 +33,10 @@ class Recording:
 
     def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
         self.transcript.append(f"score {self._names(nets)}")
-        logits = [torch.randn(len(self.y), self.classes, generator=torch.Generator().manual_seed(1)) for _ in nets]
+        logits = [
+            torch.randn(len(self.y), self.classes, generator=torch.Generator().manual_seed(self.nets.index(net)))
+            for net in nets
+        ]
         return fn(self.y, *logits)
 
     def learn(self, nets: Any, loss: Callable[..., Tensor], plan: Plan | None = None, **how: int) -> None:
@@ -81,3 +84,49 @@ def test_the_papers_turn_takes_equally_many_of_every_class() -> None:
     assert plan is not None
     assert len(set(torch.bincount(run.y[plan.keep]).tolist())) == 1
     assert set(plan.weight.tolist()) <= {0.0, 1.0}
+
+
+def epochs(name: str, count: int, **settings: Any) -> list[list[str]]:
+    """What the first epochs of a method with one phase do."""
+    run, out = Recording(), []
+    (phase,) = METHODS[name](**settings).phases()
+    assert phase.nets == 2
+    for run.epoch in range(count):
+        run.transcript = []
+        phase.epoch(run)  # type: ignore[arg-type]
+        out.append(run.transcript)
+    return out
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_co_teaching_learns_both_nets_at_once_from_all_and_looks_at_nobody(scope: str) -> None:
+    assert epochs("coteaching", 2, scope=scope) == [["learn A+B from all"]] * 2
+
+
+WARM_UP = ["learn A from all", "learn B from all"]
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_dividemix_warms_up_then_judges_with_both_before_either_learns(scope: str) -> None:
+    found = epochs("dividemix", 3, scope=scope, warm_up_head=1, warm_up_all=1)
+    assert found == [WARM_UP, *[["score A", "score B", "learn A from plan", "learn B from plan"]] * 2]
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_unicon_warms_up_then_both_judge_together_anew_before_each_learns(scope: str) -> None:
+    found = epochs("unicon", 3, scope=scope, warm_up_head=1, warm_up_all=1)
+    assert found == [WARM_UP, *[["score A+B", "learn A from plan", "score A+B", "learn B from plan"]] * 2]
+
+
+def test_each_net_of_dividemix_learns_by_the_verdict_of_its_peer() -> None:
+    run, method = Recording(), METHODS["dividemix"](warm_up_head=0)
+    method.phases()[0].epoch(run)  # type: ignore[arg-type]
+    weights = [plan.weight for plan in run.plans if plan is not None]
+    assert torch.equal(weights[0], run.ledger["p_clean_1"])
+    assert torch.equal(weights[1], run.ledger["p_clean_0"])
+    torch.testing.assert_close(run.ledger["p_clean"], (weights[0] + weights[1]) / 2)
+
+
+def test_elr_that_probes_first_probes_then_tunes() -> None:
+    probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["learn A from all"])
+    assert transcript("elr", scope="all", probe_first=True) == [probe, tune]

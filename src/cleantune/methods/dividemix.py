@@ -12,8 +12,9 @@ Differs from the paper:
   net as it learns;
 - the ramp of lambda_u is a share of the epochs after the warm-up instead of 16 epochs of 300 (spec 4.4, short runs);
 - a side that would be empty is filled: the `batch_size` most probable labels are kept at the least (C2D's guard);
-- by default the guard of spec 1.5 (`monotone`), EM to convergence, and a lambda_u for few classes; the preset `paper`
-  has neither guard nor convergence, CIFAR-100's lambda_u, Table 8's optimisers and batch 64. `authors-code` averages
+- by default the guard of spec 1.5 (`monotone`), EM to convergence, a small lambda_u and two epochs of warm-up in scope
+  `all`, without which short runs collapse (dev/LOG.md); the preset `paper` has neither guard nor convergence, one
+  epoch of warm-up, CIFAR-100's lambda_u, Table 8's optimisers and batch 64. `authors-code` averages
   the losses of the last five epochs, as the code does at 90 % noise, with a threshold of 0.6; `web` is what paper and
   code do on Clothing1M and WebVision: alpha 0.5, only labelled samples learned from.
 """
@@ -50,13 +51,13 @@ class DivideMix:
     """Sharpens targets: p^(1/T)."""
     alpha: Annotated[float, Interval(0.05, 16.0, log=True)] = 4.0
     """MixUp draws from Beta(alpha, alpha)."""
-    lambda_u: Annotated[float, Interval(0.0, 500.0)] = 25.0
-    """Weight of the samples without a label; their loss is a mean over classes, so many classes need more."""
+    lambda_u: Annotated[float, Interval(0.0, 500.0)] = 5.0
+    """Weight of the samples without a label. The paper's 25 to 150 suit hundreds of epochs from random weights."""
     ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
     """Share of the epochs after the warm-up over which lambda_u rises."""
     warm_up_head: Annotated[int, Interval(0, 1000)] = 5
     """Epochs on every label before the first split, in scope `head`."""
-    warm_up_all: Annotated[int, Interval(0, 1000)] = 1
+    warm_up_all: Annotated[int, Interval(0, 1000)] = 2
     """The same in scope `all`."""
     confidence_penalty: bool = False
     """Hold back confidence in the warm-up, for asymmetric noise and Clothing1M."""
@@ -155,6 +156,7 @@ def _paper(backbone: str) -> DivideMix:
     """Table 8 of TURN's paper with batch 64, and DivideMix's settings of CIFAR-100."""
     return DivideMix(
         lambda_u=150.0,
+        warm_up_all=1,
         monotone=False,
         em_iterations=10,
         em_tolerance=1e-2,

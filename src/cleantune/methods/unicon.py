@@ -14,7 +14,8 @@ Differs from the paper / from the authors' code:
 - a class that has fewer samples than its share gives what it has, instead of copies of sample 0 (code);
 - both nets judge in evaluation mode, in the code the one that has just learned is in training mode;
 - samples of the rest beside a labelled one: 1 / (2R), R the share kept (code), kept within 1 to 8 (spec 7);
-- the ramp of lambda_u is a share of the epochs; settings as for DivideMix.
+- the ramp of lambda_u is a share of the epochs; lambda_u and warm-up are smaller and longer by default, as for
+  DivideMix; the presets have the paper's.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class UNICON:
     """Sharpens targets: p^(1/T)."""
     alpha: Annotated[float, Interval(0.05, 16.0, log=True)] = 4.0
     """MixUp draws from Beta(alpha, alpha)."""
-    lambda_u: Annotated[float, Interval(0.0, 500.0)] = 30.0
-    """Weight of the samples without a label."""
+    lambda_u: Annotated[float, Interval(0.0, 500.0)] = 5.0
+    """Weight of the samples without a label. The paper's 30 suits hundreds of epochs from random weights."""
     ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
     """Share of the epochs after the warm-up over which lambda_u rises."""
     lambda_c: Annotated[float, Interval(0.0, 10.0)] = 0.025
@@ -72,7 +73,7 @@ class UNICON:
     """Samples of the rest beside a labelled one, times the share kept; the authors advise 1 at heavy noise."""
     warm_up_head: Annotated[int, Interval(0, 1000)] = 5
     """Epochs on every label before the first selection, in scope `head`."""
-    warm_up_all: Annotated[int, Interval(0, 1000)] = 1
+    warm_up_all: Annotated[int, Interval(0, 1000)] = 2
     """The same in scope `all`."""
     web: bool = False
     """Mix and learn the kept samples alone, beside the contrastive loss, as on Clothing1M and WebVision."""
@@ -171,5 +172,8 @@ def warm_up_loss(net: Network, batch: Batch) -> Tensor:
 def _authors(backbone: str) -> UNICON:
     """Table 8 of TURN's paper with batch 64, and UNICON's settings of CIFAR."""
     return UNICON(
-        probe=replace(paper_probe(backbone), batch_size=64), tune=replace(paper_tune(backbone, epochs=5), batch_size=64)
+        lambda_u=30.0,
+        warm_up_all=1,
+        probe=replace(paper_probe(backbone), batch_size=64),
+        tune=replace(paper_tune(backbone, epochs=5), batch_size=64),
     )

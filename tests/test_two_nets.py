@@ -1,0 +1,294 @@
+"""Methods of two nets: their cost, their cached views, hard class counts, and what is delivered of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fake_samples import fake_images
+from test_contract import (  # noqa: F401 - a fixture
+    CLASSES,
+    WIDTH,
+    Vectors,
+    _one_thread,
+    blobs,
+    loop_for,
+    quick,
+    trained,
+)
+from test_main_job import colours
+from tiny import save_tiny
+from torch import Tensor
+
+import cleantune
+from cleantune.backbones import open_backbone
+from cleantune.errors import UserError
+from cleantune.export import load_model, load_nets, save_nets
+from cleantune.features import Seen, extract, view_key
+from cleantune.inputs import prepare
+from cleantune.learner import LinearHead, Net, ProjectedHead, standardisation
+from cleantune.loop import Loop
+from cleantune.methods import METHODS
+from cleantune.precision import Precision
+from cleantune.records import Row, Stage
+from cleantune.sources import FeatureSource
+from cleantune.state import Split
+from cleantune.train import phases, train
+
+N = 160
+BATCH = 32
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+
+def spent(name: str, **changes: Any) -> list[int]:
+    """Forwards of each epoch of a method in scope `all`."""
+    problem = blobs(0.4, size=N)
+    method = quick(name, "all", **changes)
+    _, rows = trained(problem, method, loop_for(method, problem, "all"))
+    total = [0, *(row["forwards"] for row in rows)]
+    return [b - a for a, b in itertools.pairwise(total)]
+
+
+def test_co_teaching_and_a_warm_up_of_two_nets_cost_six_forwards_a_sample() -> None:
+    """Acceptance check 11 of the spec."""
+    assert spent("coteaching") == [6 * N] * 5
+    assert spent("dividemix", warm_up_all=2)[:2] == [6 * N] * 2
+    assert spent("unicon", warm_up_all=2)[:2] == [6 * N] * 2
+
+
+class Counting:
+    """Kept samples of each plan that a run learns from, and the rest beside them."""
+
+    def __init__(self) -> None:
+        self.kept: list[int] = []
+        self.beside: list[float] = []
+
+    def run(self, name: str, **changes: Any) -> list[int]:
+        """Forwards of the epochs after a warm-up of one."""
+        problem, method = blobs(0.4, size=N), quick(name, "all", warm_up_all=1, **changes)
+        run, learn = loop_for(method, problem, "all"), Loop.learn
+
+        def spy(nets: Any, loss: Any, plan: Any = None, **how: Any) -> None:
+            if plan is not None:
+                self.kept.append(int(plan.keep.sum()))
+                self.beside.append(plan.rest_share)
+            learn(run, nets, loss, plan, **how)
+
+        run.learn = spy  # type: ignore[method-assign]
+        _, rows = trained(problem, method, run)
+        total = [row["forwards"] for row in rows]
+        return [b - a for a, b in itertools.pairwise(total)]
+
+
+def test_an_epoch_of_dividemix_costs_two_and_thirty_six_rho() -> None:
+    """Acceptance check 11 of the spec: each net's share of it is 18 forwards a kept sample, and both look at all."""
+    counting = Counting()
+    for epoch, forwards in enumerate(counting.run("dividemix")):
+        kept = counting.kept[2 * epoch : 2 * epoch + 2]
+        assert forwards == 2 * N + 18 * sum(kept)
+
+
+def test_an_epoch_of_unicon_costs_twenty_and_sixteen_r() -> None:
+    """Acceptance check 11 of the spec, up to the rounding of batches."""
+    counting = Counting()
+    for epoch, forwards in enumerate(counting.run("unicon")):
+        expected = 4.0 * N
+        for k in (2 * epoch, 2 * epoch + 1):
+            expected += counting.kept[k] * (8 + 16 * counting.beside[k])
+        assert abs(forwards - expected) <= 2 * 16 * (N // BATCH + 1)
+        share = counting.kept[2 * epoch] / N
+        if counting.beside[2 * epoch] > 1:
+            assert counting.beside[2 * epoch] == pytest.approx(1 / (2 * share), rel=0.25)
+
+
+@pytest.mark.parametrize("name", ["coteaching", "dividemix", "unicon"])
+def test_on_cached_features_two_nets_cost_no_forward(name: str) -> None:
+    problem, method = blobs(0.4, size=N), quick(name, "head")
+    run, _ = trained(problem, method, loop_for(method, problem, "all"))
+    assert run.cost.forwards == 0
+
+
+# -- class counts ------------------------------------------------------------------------------------------------------
+
+
+def uneven(counts: list[int], width: int = 6) -> Callable[[int], Loop]:
+    """A maker of runs on features of classes of these sizes, with test samples of each."""
+    classes, rng = len(counts), torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(classes, width, generator=rng)
+    y = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
+    x = centres[y] + torch.randn(len(y), width, generator=rng)
+    split = Split(y, FeatureSource(x), None)
+
+    def new_head(features: Any, k: int) -> LinearHead:
+        scale = standardisation(features)
+        return LinearHead(width, classes, standardise=scale, generator=torch.Generator().manual_seed(k))
+
+    def loop(nets: int) -> Loop:
+        made = [Net(None, new_head(x, k)) for k in range(nets)]
+        return Loop(made, {"train": split, "validation": split}, classes, 0, new_head)
+
+    return loop
+
+
+def nothing(run: Loop, looks: dict[str, Tensor]) -> dict[str, Any]:
+    return {"accuracy_validation": None}
+
+
+SHAPES = {
+    "one sample a class": [1] * 5,
+    "down to one sample": [100, 20, 5, 2, 1],
+    "a hundred to one": [200, 200, 2, 2],
+    "a class without a sample": [30, 0, 30],
+    "a thousand classes": [2] * 1000,
+    "two samples": [1, 1],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_class_count_stops_a_method(name: str, shape: str) -> None:
+    stage = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
+    changes: dict[str, Any] = {"warm_up_head": 1} if name in ("dividemix", "unicon") else {}
+    if name == "unicon":
+        changes["contrast_head"] = True
+    method = METHODS[name](scope="head", probe=stage, tune=replace(stage, epochs=1), **changes)
+    make = uneven(SHAPES[shape])
+    rows: list[Row] = list(train(phases(method, 0.0), make(method.phases()[0].nets), nothing))
+    assert len(rows) >= 3
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+@pytest.mark.parametrize("name", ["coteaching", "dividemix", "unicon"])
+def test_clean_labels_leave_no_side_empty(name: str) -> None:
+    problem = blobs(0.0, size=N, spread=0.05)
+    method = quick(name, "head")
+    _, rows = trained(problem, method, loop_for(method, problem, "head"))
+    assert rows[-1]["accuracy_test"] > 0.97
+
+
+# -- cached views ------------------------------------------------------------------------------------------------------
+
+
+def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cleantune import features
+
+    monkeypatch.setattr(features, "SHARD", 16)
+    monkeypatch.setattr(features, "BATCH", 4)
+    body = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    prepared = prepare(fake_images(40), body.preprocess, tmp_path)  # type: ignore[arg-type]
+    made = {}
+    for seen in (Seen("weak", 0), Seen("weak", 1), Seen("strong", 0)):
+        key = view_key("k", seen, prepared.augment)  # type: ignore[attr-defined]
+        made[seen] = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, seen))
+    assert not any(np.allclose(a, b) for a, b in itertools.combinations(made.values(), 2))
+    with torch.no_grad():
+        direct = body(Seen("weak", 1).of(prepared, [16, 17, 18, 19]))
+    np.testing.assert_allclose(made[Seen("weak", 1)][16:20], direct.numpy(), rtol=1e-4, atol=1e-5)
+
+    key = view_key("k", Seen("weak", 0), prepared.augment)  # type: ignore[attr-defined]
+    for name in ("index.json", "000001.npy"):  # as if it had been killed in the second shard
+        (tmp_path / f"features-{key}" / name).unlink()
+    again = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, Seen("weak", 0)))
+    assert np.array_equal(again, made[Seen("weak", 0)])
+
+
+def test_weak_and_strong_views_come_from_caches_of_their_own() -> None:
+    views = torch.stack([torch.full((100, 1), float(v)) for v in range(6)])
+    source = FeatureSource(views, strong=2)
+    ((_, (a, b, c, d)),) = source.batches([torch.arange(100)], ("weak", "weak", "strong", "strong"), 0)
+    assert set(torch.cat([a, b]).flatten().tolist()) == {1.0, 2.0, 3.0}
+    assert set(torch.cat([c, d]).flatten().tolist()) == {4.0, 5.0}
+    assert bool((a != b).all())
+    assert bool((c != d).all())
+    assert source.plain.flatten().tolist() == [0.0] * 100
+
+
+QUICK = {
+    "method.probe.epochs": 2, "method.probe.least_steps": 0, "method.warm_up_head": 1, "method.warm_up_all": 1,
+    "method.tune.epochs": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    colours(folder, 60)
+    save_tiny("resnet", folder / "model")
+    return folder
+
+
+def fitted(world: Path, out: Path, **options: Any) -> cleantune.Result:
+    data = next(world.glob("*.parquet"))
+    base: dict[str, Any] = {"label": "label", "true_label": "true", "cache": str(out.parent / "cache"), "silent": True}
+    return cleantune.fit(data, world / "model", out=out, precision="float32", device="cpu", **base | options)
+
+
+@pytest.mark.parametrize(("name", "views", "extra"), [("dividemix", 2, 2), ("unicon", 2, 4), ("dividemix", 1, 0)])
+def test_views_are_counted_announced_and_one_is_the_control(
+    name: str, views: int, extra: int, world: Path, tmp_path: Path
+) -> None:
+    result = fitted(world, tmp_path / "run", method=name, scope="head", views=views, settings=QUICK)
+    train_rows = result.summary["samples"]["train"]
+    assert result.summary["cost"]["forwards"] == (1 + extra) * train_rows
+    told = [note for note in result.summary["notes"] if "augmented views" in note]
+    assert len(told) == (1 if extra else 0)
+    if extra:
+        assert f"{extra} augmented views of {train_rows} training samples" in told[0]
+        assert "MiB" in told[0]
+    assert cleantune.load(tmp_path / "run").predict_proba(next(world.glob("*.parquet"))).shape[1] == 3
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_a_loaded_ensemble_predicts_the_mean_of_its_nets(scope: str, world: Path, tmp_path: Path) -> None:
+    result = fitted(world, tmp_path / "run", method="unicon", scope=scope, views=2, settings=QUICK)
+    model = result.model
+    data = next(world.glob("*.parquet"))
+    p = model.predict_proba(data)
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    alone = [cleantune.load(folder).predict_proba(data) for folder in sorted((result.path / "model").glob("net-*"))]
+    assert len(alone) == 2
+    assert not np.allclose(alone[0], alone[1])
+    np.testing.assert_allclose(p, (alone[0] + alone[1]) / 2, rtol=1e-4, atol=1e-6)
+    with pytest.raises(UserError, match="holds 2 nets"):
+        load_model(result.path / "model")
+    assert result.report.is_file()
+
+
+def test_embeddings_have_one_view_and_their_ensemble_is_two_heads(tmp_path: Path) -> None:
+    problem = blobs(0.3, size=120)
+    names = np.array(["a", "b", "c", "d"])
+    data = (problem.x["train"].numpy(), names[problem.y["train"].numpy()])
+    result = cleantune.fit(data, out=tmp_path / "run", method="dividemix", silent=True, settings=QUICK)
+    assert any("one view" in note for note in result.summary["notes"])
+    assert result.model.predict_proba(problem.x["test"].numpy()).shape == (120, CLASSES)
+
+
+def test_a_projection_is_trained_and_not_delivered(tmp_path: Path) -> None:
+    head = ProjectedHead(LinearHead(WIDTH, 3), 4, seed=0)
+    nets = [Net(None, head), Net(None, LinearHead(WIDTH, 3, generator=torch.Generator().manual_seed(1)))]
+    assert save_nets(tmp_path / "m", nets, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "ensemble"
+    loaded, note = load_nets(tmp_path / "m")
+    assert note["classes"] == ["a", "b", "c"]
+    x = Vectors(torch.randn(5, WIDTH)).x
+    for before, after in zip(nets, loaded, strict=True):
+        assert type(after.head) is LinearHead
+        torch.testing.assert_close(after(x).logits, before(x).logits)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lambda_c": 0.0}])
+def test_contrast_moves_the_projection_in_scope_all_and_can_be_switched_off(changes: dict[str, float]) -> None:
+    problem, method = blobs(0.4, size=N), quick("unicon", "all", **changes)
+    run, _ = trained(problem, method, loop_for(method, problem, "all"))
+    assert all(isinstance(net.head, ProjectedHead) != bool(changes) for net in run.whole)
+    off = quick("unicon", "head").phases()[0]
+    assert off.projection == 0
