@@ -353,6 +353,11 @@ def test_missing_data_are_named_with_where_to_get_them_and_leave_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stand_in_takes_no_data_or_models(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave --data and --model out"):
+        reproduce("table4", out=tmp_path / "out", stand_in=True, data={"cifar100": "x"})
+
+
 def test_a_missing_model_is_named_with_how_to_say_where_it_is(tmp_path: Path) -> None:
     standin.cifar100(tmp_path / "cifar")
     with pytest.raises(UserError, match=r'no such model.*for ViT-B/16; --model "ViT-B/16=FOLDER"'):

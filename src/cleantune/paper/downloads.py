@@ -216,7 +216,7 @@ WHERE = {
 
 
 def load(loader: str, path: str, out: Path, subset: int) -> dict[str, Any]:
-    """Fields of `[data]` for one of the paper's data sets; a table is written once and read ever after.
+    """Fields of `[data]` for one of the paper's data sets; the same download gives the same tables.
 
     Args:
         loader: A name of `LOADERS`.

@@ -134,7 +134,7 @@ class Experiment:
         own = merge(dict((source.methods or {}).get(name, {})), asked.settings or {})
         table = {"name": name, "preset": self.preset} | ({"scope": scope} if scope else {}) | own
         run = {"noise_seed": seed, "train_seed": seed} | ({"noise": noise} if noise != "none" else {})
-        settings = merge(dict(self.fit), {"method": table, "run": run, "data": {"split_seed": seed}})
+        settings = merge(dict(self.fit), {"method": table, "run": run})
         known = configure(merge(settings, {"data": {"data": ""}}), model.architecture)
         return Cell(source.name, model.name, noise, asked.name, name, known.method.scope, seed, asked.cleanse, settings)
 

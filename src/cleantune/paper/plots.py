@@ -20,7 +20,7 @@ COLOURS = (FIRST, SECOND, THIRD)
 CLASS_COLOURS = ("#4477aa", "#ee6677", "#228833", "#bba022", "#3399bb", "#aa3377", "#888888", "#dd8844", "#7766cc",
                  "#55aa99")  # fmt: skip
 """Ten hues that stand apart on light and dark paper."""
-MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPXp<>"
 LINES = 9
 """Lines of one figure of cleansings."""
 

@@ -74,8 +74,10 @@ def reproduce(
         silent: Say nothing.
 
     Raises:
-        UserError: Data or a model are missing, or a name is not known; the sentence says where to get them.
+        UserError: Data or a model are missing (the sentence says where to get them), or a name is not known.
     """
+    if stand_in and (data or models):
+        raise UserError("--stand-in makes up data and models; leave --data and --model out")
     made = placed(read(block), data or {}, models or {})
     if seeds is not None:
         made = replace(made, seeds=tuple(range(seeds)))
@@ -148,7 +150,12 @@ def in_place_of(made: Experiment, folder: Path) -> Experiment:
     for source in made.data:
         place = folder / f"stand-in-{source.loader}"
         if not place.is_dir():
-            standin.DOWNLOADS[source.loader](place)
+            draft = place.with_name(
+                f"{place.name}.part"
+            )  # a folder that was cut short must not be taken for a whole one
+            shutil.rmtree(draft, ignore_errors=True)
+            standin.DOWNLOADS[source.loader](draft)
+            draft.rename(place)
         sources.append(replace(source, path=str(place), validation_fraction=0.125))
     for model in made.models:
         place = folder / f"stand-in-{re.sub(r'[^a-z0-9]+', '-', model.name.lower())}"  # tables call it by this name
