@@ -33,7 +33,7 @@ ROWS_A_CLASS = 12
 """As many that every class can have a mixture fitted."""
 MARGIN = 4.0
 """By so many nats the made-up scores of the true class lead: a problem that pre-trained features can solve."""
-BUDGET = 8.0
+BUDGET = 5.0
 """Seconds after which the probe of a machine begins nothing more."""
 
 

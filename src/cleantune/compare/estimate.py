@@ -66,11 +66,22 @@ class Plan:
         return f"{done} of {self.total} cells done, about {duration(self.seconds_left())} left; running: {what}"
 
 
-def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console) -> Plan:
-    """Rehearse every kind of cell, probe the machine, and say what is to be expected."""
+UNKNOWN = Speed(1.0, 1.0, 1.0)
+
+
+def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console, *, probe: bool = True) -> Plan:
+    """Rehearse every kind of cell, probe the machine, and say what is to be expected.
+
+    Args:
+        matrix: All of it.
+        data: Before any noise.
+        shared: By model.
+        console: Told.
+        probe: Whether anything is left to be run; else there is nothing to expect and the machine is not probed.
+    """
     train, validation, test = (len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test"))
     sizes = Sizes(train, validation, test, len(data.classes))
-    speeds = [speed_of(each, data, BUDGET / len(shared)) for each in shared]
+    speeds = [speed_of(each, data, BUDGET / len(shared)) if probe else UNKNOWN for each in shared]
     wrong = float(np.mean([wrong_share(matrix, noise, data) for noise in matrix.noises]))
     spent: dict[Kind, Spent | None] = {}
     seconds: dict[Kind, float] = {}
@@ -86,7 +97,8 @@ def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console) 
                 continue
             spent[entry, m], seconds[entry, m] = foreseen, speeds[m].seconds(foreseen)
     plan = Plan(spent, seconds)
-    console.mention("\n".join(lines(matrix, plan, sizes, speeds, views, shared)))
+    if probe:
+        console.mention("\n".join(lines(matrix, plan, sizes, speeds, views, shared)))
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from cleantune.data import Data, corrupt, load
 from cleantune.errors import UserError
 from cleantune.fields import merge
 from cleantune.material import Material, gather, open_model
+from cleantune.noise import parse
 from cleantune.precision import Precision
 from cleantune.store import RunFolder, read_json, write_json, write_table, write_text
 from cleantune.summary import versions
@@ -41,9 +43,9 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
     stored = read_toml(out / "config.toml") if resume and (out / "config.toml").is_file() else None
     if stored is not None:
         table = with_stored(stored, table)
-    matrix = resolve(table)
-    if "data" not in matrix.common.get("data", {}):
+    if "data" not in table.get("data", {}):
         raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
+    matrix = resolve(table)
     data = load(matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False).data)
     matrix = resolve(table, data.kind == "features")
     if stored is not None:
@@ -53,10 +55,15 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
         console.say(note)
     shared = [share(matrix, m, data) for m in range(len(matrix.models))]
     for noise in matrix.noises:
-        corrupt(data, noise, matrix.seeds[0])
+        if parse(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
+            corrupt(data, noise, matrix.seeds[0])
     folder = RunFolder(out, resume=resume, overwrite=overwrite)
     write_text(out / "config.toml", tomli_w.dumps(resolved_table(matrix) | {"record": {"versions": versions()}}))
-    Going(matrix, data, shared, folder.path, console).go()
+    gc.freeze()  # what is there before the first cell is not looked through after each: that takes longer than a probe
+    try:
+        Going(matrix, data, shared, folder.path, console).go()
+    finally:
+        gc.unfreeze()
     return out
 
 
@@ -151,8 +158,9 @@ class Going:
         """Every cell, and then the page."""
         cells = self.matrix.cells()
         trials = [Cell(c.entry, c.noise, c.model, c.seed, r) for c in cells for r in RATES[1:] if self.is_trial(c)]
-        self.plan = planned(self.matrix, self.data, self.shared, self.console)
-        self.plan.begin([c for c in [*cells, *trials] if not (self.folder(c) / "summary.json").is_file()])
+        left = [c for c in [*cells, *trials] if not (self.folder(c) / "summary.json").is_file()]
+        self.plan = planned(self.matrix, self.data, self.shared, self.console, probe=bool(left))
+        self.plan.begin(left)
         for m, shared in enumerate(self.shared):
             mine = [cell for cell in cells if cell.model == m]
             # Where nothing is left to compute, neither features nor noise are needed.
@@ -161,7 +169,7 @@ class Going:
             for cell, noisy, noise in self.with_labels(mine, material):
                 self.outcomes.append(self.chosen(cell, shared, noisy, noise, rates))
                 self.write_table()
-            shared.backbone = None
+            shared.backbone = material = noisy = None
         self.write_pages()
 
     def folder(self, cell: Cell) -> Path:

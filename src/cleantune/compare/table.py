@@ -26,7 +26,7 @@ def frame_of(matrix: Matrix, outcomes: Sequence[Outcome], plan: Plan | None) -> 
 
     frame = pd.DataFrame([row_of(matrix, outcome, plan) for outcome in outcomes])
     for name in frame.columns:
-        frame[name] = frame[name].astype("string" if name in STRINGS else "Int64" if name in WHOLE else "Float64")
+        frame[name] = frame[name].astype("string" if name in STRINGS else "Int64" if name in WHOLE else "float64")
     return frame
 
 
@@ -230,7 +230,7 @@ def markdown(frame: pd.DataFrame) -> str:
             cells = [cell_words(block[rank], by_last) for block in blocks]
             lines.append(f"| {first.tuning} | {cell_text(shown(first.entry))} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += [*(plain(text) for text in legend(frame)), ""]
+    lines += [*(f"- {plain(text)}" for text in legend(frame)), ""]
     failed = frame[frame["status"] == "failed"]
     if len(failed):
         lines += ["Failed:", ""]
