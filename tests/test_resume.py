@@ -16,8 +16,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import save_tiny
+
+import cleantune
+from cleantune import main_job
+from cleantune.console import Console
+from cleantune.ended import Baseline
 
 SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.budget=1.0")
 ROWS = 3 + 1 + 3 + 1 + 3
@@ -96,3 +104,57 @@ def test_a_run_killed_five_times_and_resumed_ends_with_the_bytes_of_one_left_alo
         same = (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         assert same, f"{name} differs, killed at {moments}"
     assert list((out / "model").glob("*.safetensors"))
+
+
+class StoppedError(Exception):
+    """Raised in the place of a kill."""
+
+
+def stopping_after(count: int) -> Callable[[object, object], None]:
+    """A console's way to show a row that stops the run after so many."""
+    shown = [0]
+
+    def row(self: object, row: object) -> None:
+        shown[0] += 1
+        if shown[0] == count:
+            raise StoppedError
+
+    return row
+
+
+@pytest.mark.parametrize(("method", "scope"), [("elr", "all"), ("coteaching", "all"), ("unicon", "head")])
+def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
+    method: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_job, "probe_baseline", lambda *_: Baseline({"test": None, "validation": 0.5}, 0.0))
+    pictures(tmp_path / "data.parquet")
+    save_tiny("resnet", tmp_path / "model")
+    sets = ["method.probe.epochs=3", "method.probe.least_steps=0", "method.tune.epochs=3", "run.views=2"]
+    sets += ["method.warm_up_head=1"] if method == "unicon" else []
+
+    def fit(out: str, resume: bool = False) -> Path:
+        result = cleantune.fit(
+            tmp_path / "data.parquet", tmp_path / "model", out=tmp_path / out, method=method, scope=scope,
+            label="label", true_label="truth", precision="float32", device="cpu", cache=str(tmp_path / "cache"),
+            settings=sets, resume=resume, silent=True,
+        )  # fmt: skip
+        return result.path
+
+    whole = fit("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Console, "row", stopping_after(2))
+        with pytest.raises(StoppedError):
+            fit("torn")
+    torn = fit("torn", resume=True)
+    names = ["labels.parquet", "checkpoint/state.safetensors"]
+    names += [str(p.relative_to(whole)) for p in (whole / "model").rglob("*.safetensors")]
+    assert len(names) == (3 if method == "elr" else 4)
+    state = load_file(whole / "checkpoint" / "state.safetensors")
+    remembered = {"elr": "elr_target", "coteaching": "seen", "unicon": "p_clean"}[method]
+    assert f"ledger.{remembered}" in state
+    again = load_file(torn / "checkpoint" / "state.safetensors")
+    assert state.keys() == again.keys()
+    assert not [name for name in state if not torch.equal(state[name], again[name])]
+    for name in names:
+        if not name.startswith("checkpoint"):  # its counters hold seconds
+            assert (whole / name).read_bytes() == (torn / name).read_bytes(), name
