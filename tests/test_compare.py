@@ -1,0 +1,438 @@
+"""The matrix from data to page, on embeddings and on a few images with a tiny network."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_main_job import code_of, colours
+from tiny import save_tiny
+
+import cleantune
+from cleantune.compare import cells as cells_module
+from cleantune.compare import estimate, running
+from cleantune.compare.reading import resolve, tabulate
+from cleantune.compare.table import mean_std, scores, standard_error
+from cleantune.errors import UserError
+from cleantune.methods import METHODS
+from cleantune.store import RunFolder
+
+QUICK = {"method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "turn.budget": 1.0}
+COLUMNS = {
+    "method", "scope", "noise", "model", "seed", "accuracy_last", "accuracy_best_validation", "noise_true_rate",
+    "forwards", "seconds", "status", "reason", "purity", "recall", "auroc", "learning_rate", "chosen",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small tensors: a second thread costs more than it gives, most of all beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "BUDGET", 0.1)
+
+
+def blobs(N: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
+    """Embeddings in four classes that overlap a little."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(N) % 4
+    return {"features": (rng.normal(size=(N, 8)) + 2.5 * np.eye(8)[y]).astype(np.float32), "label": y}
+
+
+def small(out: Path, **said: Any) -> cleantune.Comparison:
+    """A matrix on embeddings, of seconds."""
+    options: dict[str, Any] = {
+        "methods": ["ce", "gce"], "noises": ["symmetric:0.4"], "seeds": 2, "test_fraction": 0.25, "silent": True,
+        "settings": {"method.probe.epochs": 3, "method.probe.least_steps": 0},
+    }  # fmt: skip
+    return cleantune.compare(said.pop("data", blobs()), out=out, **options | said)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
+    """One matrix on images, with everything in it."""
+    folder = tmp_path_factory.mktemp("images")
+    save_tiny("resnet", folder / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "BUDGET", 0.1)
+        patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
+        return cleantune.compare(
+            colours(folder), folder / "model", out=folder / "out", methods=["ce", "turn"], scopes=["head", "all"],
+            noises=["none", "symmetric:0.4"], seeds=2, true_label="true", test_fraction=0.3, settings=QUICK,
+            silent=True, precision="float32",
+        )  # fmt: skip
+
+
+def test_there_is_a_row_for_every_cell_and_seed_with_the_columns_that_are_promised(
+    images: cleantune.Comparison,
+) -> None:
+    table = images.table
+    assert set(table.columns) >= COLUMNS
+    assert len(table) == 3 * 2 * 2
+    assert (table["status"] == "done").all()
+    assert table["accuracy_last"].between(0, 1).all()
+    assert (table["seconds"] > 0).all()
+    assert set(table["chosen"]) == {"last"}
+
+
+def test_a_method_that_probes_and_tunes_is_one_cell_whatever_the_scopes(images: cleantune.Comparison) -> None:
+    cells = set(zip(images.table["method"], images.table["scope"], images.table["tuning"], strict=True))
+    assert cells == {("ce", "head", "LP"), ("ce", "all", "FFT"), ("turn", "all", "LP-FFT")}
+    matrix = resolve(
+        {"matrix": {"methods": ["turn", "ce"], "scopes": ["head"]}, "data": {"data": "x"}}, features_only=True
+    )
+    assert [(e.method, e.scope, e.tuning) for e in matrix.entries] == [("turn", "head", "LP"), ("ce", "head", "LP")]
+
+
+def test_cells_of_a_noise_and_seed_share_labels_and_all_share_the_test_split(images: cleantune.Comparison) -> None:
+    rates = images.table.groupby(["noise", "seed"])["noise_true_rate"].nunique()
+    assert (rates == 1).all()
+    marks = {}
+    for config in (images.path / "cells").glob("*/config.toml"):
+        text = config.read_text()
+        seed = re.search(r'noise = "(.+)"\n', text)[1], re.search(r"noise_seed = (\d+)", text)[1]  # type: ignore[index]
+        marks.setdefault(seed, set()).add(re.search(r'data_fingerprint = "(\w+)"', text)[1])  # type: ignore[index]
+    assert all(len(each) == 1 for each in marks.values())
+
+
+def test_features_of_a_model_are_extracted_once_whatever_the_noises_and_seeds(images: cleantune.Comparison) -> None:
+    assert len(list((images.path.parent / "cache").glob("features-*"))) == 3, "one of train, validation and test each"
+
+
+def test_a_cell_is_what_fit_makes_of_its_config_to_the_bit(images: cleantune.Comparison, tmp_path: Path) -> None:
+    row = images.table[(images.table["method"] == "turn") & (images.table["noise"] != "none")].iloc[0]
+    cell = images.path / row["folder"]
+    alone = cleantune.fit(
+        config=cell / "config.toml", out=tmp_path / "alone", silent=True, cache=str(images.path.parent / "cache")
+    )
+    assert alone.summary["accuracy"]["last"] == row["accuracy_last"]
+    assert alone.summary["cost"]["forwards"] == row["forwards"]
+    told = [json.loads(line) for line in (cell / "rows.jsonl").read_text().splitlines()]
+    mine = [json.loads(line) for line in (alone.path / "rows.jsonl").read_text().splitlines()]
+    for a, b in zip(told, mine, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_finished_cells_keep_no_checkpoint(images: cleantune.Comparison) -> None:
+    assert not list((images.path / "cells").glob("*/checkpoint"))
+
+
+def numbers(done: cleantune.Comparison) -> pd.DataFrame:
+    """The table without what the clock decides."""
+    return done.table.drop(columns=["seconds", "seconds_extract"])
+
+
+@pytest.mark.parametrize("saves", [1, 4, 8])
+def test_an_interrupted_matrix_equals_an_undisturbed_one_to_the_bit(
+    saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = small(tmp_path / "whole")
+    save, count = RunFolder.save, 0
+
+    def killed(self: RunFolder, *state: Any) -> None:
+        nonlocal count
+        save(self, *state)
+        count += 1
+        if count == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        small(tmp_path / "torn")
+    monkeypatch.setattr(RunFolder, "save", save)
+    torn = small(tmp_path / "torn", resume=True)
+    pd.testing.assert_frame_equal(numbers(torn), numbers(whole))
+
+
+def test_a_matrix_that_was_killed_goes_on_without_running_finished_cells_again(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **blobs())
+    line = [sys.executable, "-m", "cleantune", "compare", str(tmp_path / "data.npz"), "--methods", "ce,gce", "--seeds",
+            "6", "--noise", "symmetric:0.4", "--test-fraction", "0.25", "--out", str(tmp_path / "out"),
+            "--set", "method.probe.epochs=3", "--set", "method.probe.least_steps=0"]  # fmt: skip
+    process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    summaries = lambda: list((tmp_path / "out" / "cells").glob("*/summary.json"))  # noqa: E731
+    limit = time.monotonic() + 60
+    while len(summaries()) < 2 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in summaries()}
+    assert 2 <= len(before) < 12
+    done = cleantune.compare(out=tmp_path / "out", resume=True, silent=True)
+    assert (done.table["status"] == "done").all()
+    assert len(done.table) == 12
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+
+
+def test_a_failing_cell_is_a_row_with_its_reason_and_the_rest_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cells_module.trained_summary
+
+    def fragile(config: Any, *rest: Any) -> Any:
+        if config.name == "gce" and config.run.train_seed == 0:
+            raise RuntimeError("the bridge\nis <b>out</b>")
+        return real(config, *rest)
+
+    monkeypatch.setattr(cells_module, "trained_summary", fragile)
+    done = small(tmp_path / "out")
+    table = done.table.set_index(["method", "seed"])
+    assert table["status"].to_dict() == {("ce", 0): "done", ("gce", 0): "failed", ("ce", 1): "done", ("gce", 1): "done"}
+    assert table.loc[("gce", 0), "reason"] == "RuntimeError: the bridge is <b>out</b>"
+    assert pd.isna(table.loc[("gce", 0), "accuracy_last"])
+    assert table.loc[("gce", 0), "noise_true_rate"] == pytest.approx(table.loc[("ce", 0), "noise_true_rate"])
+    assert "the bridge is" in done.markdown
+    page = done.page.read_text()
+    assert "the bridge is &lt;b&gt;out&lt;/b&gt;" in page
+    assert "1 of 4 cells failed" in page
+    monkeypatch.setattr(cells_module, "trained_summary", real)
+    assert (small(tmp_path / "out", resume=True).table["status"] == "done").all(), "--resume tries it again"
+
+
+def naive_marks(rows: list[tuple[str, float]], size: int) -> dict[str, str]:
+    """The best and its ties, written a second time with loops."""
+    stats = {}
+    for entry in {name for name, _ in rows}:
+        values = [value for name, value in rows if name == entry]
+        mean = sum(values) / len(values)
+        spread = sum((v - mean) ** 2 for v in values)
+        of_seeds = math.sqrt(spread / (len(values) - 1) / len(values)) if len(values) > 1 else 0.0
+        stats[entry] = (mean, max(of_seeds, math.sqrt(mean * (1 - mean) / size)))
+    best = max(stats, key=lambda e: stats[e][0])
+    marks = {}
+    for entry, (mean, error) in stats.items():
+        inside = stats[best][0] - mean <= max(error, stats[best][1])
+        marks[entry] = "best" if entry == best else "tie" if inside else ""
+    return marks
+
+
+def test_the_best_and_its_ties_are_those_of_a_naive_second_writing() -> None:
+    rng, seen = np.random.default_rng(0), set()
+    for trial in range(60):
+        size, seeds = int(rng.integers(100, 5000)), int(rng.integers(1, 5))
+        rows = [
+            (f"m{e}", float(np.clip(rng.normal(0.6 + 0.01 * e, 0.02), 0, 1))) for e in range(5) for _ in range(seeds)
+        ]
+        frame = pd.DataFrame(rows, columns=["entry", "accuracy"])
+        frame = frame.assign(
+            tuning="LP", model="m", noise="n", status="done", test_size=size,
+            accuracy_last=frame["accuracy"], accuracy_best_validation=frame["accuracy"],
+        )  # fmt: skip
+        marks = {s.entry: s.mark for s in scores(frame)["m", "n"]}
+        assert marks == naive_marks(rows, size), trial
+        seen |= set(marks.values())
+    assert seen == {"best", "tie", ""}
+
+
+def test_the_standard_error_is_the_larger_of_seeds_and_test_split() -> None:
+    assert standard_error(0.5, 0.0, 3, 100) == pytest.approx(0.05)
+    assert standard_error(0.5, 0.3, 9, 100) == pytest.approx(0.1)
+    assert standard_error(1.0, None, 1, 100) == 0
+    assert mean_std(pd.Series([0.5])) == (0.5, None)
+    assert mean_std(pd.Series([0.4, 0.6])) == (pytest.approx(0.5), pytest.approx(math.sqrt(0.02)))
+
+
+def test_the_config_alone_repeats_the_matrix(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", **blobs())
+    first = small(tmp_path / "first", data=tmp_path / "data.npz")
+    again = cleantune.compare(config=first.path / "config.toml", out=tmp_path / "again", silent=True)
+    pd.testing.assert_frame_equal(numbers(again), numbers(first))
+    assert (again.path / "compare.md").read_text() == first.markdown
+    assert (again.path / "config.toml").read_text() == (first.path / "config.toml").read_text()
+
+
+def test_entries_have_settings_and_presets_of_their_own(tmp_path: Path) -> None:
+    config = {
+        "matrix": {
+            "entries": [
+                {"name": "short", "method": "gce", "scope": "head", "settings": {"probe": {"epochs": 2}}},
+                {"name": "as published", "method": "gce", "scope": "head", "preset": "paper"},
+            ],
+            "seeds": 1,
+        },
+        "data": {"test_fraction": 0.25},
+    }
+    done = cleantune.compare(blobs(), config=config, out=tmp_path / "out", silent=True)
+    assert done.table["entry"].tolist() == ["short", "as published"]
+    assert done.epochs.groupby("entry").size().to_dict() == {"short": 2, "as published": 20}
+    assert done.table["learning_rate"].tolist() == [METHODS["gce"]().probe.learning_rate, 1e-3]  # type: ignore[attr-defined]
+
+
+def test_tuning_gives_every_entry_as_many_rates_and_chooses_on_noisy_validation_alone(tmp_path: Path) -> None:
+    data = blobs(320)
+    test = blobs(80, seed=1)
+    said: dict[str, Any] = {"tune": True, "test_fraction": 0.0, "noises": ["symmetric:0.4"]}
+    done = small(tmp_path / "out", data=data, test=test, **said)
+    folders = [path.name for path in (done.path / "cells").iterdir()]
+    assert len(folders) == 2 * (3 + 1)
+    table = done.table
+    for entry, block in table.groupby("entry"):
+        tried = re.findall(r"x ([\d.]+): ([\d.]+) %", block["rates"].iloc[0].partition(" of ")[2])
+        taken = float(re.match(r"x ([\d.]+) of", block["rates"].iloc[0])[1])  # type: ignore[index]
+        assert len(tried) == 3, entry
+        assert float(dict(tried)[f"{taken:.3g}"]) == max(float(value) for _, value in tried)
+        assert block["learning_rate"].nunique() == 1, "the rate of the first seed serves all"
+        default = METHODS[str(entry)]().probe.learning_rate  # type: ignore[attr-defined]
+        assert block["learning_rate"].iloc[0] == pytest.approx(default * taken, rel=1e-2)
+    shuffled = {"features": test["features"], "label": np.roll(test["label"], 1)}
+    blind = small(tmp_path / "blind", data=data, test=shuffled, **said).table
+    assert blind["learning_rate"].tolist() == table["learning_rate"].tolist()
+    assert blind["accuracy_last"].tolist() != table["accuracy_last"].tolist()
+
+
+def test_the_memory_of_a_cell_is_free_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, runs, alive = cells_module.trained, [], []
+
+    def watched(*args: Any) -> Any:
+        alive.append(sum(run() is not None for run in runs))
+        ended = real(*args)
+        runs.append(weakref.ref(ended.run))
+        return ended
+
+    monkeypatch.setattr(cells_module, "trained", watched)
+    small(tmp_path / "out")
+    assert alive == [0, 0, 0, 0]
+
+
+def test_how_the_model_is_chosen_is_a_column(tmp_path: Path) -> None:
+    table = small(tmp_path / "out", choose="noisy-validation", seeds=1).table
+    assert set(table["chosen"]) == {"noisy-validation"}
+    assert table["accuracy"].tolist() == table["accuracy_best_validation"].tolist()
+
+
+HOSTILE = "<script>alert(1)</script>|`*"
+
+
+def test_names_from_data_are_escaped_and_the_page_asks_for_nothing(tmp_path: Path) -> None:
+    entries = [{"name": HOSTILE, "method": "ce", "scope": "head"}]
+    done = small(tmp_path / "out", methods=[], entries=entries, seeds=1)
+    page = done.page.read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.findall(r"(?:src|href)=[\"'](?!#)", page)
+    assert "://" not in page
+    assert "<script" not in done.markdown
+    rows = [line for line in done.markdown.splitlines() if line.startswith("| LP")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]
+
+
+def test_plots_have_titles_and_units(images: cleantune.Comparison) -> None:
+    page = images.page.read_text()
+    for words in (
+        "test accuracy (%)", "forwards (multiples of the training split)", "nothing cached (multiples",
+        "share of the trusted labels that are right (%)", "share of the right labels that are trusted (%)",
+    ):  # fmt: skip
+        assert words in page
+    assert page.count("<figcaption><b>") == page.count('class="plot"') == 2 + 2 + 2 * 2
+
+
+def test_the_expected_cost_is_said_before_the_first_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small(tmp_path / "out", silent=False)
+    said = capsys.readouterr().err
+    assert said.index("expected, by the cost model") < said.index("0 of 4 cells done")
+    assert "forwards a cell" in said
+    assert re.search(r"3 of 4 cells done, about .+ left; running: gce LP, symmetric:0\.4, seed 1", said)
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["--methods", "ce,gec"], 'unknown method "gec"; did you mean "gce"'),
+        (["--scopes", "heads"], 'unknown scope "heads"; did you mean "head"'),
+        (["--scopes", "all"], "only --scopes head works"),
+        (["--noise", "symetric:0.4"], 'did you mean "symmetric"'),
+        (["--noise", "symmetric:4"], "is no rate between 0 and 1"),
+        (["--seeds", "three"], "--seeds three"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--set", "method.prob.epochs=3"], 'did you mean "probe"'),
+        (["--set", "turn.taau=0.3", "--methods", "turn"], 'did you mean "tau"'),
+        (["--set", "turn.tau=0.3", "--methods", "ce"], "turn is not compared here"),
+        (["--set", "matrix.sede=3"], 'did you mean "seeds"'),
+        (["--preset", "papre"], 'did you mean "paper"'),
+        (["--set", "run.noise_seed=3"], "by matrix.seeds"),
+        (["--test-fraction", "0"], "--test-fraction 0.2"),
+        (["--config", "nowhere.toml"], "no configuration file nowhere.toml"),
+        (["--lable", "label"], "--label"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two_and_leaves_no_folder(
+    args: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "data.npz", **blobs(40))
+    out = ["--out", str(tmp_path / "out")]
+    fraction = [] if "--test-fraction" in args else ["--test-fraction", "0.25"]
+    assert code_of(["compare", str(tmp_path / "data.npz"), *out, *fraction, *args]) == 2
+    said = capsys.readouterr().err
+    assert word in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_something_in_it_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    done = small(tmp_path / "out")
+    before = {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="is not empty; go on with --resume"):
+        small(tmp_path / "out")
+    with pytest.raises(UserError, match=r"the entries are .* now and were"):
+        small(tmp_path / "out", resume=True, methods=["ce"])
+    with pytest.raises(UserError, match=r"matrix\.seeds is \[0\] now and was \[0, 1\]"):
+        small(tmp_path / "out", resume=True, seeds=1)
+    with pytest.raises(UserError, match=r"data\.split_seed is 3 now and was 0"):
+        small(tmp_path / "out", resume=True, split_seed=3)
+    with pytest.raises(UserError, match="other in their settings"):
+        small(tmp_path / "out", resume=True, settings={"method.probe.epochs": 4, "method.probe.least_steps": 0})
+    with pytest.raises(UserError, match="unknown method"):
+        small(tmp_path / "out", overwrite=True, methods=["cee"])
+    assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("[method]\nname = 'ce'\n")
+    with pytest.raises(UserError, match="holds a run and no matrix"):
+        small(tmp_path / "run", overwrite=True)
+
+
+def test_a_finished_matrix_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = small(tmp_path / "out")
+    table = first.table
+    monkeypatch.setattr(running, "run_cell", None)
+    pd.testing.assert_frame_equal(small(tmp_path / "out", resume=True).table, table)
+
+
+def test_two_entries_of_one_name_are_refused() -> None:
+    entries = [{"method": "ce", "scope": "head"}, {"method": "ce", "scope": "head", "settings": {"probe": {}}}]
+    with pytest.raises(UserError, match='two entries are called "ce"'):
+        resolve({"matrix": {"entries": entries}, "data": {"data": "x"}})
+
+
+def test_what_is_said_beside_a_config_wins_over_it() -> None:
+    table = tabulate("x", "other", {"seeds": 5}, None, {"matrix": {"seeds": 1, "models": ["one"]}}, None, {})
+    matrix = resolve(table)
+    assert matrix.seeds == (0, 1, 2, 3, 4)
+    assert matrix.models == ("other",)
+
+
+def test_the_name_compare_is_package_and_function_whichever_comes_first() -> None:
+    line = (
+        "import cleantune.compare.matrix, cleantune; assert callable(cleantune.compare);"
+        "from cleantune.compare import compare; assert callable(compare) and callable(cleantune.compare)"
+    )
+    subprocess.run([sys.executable, "-c", line], check=True)
