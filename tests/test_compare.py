@@ -331,7 +331,7 @@ def test_names_from_data_are_escaped_and_the_page_asks_for_nothing(tmp_path: Pat
     assert "&lt;script&gt;" in page
     assert not re.findall(r"(?:src|href)=[\"'](?!#)", page)
     assert "://" not in page
-    assert "<script" not in done.markdown
+    assert "<script" not in done.markdown.replace("\\<", "")
     rows = [line for line in done.markdown.splitlines() if line.startswith("| LP")]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]
 

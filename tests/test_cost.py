@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from tiny import save_tiny
 
 import cleantune
 from cleantune.compare import estimate
-from cleantune.cost import Sizes, Speed, expected, measure
+from cleantune.cost import Rehearsal, Sizes, Speed, expected, measure
+from cleantune.loop import Loop
 from cleantune.methods import METHODS
+from cleantune.records import Phase
 from cleantune.train import phases
 
 FORESEEN = ("ce", "gce", "elr", "coteaching", "turn")
@@ -70,12 +73,42 @@ def test_the_cost_model_foresees_what_a_run_spends(
     entry = next(e for e, _ in plan.spent if (e.method, e.scope) == (method, scope))
     foreseen = plan.spent[entry, 0]
     assert foreseen is not None
-    exact = method in FORESEEN or scope == "head"
-    allowed = 0.02 if exact else 0.3
-    assert foreseen.forwards == pytest.approx(row["forwards"], rel=allowed)
-    if exact and method in FORESEEN:
+    if method in FORESEEN or scope == "head":
+        assert foreseen.forwards == pytest.approx(row["forwards"], rel=0.02)
+    else:  # as much as the selection of a tiny network on 86 samples can be foreseen
+        assert row["forwards"] / 2 < foreseen.forwards < 2 * row["forwards"]
+    if method in FORESEEN:
         assert foreseen.training_samples == pytest.approx(row["training_samples"], rel=0.02)
         assert foreseen.optimiser_steps == pytest.approx(row["optimiser_steps"], rel=0.05)
+
+
+class Whole(Rehearsal):
+    """The same nets and samples in the loop as it is: every batch is learned from."""
+
+    _one_pass = Loop._one_pass
+    _pass_over = Loop._pass_over
+    _least_passes = Loop._least_passes
+
+
+def slow(phase: Phase) -> Phase:
+    """The phase at a rate at which nothing changes, so that the selection stays."""
+    stage = replace(phase.stage, learning_rate=1e-12, backbone_learning_rate=1e-12, least_steps=0)
+    return replace(phase, stage=replace(stage, epochs=min(stage.epochs, 7), batch_size=32))
+
+
+@pytest.mark.parametrize("scope", ["head", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_batch_of_each_pass_counts_as_all_of_them_do(method: str, scope: str) -> None:
+    todo = [slow(p) for p in phases(METHODS[method](scope=scope), 1e-3)]  # type: ignore[call-arg]
+    sizes = Sizes(397, 40, 40, 5)
+    whole = Whole(sizes, 0.4, sizes.train, todo[0].nets)
+    for phase in todo:
+        whole.rehearse(phase)
+    found = expected(todo, sizes, 0.4)
+    assert found.looked == pytest.approx(sum(net.looked for net in whole.whole), rel=0.03)
+    assert found.trained == pytest.approx(sum(net.trained for net in whole.whole), rel=0.03)
+    assert found.training_samples == whole.cost.training_samples
+    assert found.optimiser_steps == whole.cost.optimiser_steps
 
 
 @pytest.mark.parametrize(("scope", "forwards", "uncached"), [("head", 1, 20), ("all", 15, 15)])

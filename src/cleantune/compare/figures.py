@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,13 +10,15 @@ from markupsafe import Markup
 
 from cleantune.compare.table import Score, shown
 from cleantune.report.figures import spread
-from cleantune.report.svg import FIRST, INK, LINE, MUTED, SECOND, THIRD, WRONG, canvas, inline, plain
+from cleantune.report.svg import FIRST, INK, LINE, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = (FIRST, SECOND, THIRD, INK, WRONG, MUTED)
+COLOURS = (SECOND, THIRD, INK, WRONG, MUTED, RIGHT)
 """One a method, in the order in which they come; what learns is told by the marker or the dashes."""
+TURN = FIRST
+"""The method of this project keeps its colour."""
 MARKERS = {"LP": "o", "FFT": "s", "LP-FFT": "D"}
 DASHES = {"LP": (0, (4, 2)), "FFT": "-", "LP-FFT": "-"}
 NAME = 26
@@ -27,6 +29,7 @@ class Point(NamedTuple):
     """An entry in the plane of cost and accuracy."""
 
     name: str
+    method: str
     tuning: str
     cost: float
     """In multiples of the training split."""
@@ -38,12 +41,17 @@ class Curve(NamedTuple):
     """A quantity over an entry's epochs."""
 
     name: str
-    method: int
-    """Number of the method, for its colour."""
+    method: str
     tuning: str
     share: Sequence[float]
     """Of the run's epochs done, in percent."""
     values: Sequence[float]
+
+
+def colours_of(methods: Sequence[str]) -> dict[str, str]:
+    """A colour for each method, in their order."""
+    others = [method for method in dict.fromkeys(methods) if method != "turn"]
+    return {"turn": TURN} | {method: COLOURS[k % len(COLOURS)] for k, method in enumerate(others)}
 
 
 def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
@@ -75,14 +83,15 @@ def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Mar
     with canvas(420, max(262, 60 + 17 * len(points))) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log")
-        methods = list(dict.fromkeys(p.name for p in points))
+        colours = colours_of([p.method for p in points])
         for p in points:
-            colour = COLOURS[methods.index(p.name) % len(COLOURS)]
-            axes.plot([p.cost], [p.accuracy], MARKERS.get(p.tuning, "o"), color=colour, markersize=6.5, zorder=3)
+            axes.plot(
+                [p.cost], [p.accuracy], MARKERS.get(p.tuning, "o"), color=colours[p.method], markersize=6.5, zorder=3
+            )
         axes.margins(y=0.1)
         low, high = min(p.cost for p in points), max(p.cost for p in points)
         axes.set_xlim(low / 1.35, max(high, 1.5 * low) * 1.35)
-        name_points(axes, points, methods)
+        name_points(axes, points, colours)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -90,7 +99,7 @@ def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Mar
         return inline(figure, name, alt)
 
 
-def name_points(axes: Axes, points: Sequence[Point], methods: Sequence[str]) -> None:
+def name_points(axes: Axes, points: Sequence[Point], colours: Mapping[str, str]) -> None:
     """Names in a column at the right, apart from each other, joined to their points by thin lines."""
     low, high = axes.get_ylim()
     gap = 15.0 / max(200.0, 17.0 * len(points))
@@ -105,18 +114,18 @@ def name_points(axes: Axes, points: Sequence[Point], methods: Sequence[str]) -> 
             textcoords="axes fraction",
             va="center",
             fontsize=9,
-            color=COLOURS[methods.index(p.name) % len(COLOURS)],
+            color=colours[p.method],
             arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4},
         )
 
 
-def over_epochs(curves: Sequence[Curve], unit: str, name: str, alt: str) -> Markup:
+def over_epochs(curves: Sequence[Curve], methods: Sequence[str], unit: str, name: str, alt: str) -> Markup:
     """One quantity over the epochs of every entry that selects, on an axis on which all runs are equally long."""
     with canvas(420, 262) as figure:
         axes = figure.add_subplot()
-        ends = []
+        colours, ends = colours_of(methods), []
         for curve in curves:
-            colour = COLOURS[curve.method % len(COLOURS)]
+            colour = colours[curve.method]
             marker = MARKERS.get(curve.tuning, "o") if len(curve.values) <= 12 else None
             axes.plot(curve.share, curve.values, linestyle=DASHES.get(curve.tuning, "-"), color=colour,
                       marker=marker, markersize=3.8)  # fmt: skip

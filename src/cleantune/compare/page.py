@@ -174,7 +174,9 @@ def cost_plots(frame: pd.DataFrame, place: int, model: str) -> list[Plot]:
             shares = (block[column] / block["train_size"]).dropna().astype(float)
             if len(shares) and float(shares.mean()) > 0:
                 accuracy = 100 * float(block["accuracy"].astype(float).mean())
-                points.append(figures.Point(str(entry), str(tuning), float(shares.mean()), accuracy))
+                points.append(
+                    figures.Point(str(entry), str(block["method"].iloc[0]), str(tuning), float(shares.mean()), accuracy)
+                )
         if points:
             alt = f"Test accuracy against {unit}: " + ", ".join(
                 f"{shown(p.name)} {p.tuning} {p.accuracy:.1f} % at {p.cost:.1f}" for p in points
@@ -201,11 +203,13 @@ def quality_plots(epochs: pd.DataFrame, place: int, title: str) -> list[Plot]:
             known = mean.dropna()
             if len(known):
                 share = [100 * (int(row) + 1) / len(mean) for row in known.index]
-                method = methods.index(block["method"].iloc[0])
+                method = str(block["method"].iloc[0])
                 curves.append(figures.Curve(str(entry), method, str(tuning), share, (100 * known).tolist()))
         if curves:
             ends = ", ".join(f"{shown(c.name)} {c.tuning} {c.values[-1]:.1f} %" for c in curves)
-            svg = figures.over_epochs(curves, unit, f"{column}-{place}", f"{name} over epochs, at the end: {ends}.")
+            svg = figures.over_epochs(
+                curves, methods, unit, f"{column}-{place}", f"{name} over epochs, at the end: {ends}."
+            )
             found.append(Plot(f"{name}, {title}", svg))
     return found
 

@@ -129,6 +129,10 @@ def epochs_of(matrix: Matrix, outcomes: Iterable[Outcome]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+ORDER = ("FFT", "LP", "LP-FFT")
+"""Of the rows, as in the paper's Table 2."""
+
+
 @dataclass(frozen=True)
 class Score:
     """An entry under one noise with one model, over its seeds; shares."""
@@ -150,11 +154,14 @@ class Score:
 
 
 def scores(frame: pd.DataFrame) -> dict[tuple[str, str], list[Score]]:
-    """The scores of a whole table by model and noise, with the best and its ties marked, in the table's order."""
+    """The scores of a whole table by model and noise, with the best and its ties marked, in the table's order.
+
+    Rows go by what learns, as in the paper, and within that as they were named.
+    """
     found: dict[tuple[str, str], list[Score]] = {}
     for (model, noise), block in frame.groupby(["model", "noise"], sort=False):
         each = [score_of(part) for _, part in block.groupby(["entry", "tuning"], sort=False)]
-        found[str(model), str(noise)] = marked(each)
+        found[str(model), str(noise)] = marked(sorted(each, key=lambda s: ORDER.index(s.tuning)))
     return found
 
 
