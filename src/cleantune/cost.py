@@ -283,7 +283,8 @@ def measure(
 
 
 def _rate(work: Callable[[int], None], most: int, budget: float) -> float:
-    """Samples a second, of the largest number of samples that there was time for."""
+    """Samples a second, of the largest number of samples that there was time for; the first call only warms up."""
+    work(min(8, most))
     begun, count, rate = time.perf_counter(), min(16, most), 0.0
     while True:
         start = time.perf_counter()

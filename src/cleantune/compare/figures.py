@@ -15,8 +15,8 @@ from cleantune.report.svg import FIRST, INK, LINE, MUTED, RIGHT, SECOND, THIRD, 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = (SECOND, THIRD, INK, WRONG, MUTED, RIGHT)
-"""One a method, in the order in which they come; what learns is told by the marker or the dashes."""
+COLOURS = (MUTED, RIGHT, WRONG, INK, SECOND, THIRD)
+"""One a method, in the order in which they come: the last ones, which select, are well apart from each other."""
 TURN = FIRST
 """The method of this project keeps its colour."""
 MARKERS = {"LP": "o", "FFT": "s", "LP-FFT": "D"}
