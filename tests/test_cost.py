@@ -15,10 +15,11 @@ from tiny import save_tiny
 
 import cleantune
 from cleantune.compare import estimate
-from cleantune.cost import Rehearsal, Sizes, Speed, expected, measure
+from cleantune.cost import Rehearsal, Sizes, expected
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
 from cleantune.records import Phase
+from cleantune.speed import Speed, measure
 from cleantune.train import phases
 
 FORESEEN = ("ce", "gce", "elr", "coteaching", "turn")

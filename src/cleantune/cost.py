@@ -1,4 +1,4 @@
-"""What a method will cost before it runs: forwards by its own epochs in rehearsal, seconds by a probe of the machine.
+"""What a method will cost before it runs, in forwards, by its own epochs in rehearsal; `speed` makes seconds of it.
 
 The rehearsal is the loop itself with nets that only pass features through. It enters every phase, looks at made-up
 samples of which a known share is labelled wrongly, and of each pass over a plan computes one batch, which stands for
@@ -9,23 +9,20 @@ Unit: F of spec section 6, one evaluation forward of one sample; a sample traine
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from cleantune.inputs import Prepared
 from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop, Stepping
-from cleantune.methods import METHODS
 from cleantune.records import Inputs, Phase, Plan, View
-from cleantune.sources import FeatureSource, SampleSource, Source
+from cleantune.sources import FeatureSource, Source
 from cleantune.state import Split
-from cleantune.train import phases, remember
+from cleantune.train import remember
 
 ROWS = 1000
 """Samples of a rehearsal at the least, where there are as many."""
@@ -33,8 +30,6 @@ ROWS_A_CLASS = 12
 """As many that every class can have a mixture fitted."""
 MARGIN = 4.0
 """By so many nats the made-up scores of the true class lead: a problem that pre-trained features can solve."""
-BUDGET = 5.0
-"""Seconds after which the probe of a machine begins nothing more."""
 
 
 @dataclass(frozen=True)
@@ -78,22 +73,6 @@ class Spent:
     def forwards_uncached(self) -> float:
         """Had every sample to pass through the frozen backbone each time (spec 6, the other accounting)."""
         return self.cached + self.looked + 3 * self.trained
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What a machine does in a second."""
-
-    looks: float
-    """Samples through the backbone without a gradient."""
-    trained: float
-    """Samples through the backbone forward and backward, views and step included."""
-    cached: float
-    """Samples that a head learns from on cached features."""
-
-    def seconds(self, spent: Spent) -> float:
-        """Time of a run, without extraction, which runs share."""
-        return (spent.looked + spent.evaluated) / self.looks + spent.trained / self.trained + spent.cached / self.cached
 
 
 def expected(todo: Sequence[Phase], sizes: Sizes, wrong: float = 0.0, views: int = 0, rows: int | None = None) -> Spent:
@@ -249,88 +228,3 @@ class _Through(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The features."""
         return x * self.one
-
-
-def measure(
-    net: Net | None,
-    samples: Prepared | None,
-    width: int,
-    classes: int,
-    budget: float = BUDGET,
-    *,
-    trains: bool = True,
-) -> Speed:
-    """How fast this machine is, by looking at and learning from a few samples, more and more until time is up.
-
-    Args:
-        net: With its backbone; its weights change. None where the data are features.
-        samples: For the backbone; None where the data are features.
-        width: Length of a feature.
-        classes: Number of classes.
-        budget: Seconds; what is begun before is ended.
-        trains: Whether the backbone will learn; else training is not timed and taken for three looks.
-    """
-    share = budget / 4
-    cached = _rate(lambda count: _learn(Net(None, _zeros(width, classes)), None, width, classes, count), 8192, share)
-    if net is None or samples is None:
-        return Speed(cached, cached, cached)
-    total = len(samples)
-    looks = _rate(lambda count: _look(net, samples, width, count), total, share)
-    if not trains:
-        return Speed(looks, looks / 3, cached)
-    trained = _rate(lambda count: _learn(net, samples, width, classes, count), total, 2 * share)
-    return Speed(looks, trained, cached)
-
-
-def _rate(work: Callable[[int], None], most: int, budget: float) -> float:
-    """Samples a second, of the largest number of samples that there was time for; the first call only warms up."""
-    work(min(8, most))
-    begun, count, rate = time.perf_counter(), min(16, most), 0.0
-    while True:
-        start = time.perf_counter()
-        work(count)
-        now = time.perf_counter()
-        rate = count / (now - start)
-        if now - begun > budget / 3 or (count == most and now - begun > budget / 6):
-            return rate
-        count = min(2 * count, most)
-
-
-def _zeros(width: int, classes: int) -> LinearHead:
-    return LinearHead(width, classes, init="zeros")
-
-
-def _run_of(net: Net, samples: Prepared | None, width: int, classes: int, count: int) -> Loop:
-    import numpy as np
-
-    rows: Int[np.ndarray, " B"] = np.arange(count)
-    source = None if samples is None else SampleSource(samples.take(rows))
-    features = FeatureSource(torch.zeros(count, width))
-    split = Split(torch.from_numpy(rows % classes), features, source)
-    device = next((str(p.device) for p in net.parameters()), "cpu")
-    return Loop([net], {"train": split}, classes, 0, lambda f, k: _zeros(width, classes), device)
-
-
-def _learn(net: Net, samples: Prepared | None, width: int, classes: int, count: int) -> None:
-    """One pass of cross-entropy over so many samples."""
-    method: Any = METHODS["ce"]
-    run = _run_of(net, samples, width, classes, count)
-    phase = phases(method(scope="head" if samples is None else "all"), 1e-6)[0]
-    run.enter(phase)
-    Loop._one_pass(
-        run,
-        ([run.net], [run.left[phase.name][0][1]], phase.epoch.__self__.loss),  # type: ignore[attr-defined]
-        Plan.of(torch.ones(count, dtype=torch.bool)),
-        ("weak",),
-        0,
-        1.0,
-    )
-
-
-def _look(net: Net, samples: Prepared, width: int, count: int) -> None:
-    """One look at so many samples."""
-    run = _run_of(net, samples, width, 2, count)
-    source = run.splits["train"].samples
-    assert source is not None
-    net.eval()
-    run._pass_over(source, lambda index, x: net.features(x))

@@ -13,7 +13,7 @@ from cleantune.augmented import wanted
 from cleantune.compare.cells import Shared
 from cleantune.compare.matrix import RATES, Cell, Entry, Matrix
 from cleantune.console import Console
-from cleantune.cost import BUDGET, Sizes, Speed, Spent, expected, measure
+from cleantune.cost import Sizes, Spent, expected
 from cleantune.data import Data
 from cleantune.errors import UserError
 from cleantune.inputs import prepare
@@ -22,6 +22,7 @@ from cleantune.material import cache_folder, pick_device
 from cleantune.noise import parse
 from cleantune.precision import probe_precision
 from cleantune.report.words import count, duration
+from cleantune.speed import BUDGET, Speed, measure
 
 PROBED = 256
 """Samples with which the speed of a model is measured."""
