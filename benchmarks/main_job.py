@@ -22,7 +22,13 @@ import cleantune
 SEEDS = (0, 1, 2)
 RATES = {"head": (1e-4, 3e-4, 1e-3), "all": (3e-4, 1e-3, 1e-4)}
 """Learning rates that CE and GCE may choose from, the same number for each; the first is run first."""
-METHODS = (("ce", "head"), ("gce", "head"), ("ce", "all"), ("gce", "all"), ("turn", "all"))
+METHODS = {
+    "ce-head": ("ce", "head"),
+    "gce-head": ("gce", "head"),
+    "ce-all": ("ce", "all"),
+    "gce-all": ("gce", "all"),
+    "turn": ("turn", "all"),
+}
 
 
 @dataclass(frozen=True)
@@ -133,13 +139,14 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--labels", default="noisy,clean")
     parser.add_argument("--data", default="cifar10,pacs")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--rates", type=int, default=3, help="how many rates CE and GCE may choose from (default: 3)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for labels in args.labels.split(","):
         for data in args.data.split(","):
-            for method, scope in METHODS:
+            for method, scope in (METHODS[name] for name in args.methods.split(",")):
                 rate = best_rate(data, labels, method, scope, args.out, args.shared, args.rates)
                 for seed in SEEDS:
                     cell = Cell(data, labels, method, scope, rate, seed)

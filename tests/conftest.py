@@ -17,7 +17,7 @@ hook = install_import_hook(
     [f"cleantune.{name}" for name in ("losses", "mixture", "selection", "detect", "metrics")], "beartype.beartype"
 )
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -151,7 +151,7 @@ class Stage:
     """Learning rate of the head."""
     backbone_learning_rate: Annotated[float | None, Interval(1e-7, 1.0, log=True)] = None
     """Learning rate of the backbone where it learns; none: the recommendation for its architecture."""
-    weight_decay: Annotated[float, Interval(0.0, 100.0)] = 1e-4
+    weight_decay: Annotated[float, Interval(0.0, 10_000.0)] = 1e-4
     """Weight decay of head and backbone."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""

@@ -49,9 +49,9 @@ class TURN:
     judges, as in the paper."""
     average: bool = False
     """Judge by the mean of the verdicts so far instead of the last one alone; of use where the tuned model judges."""
-    reprobe_decay: Annotated[float, Interval(0.0, 100.0)] = 10.0
-    """Weight decay of the probes after the first: tuned features let a head learn wrong labels that frozen ones do
-    not."""
+    reprobe_decay: Annotated[float, Interval(0.0, 0.5)] = 0.003
+    """Share that a step at the full rate takes off the weights in the probes after the first: tuned features let a
+    head learn wrong labels that frozen ones do not."""
     budget: Annotated[float, Interval(0.1, 100.0)] = 4.0
     """With reprobe: samples to learn from in all, in multiples of the training split, whatever is trusted."""
     first: Annotated[float, Interval(0.05, 0.95)] = 0.3
@@ -91,7 +91,7 @@ class TURN:
         if not self.reprobe or self.scope == "head":
             return (probe, Phase("tune", self.scope, self.tune, self.tune_epoch, head="same"))
         once = replace(self.tune, epochs=1)
-        again = replace(probe, stage=replace(self.probe, weight_decay=self.reprobe_decay))
+        again = replace(probe, stage=replace(self.probe, weight_decay=self.reprobe_decay / self.probe.learning_rate))
         out = [probe]
         for k, (start, end) in enumerate(self.spans()):
             head: Literal["new", "own"] = "new" if k == 0 else "own"
