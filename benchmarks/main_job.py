@@ -89,7 +89,7 @@ def best_rate(data: str, labels: str, method: str, scope: str, out: Path, shared
         return None
     tried = {
         rate: run(Cell(data, labels, method, scope, rate, 0), out, shared)["accuracy"]["validation_last"]
-        for rate in RATES[scope][:rates]
+        for rate in RATES[scope][: rates if scope == "all" else None]
     }
     return max(tried, key=lambda rate: tried[rate])
 
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--labels", default="noisy,clean")
     parser.add_argument("--data", default="cifar10,pacs")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--rates", type=int, default=3, help="how many rates CE and GCE may choose from (default: 3)")
+    parser.add_argument("--rates", type=int, default=3, help="rates that fine-tuning may choose from (default: 3)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
