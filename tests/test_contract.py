@@ -318,6 +318,8 @@ def test_true_labels_cannot_be_reached_from_what_a_method_sees(name: str, scope:
 
 
 def test_at_sixty_percent_noise_gce_is_not_below_ce_nor_turn_below_gce_and_what_is_kept_is_pure() -> None:
+    """Acceptance check 12 of the spec."""
+
     def last(name: str, scope: Scope) -> tuple[float, Row]:
         found = []
         for seed in range(2):

@@ -65,6 +65,7 @@ def rows_of(method: Any, run: Loop) -> list[Row]:
 
 
 def test_a_score_before_any_step_is_a_fresh_forward_and_costs_none() -> None:
+    """Acceptance check 8 of the spec: first-epoch losses from cached features."""
     problem = blobs(0.4, size=N)
     run = entered("all", problem)
     run.whole[0].head.linear.weight.data.normal_()  # type: ignore[union-attr, operator]

@@ -27,6 +27,7 @@ def labels(classes: int, n: int = N) -> np.ndarray:
 
 @pytest.mark.parametrize(("rate", "measured"), [(0.6, 0.594), (0.9, 0.891)])
 def test_symmetric_noise_that_includes_the_own_class_measures_as_the_closed_form(rate, measured):
+    """Acceptance check 6 of the spec."""
     y = labels(100)
     wrong = (flip(Noise("symmetric", rate), y, 100, seed=0) != y).mean()
     assert wrong == pytest.approx(measured, abs=0.004)
@@ -58,6 +59,7 @@ def test_asymmetric_noise_in_blocks_puts_all_its_mass_on_the_next_class_of_five(
 
 
 def test_cifar10_map_moves_exactly_the_rate_of_each_mapped_class_and_a_fifth_of_all():
+    """Acceptance check 6 of the spec."""
     y = labels(10, 50_000)
     after = flip(parse("asymmetric:0.4,groups=cifar10"), y, 10, seed=0)
     assert (after != y).mean() == 0.20
@@ -90,6 +92,7 @@ def test_pair_noise_moves_to_the_next_class_and_from_the_last_to_the_first():
 @pytest.mark.parametrize("generator", ["cores", "pdn"])
 @pytest.mark.parametrize("pixels", ["raw", "unit", "standardised"])
 def test_instance_noise_measures_its_rate(generator, pixels):
+    """Acceptance check 6 of the spec."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (10_000, 48), dtype=np.uint8)
     y = labels(10, 10_000)
@@ -234,6 +237,7 @@ def test_measure_counts_as_a_loop_does():
 
 @pytest.mark.shared
 def test_human_noise_of_cifar10_measures_as_published(shared):
+    """Acceptance check 6 of the spec."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(shared / "data/images/cifar10_train.parquet", columns=["label", "human_worst"]).to_pandas()

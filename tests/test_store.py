@@ -80,8 +80,15 @@ def test_overwrite_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"--overwrite: .*no earlier run"):
         RunFolder(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
-    (tmp_path / "config.toml").write_text("")
-    RunFolder(tmp_path, overwrite=True)
+    (tmp_path / "config.toml").write_text("[matrix]\n")
+    with pytest.raises(UserError, match="another kind of run"):
+        RunFolder(tmp_path, overwrite=True)
+    (tmp_path / "config.toml").write_text("[method]\n")
+    (tmp_path / "summary.json").write_text("{}")
+    folder = RunFolder(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists(), "what cannot begin must not cost the earlier run"
+    assert not folder.finished
+    folder.clear()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -196,6 +196,7 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
     todo = phases(config.method, backbone.learning_rate if backbone is not None else 0.0)
     trains = any(phase.scope == "all" for phase in todo)
     material = gather(config, data, backbone, console, precisions(folder), trains)
+    folder.clear()
     write_config(folder, config, todo, material)
     ended = trained(config, material, todo, folder, console, noise, start)
     return conclude(ended, folder, console)
@@ -206,7 +207,7 @@ PRECISIONS = Path("checkpoint") / "precision.json"
 
 def precisions(folder: RunFolder) -> tuple[Precision, Precision] | None:
     """What an interrupted run computed in: of extraction and of training."""
-    if not (folder.path / PRECISIONS).is_file():
+    if folder.stale or not (folder.path / PRECISIONS).is_file():
         return None
     extraction, training = (Precision(**known) for known in read_json(folder.path / PRECISIONS))
     return extraction, training

@@ -97,14 +97,22 @@ def _plain(value: Any) -> Any:
 class RunFolder:
     """One run's folder. Nothing is written into it except through here, and nothing is half written."""
 
-    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False, mark: str = "method") -> None:
         """Open the folder for a run.
 
+        Args:
+            path: Made where it is missing.
+            resume: Take what is there as the run's own.
+            overwrite: What is there goes once `clear` is called, so that a run that cannot begin costs nothing.
+            mark: The key by which config.toml tells this kind of run from others.
+
         Raises:
-            UserError: It holds something already and neither resume nor overwrite was asked for; or it holds
-                files that no run of ours wrote and overwrite was asked for.
+            UserError: It holds something already and neither resume nor overwrite was asked for; or overwrite was, and
+                it holds something other than an earlier run of this kind.
         """
         self.path = path
+        self.stale = False
+        """Whether an earlier run is still there that is to go."""
         there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path} is a file; name a folder")
@@ -113,26 +121,40 @@ class RunFolder:
                 f"--out {path} is not empty; go on with --resume, start anew with --overwrite, or name another"
             )
         if there and overwrite and not resume:
-            self._clear(there)
+            self._refuse_other(mark)
+            self.stale = True
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from None
 
-    def _clear(self, there: list[str]) -> None:
-        """Remove an earlier run; a folder that is no run of ours is refused."""
-        import shutil
+    def _refuse_other(self, mark: str) -> None:
+        """Refuse to remove what is no earlier run of this kind."""
+        import tomllib
 
-        if "config.toml" not in there:
+        path = self.path / "config.toml"
+        try:
+            keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+        except (OSError, ValueError):
             raise UserError(
                 f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out"
-            )
-        shutil.rmtree(self.path)
+            ) from None
+        if mark not in keys:
+            raise UserError(f"--overwrite: {self.path} holds another kind of run, it is left alone; name another --out")
+
+    def clear(self) -> None:
+        """Remove the earlier run that overwrite was asked for."""
+        import shutil
+
+        if self.stale:
+            shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
+            self.stale = False
 
     @property
     def finished(self) -> bool:
         """Whether the run has ended: the summary is written last."""
-        return (self.path / "summary.json").is_file()
+        return not self.stale and (self.path / "summary.json").is_file()
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
         UserError: Something the user can put right; nothing has run then, and an earlier matrix is as it was.
     """
     console = Console(silent)
-    refuse_folder(out, resume=resume, overwrite=overwrite)
+    if out.exists():
+        RunFolder(out, resume=resume, overwrite=overwrite, mark="matrix")  # refused before anything is loaded
     stored = read_toml(out / "config.toml") if resume and (out / "config.toml").is_file() else None
     if stored is not None:
         table = with_stored(stored, table)
@@ -57,7 +58,8 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
     for noise in matrix.noises:
         if parse(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
             corrupt(data, noise, matrix.seeds[0])
-    folder = RunFolder(out, resume=resume, overwrite=overwrite)
+    folder = RunFolder(out, resume=resume, overwrite=overwrite, mark="matrix")
+    folder.clear()
     write_text(out / "config.toml", tomli_w.dumps(resolved_table(matrix) | {"record": {"versions": versions()}}))
     gc.freeze()  # what is there before the first cell is not looked through after each: that takes longer than a probe
     try:
@@ -65,21 +67,6 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
     finally:
         gc.unfreeze()
     return out
-
-
-def refuse_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that is not to be written to, before anything is loaded and before anything is removed.
-
-    Raises:
-        UserError: It holds something, or, with overwrite, something other than a matrix.
-    """
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if overwrite and not resume and (out / "config.toml").is_file():
-        if "matrix" not in read_toml(out / "config.toml"):
-            raise UserError(f"--overwrite: {out} holds a run and no matrix, it is left alone; name another --out")
-    elif out.exists() and not (resume or overwrite):
-        RunFolder(out)
 
 
 def with_stored(stored: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:

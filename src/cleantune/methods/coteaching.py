@@ -42,7 +42,7 @@ class CoTeaching:
     """What learns: the heads on cached features, or backbones and heads on samples."""
     noise_rate: Annotated[float | None, Interval(0.0, 1.0)] = None
     """Share of wrong labels, the paper's tau; none: estimated from the losses of the epoch before."""
-    ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
+    ramp: Annotated[float, Interval(0.0, 1.0)] = 0.6
     """Share of the epochs over which the share of samples that are left out grows to the noise rate."""
     exponent: Annotated[float, Interval(0.1, 4.0)] = 1.0
     """How it grows: the paper's c, 1 is linear."""
