@@ -265,6 +265,8 @@ def trained(
         console.row(row)
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
+        for words in row.get("warnings", ()):
+            console.say(words)
     delivery = deliver(loop, material, material.nets(count, heads), config.run, last_model(todo))
     console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)

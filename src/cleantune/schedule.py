@@ -49,12 +49,14 @@ def head_rate(stage: Stage, net: Net) -> float:
 
 
 def factor(stage: Stage, share: float) -> float:
-    """The part of the full learning rate at a share 0..1 of the schedule: a linear rise, then constant or a cosine."""
+    """The part of the full learning rate at a share 0..1 of the schedule: a rise, then constant, cosine or linear."""
     if share < stage.warmup:
         return max(share / stage.warmup, FIRST)
     if stage.schedule == "constant":
         return 1.0
     along = (share - stage.warmup) / (1 - stage.warmup)
+    if stage.schedule == "linear":
+        return 1 - along
     return 0.5 * (1 + math.cos(math.pi * along))
 
 

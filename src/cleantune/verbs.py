@@ -18,7 +18,7 @@ from cleantune.errors import UserError
 from cleantune.fields import Described, describe
 from cleantune.methods import METHODS
 from cleantune.paper.verb import reproduce
-from cleantune.records import Choice, Interval, Stage
+from cleantune.records import Choice, Interval, Reshape, Stage
 
 Command = Callable[..., Any]
 
@@ -205,10 +205,11 @@ def methods(as_json: bool) -> None:
 def _settings(cls: type, path: str = "method") -> list[tuple[str, Any, str, str]]:
     out = []
     for field in describe(cls):
-        if isinstance(field.default, Stage):
-            stage = field.default
-            for inner in describe(Stage):
-                out.append((f"{path}.{field.name}.{inner.name}", getattr(stage, inner.name), _range(inner), inner.help))
+        if isinstance(field.default, Stage | Reshape):
+            record = field.default
+            for inner in describe(type(record)):
+                value = getattr(record, inner.name)
+                out.append((f"{path}.{field.name}.{inner.name}", value, _range(inner), inner.help))
         else:
             out.append((f"{path}.{field.name}", field.default, _range(field), field.help))
     return out
