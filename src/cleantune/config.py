@@ -101,7 +101,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     return Config(
         name,
         preset,
-        _method(name, preset, settings, backbone, features_only),
+        method_of(name, preset, settings, backbone, features_only),
         build(DataSpec, table.get("data", {}), "data"),
         build(ModelSpec, table.get("model", {}), "model"),
         build(RunSpec, table.get("run", {}), "run"),
@@ -109,7 +109,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     )
 
 
-def _method(
+def method_of(
     name: str, preset: str | None, settings: Mapping[str, Any], backbone: str | None, features_only: bool
 ) -> Method:
     """The method of a name with its preset's settings, then the given ones."""

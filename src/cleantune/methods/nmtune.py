@@ -114,17 +114,22 @@ class NMTune:
 
         def of(net: Callable[..., Output], batch: Batch) -> Parts:
             outputs = seen(net, batch.views)
-            parts = {self.loss: self.labels(run, outputs, batch)} | self.regularisers(outputs)
+            name = self.label_loss()
+            parts = {name: self.labels(run, outputs, batch)} | self.regularisers(outputs)
             weights = {
                 "consistency": self.consistency_weight,
                 "covariance": self.covariance_weight,
                 "dominance": self.dominance_weight,
             }
-            total = parts[self.loss] + sum(weights[name] * parts[name] for name in weights if name in parts)
+            total = parts[name] + sum(weights[term] * parts[term] for term in weights if term in parts)
             warning = self.warning(parts) if run.progress == 0.0 else None
             return Parts(total, parts, warning)
 
         return of
+
+    def label_loss(self) -> str:
+        """The label loss's name in rows."""
+        return self.loss
 
     def labels(self, run: Run, outputs: list[Output], batch: Batch) -> Tensor:
         """The label loss, the mean over the views."""
@@ -163,7 +168,7 @@ class NMTune:
             return None
         term, label_loss = (
             self.covariance_weight * float(parts["covariance"].detach()),
-            float(parts[self.loss].detach()),
+            float(parts[self.label_loss()].detach()),
         )
         if term <= abs(label_loss):
             return None
