@@ -110,7 +110,8 @@ class _Classifier(ClassifierMixin, _Probe):  # type: ignore[misc]
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Shaped[np.ndarray, " N"]:
         """The most probable label of each sample."""
-        found: np.ndarray = self.classes_[self._scores(X).argmax(1)]
+        codes = self._scores(X).argmax(1)
+        found: np.ndarray = self.classes_[codes]
         return found
 
 
@@ -152,7 +153,8 @@ class _Regressor(RegressorMixin, _Probe):  # type: ignore[misc]
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, " N"]:
         """The number of each sample."""
-        numbers: np.ndarray = self.mean_ + self.deviation_ * self._scores(X)[:, 0]
+        scores = self._scores(X)[:, 0]
+        numbers: np.ndarray = self.mean_ + self.deviation_ * scores
         return numbers
 
 
