@@ -28,7 +28,7 @@ from cleantune.train import phases, train
 
 WIDTH = 8
 TOLD_OF_NOISE: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
-"""With cross-entropy these are against noise in the pre-training alone, and lose under wrong labels (nmtune spec 5.6)."""
+"""With cross-entropy these are against noise in the pre-training alone, and lose under wrong labels (its spec, 5.6)."""
 TABLE = [(name, scope) for name in METHODS for scope in get_args(Scope)]
 BACKBONE_RATE = 3e-3
 

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 import click
 
+from cleantune import study_verbs
 from cleantune.compare import verb as compare_verb
 from cleantune.config import ModelSpec, RunSpec
 from cleantune.data import DataSpec
@@ -265,11 +266,15 @@ compare = compare_verb.with_options(
     {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
 )
 
+spectrum = study_verbs.with_options({"data": DataSpec, "model": ModelSpec}, option_of, HIDDEN)
+
 VERBS: dict[str, click.Command] = {
     "fit": fit,
     "predict": predict,
     "report": report,
     "compare": compare,
+    "evaluate": study_verbs.evaluate,
+    "spectrum": spectrum,
     "corrupt": corrupt,
     "reproduce": reproduce,
     "demo": demo,
