@@ -83,7 +83,7 @@ def study(
         opened = read(one, split, options)
         name = _named(one)
         bare = opened[1].kind == "features"
-        for model in [None] if bare and not runs else [] if bare else models:
+        for model in [None] if bare else models:
             console.mention(f"{name}: {'features as given' if model is None else _named(model)}")
             x = features(opened, model, options, console)
             found.append(Found(name, "features" if model is None else _named(model), spectrum(x, **PRESETS[preset])))

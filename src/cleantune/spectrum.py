@@ -48,7 +48,8 @@ class Spectrum:
     @property
     def shares(self) -> Float[np.ndarray, " K"]:
         """p_i = sigma_i / sum of all."""
-        return self.values / self.values.sum()
+        shares: np.ndarray = self.values / self.values.sum()
+        return shares
 
     @property
     def sve(self) -> float:
