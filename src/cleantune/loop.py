@@ -73,7 +73,8 @@ class Loop(State):
         modules, optimisers, loss = stepping
         part = min(1.0, passes - done)
         order = self._draw(plan)
-        batches = cut(order[: max(2, round(part * len(order)))], self.phase.stage.batch_size)
+        least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
+        batches = cut(order[: max(least, round(part * len(order)))], self.phase.stage.batch_size)
         total, seen = torch.zeros(()), 0
         parts: dict[str, Tensor] = {}
         for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):

@@ -36,7 +36,7 @@ class MLPHead(nn.Module):
         standardise: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """A fresh head: the MLP as torch initialises linear layers, the classifier Kaiming-uniform without bias.
+        """A fresh head: the MLP as torch initialises linear layers, the classifier by the reshape, its bias at zero.
 
         Args:
             width: D, the length of a feature.
@@ -57,7 +57,8 @@ class MLPHead(nn.Module):
         parts.append(_linear(sizes[-1], width, 1 / math.sqrt(sizes[-1]), generator))
         self.layers = nn.Sequential(*parts)
         self.scale = nn.Parameter(torch.full((width,), reshape.residual_scale)) if reshape.residual else None
-        self.linear = _linear(width, classes, math.sqrt(6 / width), generator)
+        bound = math.sqrt(6 / width) if reshape.classifier == "kaiming" else 0.0
+        self.linear = _linear(width, classes, bound, generator)
         with torch.no_grad():
             self.linear.bias.zero_()
         mean, std = standardise if standardise and reshape.standardise else (torch.zeros(width), torch.ones(width))

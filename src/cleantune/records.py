@@ -194,6 +194,8 @@ class Reshape:
     """Add the features to what the MLP gives, as the authors' code does and the paper does not."""
     residual_scale: Annotated[float, Interval(-10.0, 10.0)] = 1.0
     """What the MLP's part is multiplied with at first, by dimension; it is learned. With the residual only."""
+    classifier: Literal["kaiming", "zeros"] = "kaiming"
+    """Initial weights of the classifier: Kaiming-uniform as in the authors' code, or zeros."""
     standardise: bool = False
     """Standardise features by dimension before the MLP; the strength of the covariance term depends on their scale."""
 
