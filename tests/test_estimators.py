@@ -20,7 +20,7 @@ from cleantune.errors import UserError
 from cleantune.estimators import LinearProbe, MLPTune, MLPTuneRegressor, NMTune, NMTuneRegressor, RobustProbe
 from cleantune.spectrum import lsvr, sve
 
-SHORT = {"probe.least_steps": 40}
+SHORT = {"probe.least_steps": 60}
 ALL = [LinearProbe, RobustProbe, MLPTune, NMTune]
 
 
@@ -34,11 +34,11 @@ def _one_thread() -> Any:
 
 @parametrize_with_checks(
     [
-        LinearProbe(settings=SHORT, learning_rate=1e-2),
-        RobustProbe(settings=SHORT, learning_rate=1e-2),
-        MLPTune(settings=SHORT),
-        NMTune(settings=SHORT),
-        NMTuneRegressor(settings=SHORT),
+        LinearProbe(settings=SHORT, learning_rate=1e-2, epochs=10),
+        RobustProbe(settings=SHORT, learning_rate=1e-2, epochs=10),
+        MLPTune(settings=SHORT, epochs=10),
+        NMTune(settings=SHORT, epochs=10),
+        NMTuneRegressor(settings=SHORT, epochs=10),
     ]
 )
 @pytest.mark.filterwarnings("ignore")
@@ -59,8 +59,8 @@ def blobs(seed: int = 0, size: int = 400, width: int = 24, classes: int = 4) -> 
 
 def test_they_work_in_a_pipeline_a_grid_search_and_cross_val_predict() -> None:
     x, y = digits()
-    found = cross_val_predict(make_pipeline(StandardScaler(), NMTune(epochs=5)), x, y, cv=2)
-    assert (found == y).mean() > 0.85
+    found = cross_val_predict(make_pipeline(StandardScaler(), NMTune()), x, y, cv=2)
+    assert (found == y).mean() > 0.8
     grid = GridSearchCV(NMTune(settings=SHORT, epochs=3), {"covariance_weight": [0.0, 0.1]}, cv=2).fit(x, y)
     assert set(grid.best_params_) == {"covariance_weight"}
 
@@ -94,14 +94,14 @@ def test_check_4_weights_of_zero_reproduce_mlp_tuning_bit_for_bit() -> None:
 
 def test_check_7_nmtune_uses_more_directions_than_mlp_tuning_and_its_dominant_one_is_stronger() -> None:
     """The published claims (nmtune spec 8, no. 25), of the preset that its authors ran."""
-    x, y = digits(1200)
+    x, y = digits(1797)
     for seed in range(2):
         mlp, nm = (
-            cls(preset="official_code", epochs=15, random_state=seed).fit(x[::2], y[::2]).transform(x[1::2])
+            cls(preset="official_code", random_state=seed).fit(x[::2], y[::2]).transform(x[1::2])
             for cls in (MLPTune, NMTune)
         )
-        assert sve(nm) > sve(mlp)
-        assert lsvr(nm) < lsvr(mlp)
+        assert sve(nm, normalize=None, center=None) > sve(mlp, normalize=None, center=None)
+        assert lsvr(nm, normalize=None, center=None) < lsvr(mlp, normalize=None, center=None)
 
 
 def test_check_7_more_noise_in_the_pre_training_spreads_the_spectrum_of_its_features() -> None:
