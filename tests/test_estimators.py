@@ -35,7 +35,6 @@ def _one_thread() -> Any:
 @parametrize_with_checks(
     [
         LinearProbe(settings=SHORT, learning_rate=1e-2, epochs=10),
-        RobustProbe(settings=SHORT, learning_rate=1e-2, epochs=10),
         MLPTune(settings=SHORT, epochs=10),
         NMTune(settings=SHORT, epochs=10),
         NMTuneRegressor(settings=SHORT, epochs=10),
