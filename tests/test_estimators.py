@@ -24,14 +24,6 @@ SHORT = {"probe.least_steps": 60}
 ALL = [LinearProbe, RobustProbe, MLPTune, NMTune]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @parametrize_with_checks(
     [
         LinearProbe(settings=SHORT, learning_rate=1e-2, epochs=10),

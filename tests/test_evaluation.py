@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
@@ -41,12 +40,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     x, y = drawn(0, 240)
     np.savez(folder / "train.npz", features=x, label=y)
     short = {"method.probe.epochs": 8, "method.probe.least_steps": 0}
-    torch.set_num_threads(1)  # small products are faster so; conftest asks for two
     for seed in range(2):
         out.append(folder / f"run{seed}")
         fit(folder / "train.npz", out=out[-1], method="nmtune", test_fraction=0.3, seed=seed, settings=short,
             silent=True)  # fmt: skip
-    torch.set_num_threads(2)
     return out
 
 

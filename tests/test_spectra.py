@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from cleantune.cli import main
 from cleantune.errors import UserError
@@ -46,9 +45,7 @@ def test_the_verb_writes_a_table_all_values_and_a_page_that_needs_nothing_else(
 
 def test_what_the_head_of_a_run_makes_of_features_stands_beside_them(arrays: Path, tmp_path: Path) -> None:
     short = {"method.probe.epochs": 2, "method.probe.least_steps": 0}
-    torch.set_num_threads(1)  # small products are faster so; conftest asks for two
     run = fit(arrays, out=tmp_path / "run", method="nmtune", settings=short, silent=True)
-    torch.set_num_threads(2)
     done = study([arrays, arrays], out=tmp_path / "out", runs=[run.path], preset="paper")
     assert list(done.table["model"]) == ["features", "run", "features", "run"]
     assert done.table["sve"].nunique() == 2
