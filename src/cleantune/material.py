@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -141,14 +142,34 @@ def gather(
         UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
     """
     start = time.perf_counter()
-    keep_pages()
     device = pick_device(config.model.device)
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
         return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start)
-    _same_kind(backbone, data)
+    out = decoded(config, data, backbone, console, known, trains)
     cache = cache_folder(config.run.cache)
+    for name, ready in out.prepared.items():
+        key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision)
+        with console.bar(f"features of {name}") as told:
+            out.features[name] = extract(backbone, ready, out.precision, cache, key, told)
+    leave_out(out, config.run.max_bad, console, "evidence/bad_samples.csv")
+    out.seconds = time.perf_counter() - start
+    return out
+
+
+def decoded(
+    config: Config, data: Data, backbone: Backbone, console: Console, known: Known = None, trains: bool = False
+) -> Material:
+    """Samples ready for the backbone, on its device, and the precisions to compute in; there are no features yet.
+
+    Raises:
+        UserError: Data and model do not fit.
+    """
+    start = time.perf_counter()
+    keep_pages()
+    _same_kind(backbone, data)
+    cache, device = cache_folder(config.run.cache), pick_device(config.model.device)
     prepared = {}
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
@@ -159,15 +180,7 @@ def gather(
         console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    features = {}
-    for name, ready in prepared.items():
-        key = features_key(backbone, data.rows[name].samples.fingerprint, precision)
-        with console.bar(f"features of {name}") as told:
-            features[name] = extract(backbone, ready, precision, cache, key, told)
-    out = Material(data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0)
-    _leave_out(out, config.run.max_bad, console)
-    out.seconds = time.perf_counter() - start
-    return out
+    return Material(data, backbone, precision, training, {}, prepared, [], device, time.perf_counter() - start)
 
 
 def _views(config: Config, data: Data) -> ImageAugment | TextAugment:
@@ -236,21 +249,29 @@ def _precisions(
     return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)
 
 
-def _skipped(data: Data, features: dict[str, Any]) -> list[Skipped]:
-    """Every sample that has no feature because it could not be read."""
+def _skipped(data: Data, sources: Mapping[str, Any]) -> list[Skipped]:
+    """Every sample that could not be read, from what says so: features, or samples before there are any."""
     return [
         Skipped(data.rows[name].ids[i], name, place)
-        for name, f in features.items()
-        for i, place in sorted(f.bad.items())
+        for name, source in sources.items()
+        for i, place in sorted(source.bad.items())
     ]
 
 
-def _leave_out(material: Material, max_bad: float, console: Console) -> None:
+def leave_out(material: Material, max_bad: float, console: Console, listed: str) -> None:
     """Take unreadable samples out of every split.
+
+    Args:
+        material: Its features, or where it has none its prepared samples, say which are bad.
+        max_bad: Largest share that may go.
+        console: Told about the first one, and that
+        listed: is the file of the run that will have all of them.
 
     Raises:
         UserError: Their share is above the limit.
     """
+    sources = material.features or material.prepared
+    material.skipped = _skipped(material.data, sources)
     if not material.skipped:
         return
     total = sum(len(rows) for rows in material.data.rows.values())
@@ -263,18 +284,18 @@ def _leave_out(material: Material, max_bad: float, console: Console) -> None:
         )
     rows, truth = dict(material.data.rows), dict(material.data.truth)
     for name in list(rows):
-        bad = material.features[name].bad
+        bad = sources[name].bad
         if bad:
             good = np.setdiff1d(np.arange(len(rows[name])), list(bad))
             rows[name] = rows[name].take(good)
-            material.features[name] = material.features[name].take(good)
+            if name in material.features:
+                material.features[name] = material.features[name].take(good)
             material.prepared[name] = material.prepared[name].take(good)
             if name in truth:
                 truth[name] = truth[name][good]
     material.data = replace(material.data, rows=rows, truth=truth)
     console.say(
-        f"{count} of {total} samples cannot be read and are left out, the first is {first};"
-        " all of them: evidence/bad_samples.csv"
+        f"{count} of {total} samples cannot be read and are left out, the first is {first}; all of them: {listed}"
     )
 
 

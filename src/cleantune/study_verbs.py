@@ -1,4 +1,4 @@
-"""The verbs `evaluate` and `spectrum`."""
+"""The verbs `evaluate`, `spectrum` and `pretrain`."""
 
 from __future__ import annotations
 
@@ -86,10 +86,47 @@ def spectrum(data: tuple[str, ...], models: tuple[str, ...], silent: bool, **sai
     click.echo(f"report: {done.report}")
 
 
-def with_options(records: dict[str, type], option_of: Any, left_out: set[str]) -> click.Command:
-    """`spectrum` with one option for each field of the records, but for those that it has itself."""
+@click.command()
+@click.argument("data", required=False)
+@click.option(
+    "--backbone",
+    default="resnet-small",
+    show_default=True,
+    help="Recipe (resnet-small, resnet-18, resnet-50), or a transformers folder or hub id, its weights drawn anew.",
+    metavar="NAME",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
+@click.option("--epochs", type=int, help="Passes over the images. [default: 15]", metavar="N")
+@click.option("--seed", type=int, help="Of initial weights, order, views and noise. [default: 0]", metavar="N")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    help="Any field, as method.tune.learning_rate=0.001; repeatable. [default: none]",
+    metavar="KEY=VALUE",
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run. [default: off]")
+@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+def pretrain(settings: tuple[str, ...], epochs: int | None, **said: Any) -> None:
+    """Train a backbone from random weights on labels that may be wrong; OUT/model is a transformers folder.
+
+    --noise symmetric:GAMMA flips exactly that share of every class to other classes, as the study of noise in
+    pre-training does; more words, as in symmetric:0.2,include_self=true, are taken as they are.
+    """
+    from cleantune.pretraining import pretrain as run
+
+    pairs = [*settings, *([f"method.tune.epochs={epochs}"] if epochs is not None else [])]
+    done = run(settings=pairs, **{k: v for k, v in said.items() if v is not None})
+    accuracy = done.summary["accuracy"]["test"]
+    click.echo(f"test accuracy  {'not measured' if accuracy is None else f'{accuracy:.1%}'}")
+    click.echo(f"backbone       {done.model}")
+
+
+def with_options(verb: click.Command, records: dict[str, type], option_of: Any, left_out: set[str]) -> click.Command:
+    """A verb with one option for each field of the records, but for those that it has itself."""
     for record in records.values():
         for field in describe(record):
             if field.name not in left_out:
-                option_of(field)(spectrum)
-    return spectrum
+                option_of(field)(verb)
+    return verb

@@ -266,7 +266,13 @@ compare = compare_verb.with_options(
     {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
 )
 
-spectrum = study_verbs.with_options({"data": DataSpec, "model": ModelSpec}, option_of, HIDDEN)
+spectrum = study_verbs.with_options(study_verbs.spectrum, {"data": DataSpec, "model": ModelSpec}, option_of, HIDDEN)
+pretrain = study_verbs.with_options(
+    study_verbs.pretrain,
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec},
+    option_of,
+    HIDDEN | {"head_init", "choose", "do_no_harm", "views", "validation_fraction"},
+)
 
 VERBS: dict[str, click.Command] = {
     "fit": fit,
@@ -275,6 +281,7 @@ VERBS: dict[str, click.Command] = {
     "compare": compare,
     "evaluate": study_verbs.evaluate,
     "spectrum": spectrum,
+    "pretrain": pretrain,
     "corrupt": corrupt,
     "reproduce": reproduce,
     "demo": demo,
