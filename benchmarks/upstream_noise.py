@@ -12,12 +12,21 @@ is finished is kept, so the command goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from cleantune.pretraining import pretrain
+from cleantune.store import write_text
+from cleantune.transfer import Study, run, study
 
 SOURCE = 40_000
 """Images that backbones are pre-trained on."""
@@ -72,14 +81,100 @@ def backbone(one: Upstream, out: Path, shared: Path) -> Path:
     ).model  # fmt: skip
 
 
+def digits(out: Path) -> Path:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels as a table of images."""
+    path = out / "data" / "digits.parquet"
+    if not path.is_file():
+        x, y = load_digits(return_X_y=True)
+        rows = []
+        for pixels, label in zip(x, y, strict=True):
+            buffer = io.BytesIO()
+            Image.fromarray((pixels.reshape(8, 8) * 255 / 16).round().astype(np.uint8)).save(buffer, "PNG")
+            rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": str(label)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".tmp")
+        pq.write_table(pa.Table.from_pylist(rows), draft)
+        draft.replace(path)
+    return path
+
+
+TITLE = "Noise in the pre-training of a small ResNet"
+TUNINGS: list[dict[str, Any]] = [
+    {"name": "LP", "method": "ce"},
+    {"name": "MLP", "method": "mlp"},
+    {"name": "NMTune", "method": "nmtune"},
+]
+PRESETS: list[dict[str, Any]] = [
+    {"name": f"{name}, {preset}", "method": name.lower(), "preset": preset}
+    for preset in ("paper", "official_code")
+    for name in ("MLP", "NMTune")
+]
+
+
+def downstream(
+    done: list[Upstream], out: Path, shared: Path, title: str, tunings: list[dict[str, Any]], noise: str = "none"
+) -> Study:
+    """The study of the backbones that are there."""
+    cifar, pacs = tables(out, shared)[1], shared / "data" / "images" / "pacs.parquet"
+    return study(
+        {
+            "title": title,
+            "seeds": [0, 1, 2],
+            "noises": [noise],
+            "model": [
+                {
+                    "name": "human labels" if one.labels == "human" else f"{100 * one.rate:g} % wrong",
+                    "model": str(out / one.name / "model"),
+                    "gamma": -1.0 if one.labels == "human" else one.rate,
+                    "seed": one.seed,
+                }
+                for one in sorted(done, key=lambda one: (one.labels == "human", one.rate, one.seed))
+            ],
+            "task": [
+                {"name": "CIFAR-10", "data": {"data": str(cifar), "label": "label", "test_fraction": 0.2}},
+                {"name": "digits", "data": {"data": str(digits(out)), "test_fraction": 0.2}},
+                {
+                    "name": "PACS photo",
+                    "data": {"data": str(pacs), "label": "label"},
+                    "domain_column": "domain",
+                    "source": "photo",
+                },
+            ],
+            "tuning": tunings,
+        }
+    )
+
+
+def accuracies(done: list[Upstream], out: Path) -> str:
+    """What the pre-trainings came to, on CIFAR-10's test set with true labels."""
+    lines = ["| pre-training labels | seed | wrong | test accuracy | seconds |", "|---|---|---|---|---|"]
+    for one in done:
+        told = json.loads((out / one.name / "summary.json").read_text(encoding="utf-8"))
+        rate = told["noise"]["rate"] if told["noise"] else (0.402 if one.labels == "human" else 0.0)
+        labels = "CIFAR-10N, worst" if one.labels == "human" else f"symmetric, {100 * one.rate:g} %"
+        lines.append(f"| {labels} | {one.seed} | {rate:.1%} | {told['accuracy']['test']:.1%} | {told['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Pre-train what is missing."""
+    """Pre-train what is missing, then run the tasks that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/upstream"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
+    parser.add_argument("--no-pretrain", action="store_true", help="take the backbones that are there")
+    parser.add_argument("--presets", action="store_true", help="MLP tuning and NMTune by both presets as well")
     said = parser.parse_args()
+    tunings = TUNINGS + (PRESETS if said.presets else [])
+    done: list[Upstream] = []
     for one in UPSTREAM:
-        backbone(one, said.out, said.shared)
+        if not (said.out / one.name / "summary.json").is_file():
+            if said.no_pretrain:
+                continue
+            backbone(one, said.out, said.shared)
+        done.append(one)
+        write_text(said.out / "pretraining.md", accuracies(done, said.out))
+    if done:
+        run(downstream(done, said.out, said.shared, TITLE, tunings), said.out / "downstream")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -19,7 +19,7 @@ from cleantune.learner import Net
 from cleantune.loop import Loop
 from cleantune.material import Heads, pick_device
 from cleantune.methods.nmtune import NMTune
-from cleantune.records import Batch, Method, Plan, Row
+from cleantune.records import Batch, Method, Phase, Plan, Row
 from cleantune.sources import FeatureSource
 from cleantune.state import Split
 from cleantune.train import phases, train
@@ -39,6 +39,24 @@ class Regression(NMTune):
     def each(self, run: Any, logits: Tensor, batch: Batch) -> Tensor:
         """Squared error of every sample [B]."""
         return (logits[:, 0] - batch.y).square()
+
+
+@dataclass(frozen=True)
+class LinearRegression(Regression):
+    """The squared error of a linear head: what `Regression` is compared with."""
+
+    def phases(self) -> tuple[Phase, ...]:
+        """`probe`, without an MLP."""
+        return (Phase("probe", "head", self.probe, self.epoch),)
+
+
+def regression(method: Method) -> Regression:
+    """A method for numbers in the place of one for classes: with the MLP and terms of NMTune, or linear."""
+    [phase] = method.phases()
+    learns: Any = phase.epoch.__self__  # type: ignore[attr-defined]
+    if isinstance(learns, NMTune):
+        return Regression(**{f.name: getattr(learns, f.name) for f in fields(learns)})
+    return LinearRegression(consistency_weight=0.0, covariance_weight=0.0, dominance_weight=0.0, probe=phase.stage)
 
 
 @dataclass(frozen=True)

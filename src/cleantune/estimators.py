@@ -8,7 +8,6 @@ the samples changes nothing.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,8 +145,7 @@ class _Regressor(RegressorMixin, _Probe):  # type: ignore[misc]
         self.mean_ = float(np.average(y, weights=weight))
         deviation = float(np.sqrt(np.average((y - self.mean_) ** 2, weights=weight)))
         self.deviation_ = deviation if deviation > 0 else 1.0
-        single = self._configured().phases()[0].epoch.__self__  # type: ignore[attr-defined]
-        method = arrays.Regression(**{f.name: getattr(single, f.name) for f in dataclasses.fields(single)})
+        method = arrays.regression(self._configured())
         self._learn(X, (y - self.mean_) / self.deviation_, sample_weight, 1, method)
         return self
 

@@ -177,20 +177,45 @@ def _own(model: Model, folder: Path, console: Console) -> dict[str, Any] | None:
 
 def _of(model: Model, data: Judged, mapping: Mapping[str, str] | None, subset: bool) -> list[dict[str, Any]]:
     """A row a domain of one data set."""
-    known = tuple(mapping.values()) if mapping is not None else model.classes
+    refuse_unknown(data, model.classes, mapping)
+    p = model.probabilities(data.rows)
+    found = by_domain(p, model.classes, data, mapping, subset)
+    return [{"data": data.name, "domain": domain} | row for domain, row in found.items()]
+
+
+def refuse_unknown(data: Judged, classes: Sequence[str], mapping: Mapping[str, str] | None) -> None:
+    """Labels that no class stands for are an error.
+
+    Raises:
+        UserError: It names the first.
+    """
+    known = tuple(mapping.values()) if mapping is not None else tuple(classes)
     used = [data.names[c] for c in np.unique(data.codes)]
     unknown = next((name for name in used if name not in known), None)
     if unknown is not None:
         remedy = "" if mapping else "; map classes to its labels with --map"
         raise UserError(f'{data.name}: the label "{unknown}" is no class of the run{nearest(unknown, known)}{remedy}')
-    p, out = model.probabilities(data.rows), []
+
+
+def by_domain(
+    p: Float[np.ndarray, "N C"], classes: Sequence[str], data: Judged, mapping: Mapping[str, str] | None, subset: bool
+) -> dict[str, dict[str, Any]]:
+    """The numbers of each domain of judged rows.
+
+    Args:
+        p: Probabilities of the classes.
+        classes: Their names.
+        data: The rows; `refuse_unknown` has let them pass.
+        mapping: From classes to labels; None: classes are labels.
+        subset: Only labels that occur in a domain compete there.
+    """
+    out = {}
     for domain in dict.fromkeys(data.domains.tolist()):
         here = data.domains == domain
         names = [data.names[c] for c in data.codes[here]]
-        scores, targets = pooled(p[here], model.classes, mapping, sorted(set(names)) if subset else None)
+        scores, targets = pooled(p[here], classes, mapping, sorted(set(names)) if subset else None)
         number = {name: t for t, name in enumerate(targets)}
-        y = np.array([number[name] for name in names], np.int64)
-        out.append({"data": data.name, "domain": domain} | measured(scores, y, targets))
+        out[domain] = measured(scores, np.array([number[name] for name in names], np.int64), targets)
     return out
 
 

@@ -241,12 +241,22 @@ def _precisions(
     backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool
 ) -> tuple[Precision, Precision]:
     """The fastest precision to look in and to learn in, timed on this machine the first time and kept in the cache."""
-    good = [i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED]
-    x, memory = train.plain(torch.tensor(good)), cache / "precision"
-    look = probe_precision(backbone, x, model.precision, memory=memory)
+    look = extraction_precision(backbone, train, model, cache)
     if not trains:
         return look, look
-    return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)
+    x = _probed(train)
+    return look, probe_precision(backbone, x, model.precision, training=True, memory=cache / "precision")
+
+
+def extraction_precision(backbone: Backbone, prepared: Prepared, model: ModelSpec, cache: Path) -> Precision:
+    """The fastest precision to look in, timed on this machine the first time and kept in the cache."""
+    return probe_precision(backbone, _probed(prepared), model.precision, memory=cache / "precision")
+
+
+def _probed(prepared: Prepared) -> Any:
+    """A batch with which the precision is timed."""
+    good = [i for i in range(min(2 * PROBED, len(prepared))) if i not in prepared.bad][:PROBED]
+    return prepared.plain(torch.tensor(good))
 
 
 def _skipped(data: Data, sources: Mapping[str, Any]) -> list[Skipped]:

@@ -33,6 +33,11 @@ class Judged:
     """The domain of each row, str as objects."""
     notes: tuple[str, ...]
 
+    def take(self, indices: Int[np.ndarray, " M"]) -> Judged:
+        """These rows alone, in this order."""
+        rows = self.rows.take(indices)
+        return Judged(self.name, rows, self.codes[indices], self.names, self.domains[indices], self.notes)
+
 
 def load_judged(
     data: Any, kind: DataKind, *, text: str | None = None, image: str | None = None, label: str | None = None,

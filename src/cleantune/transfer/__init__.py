@@ -1,0 +1,9 @@
+"""Transfer studies: what frozen backbones are worth on tasks in and out of domain, by which tuning.
+
+Source: the protocol of arXiv:2309.17002 (nmtune spec 1.3 to 1.5 and 5): all tunings on identical cached features.
+"""
+
+from cleantune.transfer.running import run
+from cleantune.transfer.study import Study, read, study
+
+__all__ = ["Study", "read", "run", "study"]
