@@ -20,9 +20,7 @@ TUNINGS = [
     {"name": "LP", "method": "ce"},
     {"name": "MLP", "method": "mlp"},
     {"name": "NMTune", "method": "nmtune"},
-    {"name": "MLP, paper", "method": "mlp", "preset": "paper"},
     {"name": "NMTune, paper", "method": "nmtune", "preset": "paper"},
-    {"name": "MLP, official_code", "method": "mlp", "preset": "official_code"},
     {"name": "NMTune, official_code", "method": "nmtune", "preset": "official_code"},
 ]
 DOMAINS = ("photo", "art", "cartoon", "sketch")
