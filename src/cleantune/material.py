@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from cleantune.adapters import GAIN, adapted
 from cleantune.allocator import keep_pages
 from cleantune.augment import ImageAugment, TextAugment
 from cleantune.backbones import Backbone, open_backbone
@@ -60,6 +61,8 @@ class Material:
     device: str
     seconds: float
     """Of decoding and extracting."""
+    lora_rank: int = 0
+    """Of the adapters that learn in the place of the backbone's weights; 0: none."""
 
     @property
     def classes(self) -> int:
@@ -69,7 +72,7 @@ class Material:
     @property
     def learning_rate(self) -> float:
         """Recommended for the backbone."""
-        return self.backbone.learning_rate if self.backbone is not None else 0.0
+        return backbone_rate(self.backbone, ModelSpec(lora_rank=self.lora_rank))
 
     def splits(self, train: FeatureSource | None = None) -> dict[str, Split]:
         """The splits as the loop sees them: given labels, features, samples.
@@ -86,10 +89,13 @@ class Material:
 
     def nets(self, count: int, heads: Heads) -> list[Net]:
         """Fresh nets: the backbone as pre-trained, each with a head of its own on standardised features."""
-        return [
-            Net(copy.deepcopy(self.backbone), heads(self.features["train"], k), self.training, self.precision)
-            for k in range(count)
-        ]
+
+        def copied(k: int) -> Backbone | None:
+            if self.backbone is None or not self.lora_rank:
+                return copy.deepcopy(self.backbone)
+            return adapted(self.backbone, self.lora_rank, heads.seed + k)
+
+        return [Net(copied(k), heads(self.features["train"], k), self.training, self.precision) for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,10 @@ def decoded(
         console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Material(data, backbone, precision, training, {}, prepared, [], device, time.perf_counter() - start)
+    spent = time.perf_counter() - start
+    return Material(
+        data, backbone, precision, training, {}, prepared, [], device, spent, config.model.lora_rank if trains else 0
+    )
 
 
 def _views(config: Config, data: Data) -> ImageAugment | TextAugment:
@@ -202,6 +211,13 @@ def open_model(model: ModelSpec, features_only: bool) -> Backbone | None:
     if isinstance(model.model, Backbone):
         return copy.deepcopy(model.model)
     return open_backbone(model.model, image_size=model.image_size, max_length=model.max_length)
+
+
+def backbone_rate(backbone: Backbone | None, model: ModelSpec) -> float:
+    """The learning rate recommended for a backbone, or for its adapters."""
+    if backbone is None:
+        return 0.0
+    return backbone.learning_rate * (GAIN if model.lora_rank else 1.0)
 
 
 def pick_device(setting: str) -> str:

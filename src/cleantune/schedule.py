@@ -28,7 +28,8 @@ def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
     if phase.scope == "all":
         assert net.backbone is not None
         assert stage.backbone_learning_rate is not None, "phases() states it"
-        groups.append({"params": list(net.backbone.parameters()), "lr": stage.backbone_learning_rate})
+        learning = [parameter for parameter in net.backbone.parameters() if parameter.requires_grad]
+        groups.append({"params": learning, "lr": stage.backbone_learning_rate})
     for group in groups:
         group["full_rate"] = group["lr"]
     if stage.optimiser == "sgd":

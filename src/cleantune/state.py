@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from cleantune.adapters import learnable
 from cleantune.errors import UserError
 from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
@@ -147,7 +148,7 @@ class State:
         for net in self.whole:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
-                net.backbone.requires_grad_(phase.scope == "all")
+                learnable(net.backbone, phase.scope == "all")
         if phase.head == "own":
             for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
                 net.head = head

@@ -1,4 +1,4 @@
-"""The verbs `evaluate`, `spectrum` and `pretrain`."""
+"""The verbs `evaluate`, `spectrum`, `pretrain` and `transfer`."""
 
 from __future__ import annotations
 
@@ -121,6 +121,32 @@ def pretrain(settings: tuple[str, ...], epochs: int | None, **said: Any) -> None
     accuracy = done.summary["accuracy"]["test"]
     click.echo(f"test accuracy  {'not measured' if accuracy is None else f'{accuracy:.1%}'}")
     click.echo(f"backbone       {done.model}")
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the study. [no default]")
+@click.option("--stand-in", is_flag=True, help="Rehearse on made-up data and tiny random networks. [default: off]")
+@click.option("--model", multiple=True, metavar="NAME=PATH", help="Where a model is. [default: as the study says]")
+@click.option("--data", multiple=True, metavar="NAME=PATH", help="Where a task's data are. [default: as it says]")
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 0 to N - 1. [default: the study's]")
+@click.option("--silent", is_flag=True, help="Print the tables and nothing before them. [default: off]")
+def transfer(study: Path, out: Path, stand_in: bool, seeds: int | None, silent: bool, **places: Any) -> None:
+    """What frozen backbones are worth on tasks in and out of domain, by which tuning: a TOML file as in runs/paper.
+
+    What is finished in OUT is kept, so the same command goes on where it was stopped.
+    """
+    from dataclasses import replace
+
+    from cleantune.console import Console
+    from cleantune.transfer import placed, read, rehearsed, run
+
+    made = placed(read(study), places["model"], places["data"])
+    made = replace(made, seeds=tuple(range(seeds))) if seeds else made
+    if stand_in:
+        made = rehearsed(made, out / "stand-in")
+    run(made, out, console=Console(silent), cache=str(out / "cache") if stand_in else None)
+    click.echo((out / "results.md").read_text(encoding="utf-8"))
 
 
 def with_options(verb: click.Command, records: dict[str, type], option_of: Any, left_out: set[str]) -> click.Command:

@@ -68,7 +68,7 @@ def _metavar(field: Described, kind: type) -> str:
 @click.option("--model", help=f"{describe(ModelSpec)[0].help} [default: none]", metavar="MODEL")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
 @click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
-@click.option("--scope", type=click.Choice(["head", "all"]), help="What learns. [default: the method's own]")
+@click.option("--scope", type=click.Choice(["head", "all", "lora"]), help="What learns. [default: the method's own]")
 @click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
 @click.option("--seed", type=int, help="Of split, noise and training together. [default: 0]", metavar="N")
 @click.option(
@@ -282,6 +282,7 @@ VERBS: dict[str, click.Command] = {
     "evaluate": study_verbs.evaluate,
     "spectrum": spectrum,
     "pretrain": pretrain,
+    "transfer": study_verbs.transfer,
     "corrupt": corrupt,
     "reproduce": reproduce,
     "demo": demo,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from cleantune.data import DataSpec, Judged, Rows, load, load_judged
+from cleantune.data.readers import read
 from cleantune.data.splits import draw_share
 from cleantune.errors import UserError
 from cleantune.evaluation import IN_DOMAIN, read_map
 from cleantune.fields import build
 from cleantune.transfer.study import Task
+
+JOINED = "joined_text"
+"""Column that `joined` makes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,14 @@ def sets_of(task: Task) -> Sets:
         classes, train, own = _by_domain(task) if task.source else _by_split(task)
         targets = tuple(
             Tested(
-                load_judged(t.data, task.kind, text=t.text, image=t.image, label=t.label, domain=t.domain_column),
+                load_judged(
+                    joined(t.data, t.join) if t.join else t.data,
+                    task.kind,
+                    text=JOINED if t.join else t.text,
+                    image=t.image,
+                    label=t.label,
+                    domain=t.domain_column,
+                ),  # fmt: skip
                 read_map(t.map),
                 t.subset,
             )
@@ -79,8 +91,30 @@ def sets_of(task: Task) -> Sets:
     return Sets(classes, train, (*own, *targets))
 
 
+def joined(data: Any, columns: tuple[str, ...]) -> Any:
+    """The same splits with the texts of several columns as one column, which encoders of single texts can read.
+
+    Raises:
+        UserError: As `read`, and where a column is missing.
+    """
+    import datasets
+    import pyarrow as pa
+
+    parts = {}
+    for split, part in read(data, []).items():
+        for column in columns:
+            part.need(column, "join")
+        rows = zip(*(part.table.column(column).to_pylist() for column in columns), strict=True)
+        texts = [" ".join("" if text is None else str(text) for text in row) for row in rows]
+        table = part.table.append_column(JOINED, pa.array(texts))
+        parts[split or "train"] = datasets.Dataset(table.replace_schema_metadata(None))
+    return datasets.DatasetDict(parts) if len(parts) > 1 else next(iter(parts.values()))
+
+
 def _by_split(task: Task) -> tuple[tuple[str, ...], Rows, tuple[Tested, ...]]:
     spec = build(DataSpec, {"validation_fraction": 0.0, **task.data}, "data")
+    if task.join:
+        spec = replace(spec, data=joined(spec.data, task.join), text=JOINED)
     data = load(spec)
     if data.kind != task.kind:
         raise UserError(f"the data are of the kind {data.kind}, the task says {task.kind}")

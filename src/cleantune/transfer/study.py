@@ -7,8 +7,8 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,6 +57,8 @@ class Target:
     """Column of labels."""
     domain_column: str | None = None
     """Column that divides these data into domains."""
+    join: tuple[str, ...] = ()
+    """Columns of texts that are read as one text, one after the other; in the place of `text`."""
     map: Any = None
     """From classes of the source to labels here, many to one."""
     subset: bool = False
@@ -73,6 +75,8 @@ class Task:
     """Fields of `DataSpec`: data, label, test, …"""
     kind: Literal["image", "text", "features"] = "image"
     """What the samples are."""
+    join: tuple[str, ...] = ()
+    """Columns of texts that are read as one text, one after the other; in the place of `text`."""
     judged: Literal["test", "validation"] = "test"
     """Split that is measured; GLUE's test labels are secret, so its validation split is."""
     domain_column: str | None = None
@@ -204,6 +208,41 @@ def study(table: Mapping[str, Any]) -> Study:
     made = Study(**plain, **parts)
     _check(made)
     return made
+
+
+def placed(made: Study, models: Iterable[str], data: Iterable[str]) -> Study:
+    """The study with models and data from elsewhere, as NAME=PATH.
+
+    Raises:
+        UserError: A text is not of that form, or nothing has the name.
+    """
+    where = {flag: dict(_pair(flag, text) for text in texts) for flag, texts in (("--model", models), ("--data", data))}
+    known = {"--model": {m.name for m in made.models}, "--data": set()}
+    for task in made.tasks:
+        known["--data"] |= {task.name, *(target.name for target in task.targets)}
+    for flag, said in where.items():
+        unknown = next((name for name in said if name not in known[flag]), None)
+        if unknown is not None:
+            raise UserError(f'{flag} "{unknown}": the study has no such name{nearest(unknown, known[flag])}')
+    own = where["--data"]
+    tasks = tuple(
+        replace(
+            task,
+            data={**task.data, "data": own.get(task.name, task.data["data"])},
+            target=tuple({**one, "data": own.get(one["name"], one["data"])} for one in task.target),
+        )
+        for task in made.tasks
+    )
+    return replace(
+        made, tasks=tasks, models=tuple(replace(m, model=where["--model"].get(m.name, m.model)) for m in made.models)
+    )
+
+
+def _pair(flag: str, text: str) -> tuple[str, str]:
+    name, sign, path = text.partition("=")
+    if not sign or not path:
+        raise UserError(f'{flag} "{text}": write NAME=PATH')
+    return name, path
 
 
 def _check(made: Study) -> None:
