@@ -178,10 +178,19 @@ def report(run: Path) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.", metavar="N")
 @options_of(DataSpec)
 def corrupt(data: str, noise: str, out: Path, seed: int, **columns: Any) -> None:
-    """Write data with noise in its labels and the true ones in a column of their own."""
-    from cleantune.data import write_like
+    """Write data with noise in its labels and the true ones in a column of their own.
+
+    Noise captions:0.2 is for pairs: the captions of a fifth of the rows, column --text, change places.
+    """
+    from cleantune.data import KIND, write_like, write_swapped
     from cleantune.fields import build
 
+    if noise.startswith(KIND):
+        if columns.get("text") is None:
+            raise UserError(f"--noise {noise}: name the column of captions with --text")
+        share = write_swapped(data, noise, columns["text"], out, image=columns.get("image"), seed=seed)
+        click.echo(f"{out}: {percent(share)} of the captions are wrong")
+        return
     spec = build(DataSpec, {"data": data} | {k: v for k, v in columns.items() if v is not None}, "data")
     measured = write_like(spec, noise, seed, out)
     click.echo(f"{out}: {percent(measured.get('rate', 0.0))} of the labels are wrong")

@@ -3,10 +3,12 @@
 from cleantune.data.corrupt import corrupt, write_like
 from cleantune.data.judged import Judged, load_judged
 from cleantune.data.load import load, load_unlabelled
+from cleantune.data.pairs import KIND, write_swapped
 from cleantune.data.rows import Bad, Data, DataKind, Rows, Samples
 from cleantune.data.spec import DataSpec
 
 __all__ = [
+    "KIND",
     "Bad",
     "Data",
     "DataKind",
@@ -19,4 +21,5 @@ __all__ = [
     "load_judged",
     "load_unlabelled",
     "write_like",
+    "write_swapped",
 ]

@@ -80,7 +80,7 @@ def sets_of(task: Task) -> Sets:
                     image=t.image,
                     label=t.label,
                     domain=t.domain_column,
-                ),  # fmt: skip
+                ),
                 read_map(t.map),
                 t.subset,
             )

@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cleantune.errors import UserError, nearest
 from cleantune.fields import spell
+from cleantune.methods.nmtune import TEXT
 from cleantune.paper.standin import CLASSES, IMAGES, NETWORKS, images, network
 from cleantune.transfer.study import Study, Target, Task
 
@@ -34,6 +36,9 @@ def stand_in(study: Study, folder: Path) -> Study:
     for k, model in enumerate(study.models):
         place = folder / "models" / str(k)
         if model.model != "none" and not (place / "config.json").is_file():
+            if model.architecture not in (*NETWORKS, *TEXT):
+                known = nearest(model.architecture, (*NETWORKS, *TEXT))
+                raise UserError(f'there is no stand-in for the architecture "{model.architecture}"{known}')
             (network if model.architecture in NETWORKS else text_network)(model.architecture, place, k)
         made = "none" if model.model == "none" else str(place)
         models.append(replace(model, model=made, image_size=0))
