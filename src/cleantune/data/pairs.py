@@ -47,7 +47,8 @@ def write_swapped(
         part.need(image, "--image")
         table = moved(table, part, image, Path(out))
     write_table(table, "text", caption, caption, Path(out))
-    return sum(a != b for a, b in zip(values, swapped, strict=True)) / max(len(values), 1)
+    wrong = sum(bool(a != b) for a, b in zip(values, swapped, strict=True))
+    return wrong / max(len(values), 1)
 
 
 def _rate(noise: str) -> float:
