@@ -12,12 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
+from tiny import save_tiny
 
 from cleantune import metrics
 from cleantune.cli import main
 from cleantune.errors import UserError
 from cleantune.evaluation import IN_DOMAIN, evaluate, pooled, table
 from cleantune.main_job import fit
+from cleantune.predict import load
 
 NAMES = ["cat", "dog", "car"]
 
@@ -154,3 +156,27 @@ def test_what_has_no_variation_has_no_correlation_and_numbers_of_classes_correla
     assert metrics.matthews(np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])) == pytest.approx(1.0)
     for measure in (metrics.balanced_accuracy, metrics.macro_f1, metrics.matthews):
         assert measure(np.zeros(0, int), np.zeros(0, int)) is None
+
+
+def test_runs_that_share_a_frozen_backbone_share_its_features_and_predict_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLEANTUNE_CACHE", str(tmp_path / "cache"))
+    model = save_tiny("bert", tmp_path / "bert")
+    texts = pd.DataFrame({"text": [f"w{i % 3} w{3 + i % 7}" for i in range(60)], "label": [i % 3 for i in range(60)]})
+    other = texts.iloc[::-2].reset_index(drop=True)
+    for method in ("ce", "mlp"):
+        fit(texts, model, out=tmp_path / method, method=method, silent=True, precision="float32",
+            settings={"method.probe.epochs": 2, "method.probe.least_steps": 0})  # fmt: skip
+    first = load(tmp_path / "ce")
+    rows = first.rows(other)
+    plain = first.probabilities(rows)
+    before = set((tmp_path / "cache").iterdir())
+    np.testing.assert_allclose(first.probabilities(rows, cached=True), plain, rtol=1e-4, atol=1e-6)
+    after = set((tmp_path / "cache").iterdir())
+    assert len(after - before) == 1
+    second = load(tmp_path / "mlp")
+    np.testing.assert_allclose(
+        second.probabilities(rows, cached=True), second.probabilities(rows), rtol=1e-4, atol=1e-6
+    )
+    assert set((tmp_path / "cache").iterdir()) == after

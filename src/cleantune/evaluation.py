@@ -72,16 +72,17 @@ def evaluate(
         model = load(folder)
         if model.run is None:
             raise UserError(f"{folder} is a model without its run: name the folder that --out was")
-        name = read_toml(folder / "config.toml").get("method", {}).get("name", "turn")
-        shared = {"run": str(folder), "method": name}
-        own = _own(model, folder, console)
+        settings = read_toml(folder / "config.toml").get("method", {})
+        frozen = settings.get("scope") == "head"
+        shared = {"run": str(folder), "method": settings.get("name", "turn")}
+        own = _own(model, folder, console, frozen)
         rows += [] if own is None else [shared | own]
         for k, data in enumerate(ood):
             if k not in read:
                 read[k] = load_judged(data, _kind(model), text=text, image=image, label=label, domain=domain_column)
                 for note in read[k].notes:
                     console.mention(note)
-            rows += [shared | row for row in _of(model, read[k], mapping, subset)]
+            rows += [shared | row for row in _of(model, read[k], mapping, subset, frozen)]
     return pd.DataFrame(rows)
 
 
@@ -161,7 +162,7 @@ def _kind(model: Model) -> Any:
     return "features" if backbone is None else backbone.architecture.kind
 
 
-def _own(model: Model, folder: Path, console: Console) -> dict[str, Any] | None:
+def _own(model: Model, folder: Path, console: Console, frozen: bool) -> dict[str, Any] | None:
     """The row of the run's own test split, or None where it has none or its data are gone."""
     try:
         data, _ = read_data(configure(read_toml(folder / "config.toml")), Console(silent=True))
@@ -171,14 +172,16 @@ def _own(model: Model, folder: Path, console: Console) -> dict[str, Any] | None:
     if "test" not in data.rows:
         return None
     rows = data.rows["test"]
-    row = measured(model.probabilities(rows).astype(np.float64), rows.y, model.classes)
+    row = measured(model.probabilities(rows, cached=frozen).astype(np.float64), rows.y, model.classes)
     return {"data": "its own", "domain": IN_DOMAIN} | row
 
 
-def _of(model: Model, data: Judged, mapping: Mapping[str, str] | None, subset: bool) -> list[dict[str, Any]]:
+def _of(
+    model: Model, data: Judged, mapping: Mapping[str, str] | None, subset: bool, frozen: bool
+) -> list[dict[str, Any]]:
     """A row a domain of one data set."""
     refuse_unknown(data, model.classes, mapping)
-    p = model.probabilities(data.rows)
+    p = model.probabilities(data.rows, cached=frozen)
     found = by_domain(p, model.classes, data, mapping, subset)
     return [{"data": data.name, "domain": domain} | row for domain, row in found.items()]
 

@@ -54,7 +54,9 @@ def evaluate(runs: tuple[Path, ...], ood: tuple[str, ...], out: Path | None, **s
 
 @click.command()
 @click.argument("data", nargs=-1, required=True)
-@click.option("--model", "models", multiple=True, help="Checkpoint folder or hub id; repeatable. [default: none]", metavar="MODEL")
+@click.option(
+    "--model", "models", multiple=True, help="Checkpoint folder or hub id; repeatable. [default: none]", metavar="MODEL"
+)
 @click.option(
     "--run",
     "runs",
