@@ -152,6 +152,7 @@ def accuracies(done: list[Upstream], out: Path) -> str:
         told = json.loads((out / one.name / "summary.json").read_text(encoding="utf-8"))
         rate = told["noise"]["rate"] if told["noise"] else (0.402 if one.labels == "human" else 0.0)
         labels = "CIFAR-10N, worst" if one.labels == "human" else f"symmetric, {100 * one.rate:g} %"
+        labels = labels if rate else "right"
         lines.append(f"| {labels} | {one.seed} | {rate:.1%} | {told['accuracy']['test']:.1%} | {told['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
 

@@ -54,6 +54,8 @@ def run(study: Study, out: str | Path, *, console: Console | None = None, cache:
         write_json(folder / "cells" / cell.file, record)
         minutes = (time.perf_counter() - start) / k * (len(left) - k) / 60
         console.mention(f"{k} of {len(left)}: {_said(cell, record)}; about {minutes:.0f} minutes left")
+        if k < len(left) and (left[k].model, left[k].seed) != (cell.model, cell.seed):
+            publish(study, gathered(study, folder), folder)  # a look at what is there does not wait for the end
     frame = gathered(study, folder)
     publish(study, frame, folder)
     return frame
