@@ -47,6 +47,10 @@ def main() -> None:
         "pictures": tables(said.ood / "pictures" / "results.md"),
         "both": tables(said.both / "results.md"),
     }
+    figures = sorted((said.upstream / "downstream").glob("figure-*.svg"))
+    if found["upstream"] is not None:
+        titles = {path: path.stem.replace("-", " ").capitalize() for path in figures}
+        found["upstream"] += "".join(f"\n\n![{titles[p]}](images/upstream-{p.name})" for p in figures)
     for name, text in found.items():
         if text is None:
             print(f"{name}: no results yet")
@@ -58,7 +62,7 @@ def main() -> None:
     PAGE.write_text(page, encoding="utf-8")
     images = ROOT / "docs" / "images"
     images.mkdir(exist_ok=True)
-    for figure in (said.upstream / "downstream").glob("figure-*.svg"):
+    for figure in figures:
         shutil.copy(figure, images / f"upstream-{figure.name}")
         print(f"{figure.name}: copied")
 
