@@ -47,7 +47,7 @@ def table(folder: Path, **more: Any) -> dict[str, Any]:
             }
         ],
         "tuning": [
-            {"name": name, "method": method, "settings": {"probe": {"least_steps": 60, "learning_rate": 3e-3}}}
+            {"name": name, "method": method, "settings": {"probe": {"least_steps": 200, "learning_rate": 3e-3}}}
             for name, method in (("LP", "ce"), ("NMTune", "nmtune"))
         ],
         **more,
