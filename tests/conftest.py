@@ -15,7 +15,8 @@ from jaxtyping import install_import_hook
 
 # Shapes in signatures are checked while the tests run.
 hook = install_import_hook(
-    [f"cleantune.{name}" for name in ("losses", "mixture", "selection", "detect", "metrics")], "beartype.beartype"
+    [f"cleantune.{name}" for name in ("losses", "mixture", "selection", "detect", "metrics", "spectrum")],
+    "beartype.beartype",
 )
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from cleantune.config import configure, to_table
 from cleantune.errors import UserError
 from cleantune.fields import MISSING, assignment, build, describe, merge, nested, spell
 from cleantune.methods import METHODS
-from cleantune.records import Choice, Interval, Stage
+from cleantune.records import Choice, Interval, Reshape, Stage
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def test_tables_are_merged_key_by_key() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_field_of_a_method_has_a_comment_a_default_and_a_range(name: str) -> None:
-    for cls, path in ((METHODS[name], name), (Stage, "stage")):
+    for cls, path in ((METHODS[name], name), (Stage, "stage"), (Reshape, "reshape")):
         for field in describe(cls):
             assert field.help, f"{path}.{field.name} has no comment"
             assert field.default is not MISSING, f"{path}.{field.name} has no default"
-            free = field.kind in (bool, str, Stage)
+            free = field.kind in (bool, str, Stage, Reshape)
             assert free or field.allowed is not None, f"{path}.{field.name} has no range"
 
 

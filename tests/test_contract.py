@@ -27,6 +27,8 @@ from cleantune.state import Split
 from cleantune.train import phases, train
 
 WIDTH = 8
+TOLD_OF_NOISE: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
+"""With cross-entropy these are against noise in the pre-training alone, and lose under wrong labels (its spec, 5.6)."""
 TABLE = [(name, scope) for name in METHODS for scope in get_args(Scope)]
 BACKBONE_RATE = 3e-3
 
@@ -192,7 +194,7 @@ def test_at_forty_percent_noise_no_method_is_worse_than_ce(name: str, scope: Sco
         found = []
         for seed in range(2):
             problem = blobs(0.53, seed)  # a draw in four hits the true class
-            method = quick(of, scope)
+            method = quick(of, scope, **(TOLD_OF_NOISE.get(of, {}) if scope == "head" else {}))
             found.append(trained(problem, method, loop_for(method, problem, scope, seed))[1][-1]["accuracy_test"])
         return float(np.mean(found))
 

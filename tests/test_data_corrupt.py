@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cleantune.data import DataSpec, corrupt, load, write_like
+from cleantune.data import DataSpec, corrupt, load, write_like, write_swapped
 from cleantune.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(300)]
@@ -111,3 +111,26 @@ def test_written_features_are_the_same_and_wrong_forms_are_refused(tmp_path):
             write_like(DataSpec(frame()), "symmetric:0.5", 0, tmp_path / name)
     with pytest.raises(UserError, match=r"write \.parquet"):
         write_like(DataSpec((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.csv")
+
+
+def test_captions_change_places_and_the_right_ones_stand_beside_them(tmp_path):
+    table = pd.DataFrame({"image": [f"{i}.png" for i in range(50)], "caption": [f"caption {i}" for i in range(50)]})
+    source, out = tmp_path / "pairs.csv", tmp_path / "elsewhere" / "noisy.csv"
+    table.to_csv(source, index=False)
+    share = write_swapped(source, "captions:0.3", "caption", out, image="image", seed=1)
+    read = pd.read_csv(out)
+    assert share == 15 / 50
+    assert (read["caption"] != read["true_caption"]).sum() == 15
+    assert read["true_caption"].tolist() == table["caption"].tolist()
+    assert sorted(read["caption"]) == sorted(table["caption"])
+    assert read["image"].tolist() == [f"../{i}.png" for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("noise", "column", "words"), [("captions:2", "caption", "no rate"), ("captions:0.1", "captoin", "caption")]
+)
+def test_captions_that_cannot_be_swapped_are_refused_in_a_sentence(tmp_path, noise, column, words):
+    source = tmp_path / "pairs.csv"
+    pd.DataFrame({"image": ["a", "b"], "caption": ["x", "y"]}).to_csv(source, index=False)
+    with pytest.raises(UserError, match=words):
+        write_swapped(source, noise, column, tmp_path / "out.csv")

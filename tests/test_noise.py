@@ -14,6 +14,7 @@ from cleantune.noise import (
     measure,
     parse,
     spell,
+    swap,
     transition,
     truncated_normal,
 )
@@ -242,3 +243,47 @@ def test_human_noise_of_cifar10_measures_as_published(shared):
 
     table = pq.read_table(shared / "data/images/cifar10_train.parquet", columns=["label", "human_worst"]).to_pandas()
     assert (table["label"].astype(str) != table["human_worst"].astype(str)).mean() == pytest.approx(0.4021, abs=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=2, max_size=6),
+    rate=st.floats(0, 1, allow_nan=False),
+    seed=st.integers(0, 5),
+)
+def test_check_5_exact_noise_flips_the_rounded_share_of_every_class_to_others_alone(sizes, rate, seed):
+    y = np.repeat(np.arange(len(sizes)), sizes)
+    after = flip(Noise("symmetric", rate, include_self=False, exact=True), y, len(sizes), seed)
+    for c, size in enumerate(sizes):
+        assert (after[y == c] != c).sum() == round(rate * size)
+    assert ((after >= 0) & (after < len(sizes))).all()
+
+
+def test_check_5_exact_noise_goes_to_all_other_classes_alike():
+    from scipy.stats import chisquare
+
+    y = labels(10)
+    after = flip(parse("symmetric:0.3,exact=true"), y, 10, seed=0)
+    counts = np.array([[((y == a) & (after == b)).sum() for b in range(10)] for a in range(10)])
+    away = counts[~np.eye(10, dtype=bool)]
+    assert chisquare(away).pvalue > 0.001
+    np.testing.assert_allclose(transition(parse("symmetric:0.3,exact=true"), 10).sum(1), 1)
+    assert transition(parse("symmetric:0.3,exact=true"), 10)[0, 0] == pytest.approx(0.7)
+
+
+def test_exact_noise_is_spelt_as_it_is_read_and_never_draws_the_own_class():
+    assert spell(parse("symmetric:0.2,exact=true")) == "symmetric:0.2,exact=true"
+    assert parse(spell(parse("symmetric:0.2,exact=true"))) == Noise("symmetric", 0.2, include_self=False, exact=True)
+    with pytest.raises(UserError, match="never draws the own class"):
+        parse("symmetric:0.2,exact=true,include_self=true")
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(0, 60), rate=st.floats(0, 1, allow_nan=False), seed=st.integers(0, 5))
+def test_check_5_swapped_captions_have_no_fixed_point_among_those_drawn(count, rate, seed):
+    to = swap(count, rate, seed)
+    assert sorted(to.tolist()) == list(range(count))
+    drawn = round(rate * count)
+    assert (to != np.arange(count)).sum() == (drawn if drawn > 1 else 0)
+    again = to[to]
+    assert (again != np.arange(count)).sum() in (0, 3)  # pairs, and three in a ring where the number is odd

@@ -19,6 +19,10 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Studies": {
         "compare": "Methods x scopes x noises x models x seeds under equal conditions, as one table.",
+        "evaluate": "Measure finished runs on their test split and on other domains, as one table.",
+        "spectrum": "Singular values of features over models and data sets, as a table and a page.",
+        "pretrain": "Train a backbone from random weights on labels that may be wrong.",
+        "transfer": "Backbones x tasks x tunings on cached features, in and out of domain, as tables.",
         "corrupt": "Write data with noise in its labels, to rehearse on.",
         "reproduce": "A table or figure of TURN's paper, ours beside its numbers.",
         "demo": "The main job on handwritten digits with 60 % random labels.",

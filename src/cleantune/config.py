@@ -28,6 +28,8 @@ class ModelSpec:
     """Tokens of a text at the most; left out: the model's own, at most 128."""
     head_init: Literal["zeros", "normal"] = "zeros"
     """Initial weights of a head: zeros, or N(0, 0.02^2) as in the paper and for two heads on the same features."""
+    lora_rank: Annotated[int, Interval(0, 1024)] = 0
+    """Rank of the LoRA adapters that learn in the place of the backbone's weights; 0: none. --scope lora sets 8."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the backbone's arithmetic; auto times both on this machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -101,7 +103,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     return Config(
         name,
         preset,
-        _method(name, preset, settings, backbone, features_only),
+        method_of(name, preset, settings, backbone, features_only),
         build(DataSpec, table.get("data", {}), "data"),
         build(ModelSpec, table.get("model", {}), "model"),
         build(RunSpec, table.get("run", {}), "run"),
@@ -109,7 +111,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     )
 
 
-def _method(
+def method_of(
     name: str, preset: str | None, settings: Mapping[str, Any], backbone: str | None, features_only: bool
 ) -> Method:
     """The method of a name with its preset's settings, then the given ones."""

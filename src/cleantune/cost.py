@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop, Stepping
-from cleantune.records import Inputs, Phase, Plan, View
+from cleantune.records import Inputs, Phase, Plan, Reshape, View
 from cleantune.sources import FeatureSource, Source
 from cleantune.state import Split
 from cleantune.train import remember
@@ -146,6 +146,11 @@ class Rehearsal(Loop):
         self.cached = counts[1]
         return p
 
+    def _reshaped(self, head: Any, reshape: Reshape, k: int) -> nn.Module:
+        """The head as it is: made-up scores need no MLP, and cost none."""
+        made: nn.Module = head
+        return made
+
     def _least_passes(self, samples: int) -> float:
         return super()._least_passes(max(1, round(samples * self.scale)))
 
@@ -161,7 +166,7 @@ class Rehearsal(Loop):
         batch = next(self._batches(batches, self._rest(plan, batches), plan, views))
         self.progress = self.epoch + done / passes
         with self._counted(modules[0], whole / len(batch.rows)), torch.enable_grad():
-            value = loss(*modules, batch)
+            value = self._added(loss(*modules, batch), {}, len(batch.rows))
         steps = -(-whole // size) - (whole > size and whole % size == 1)
         self.cost.training_samples += whole
         self.cost.optimiser_steps += steps * len(optimisers)

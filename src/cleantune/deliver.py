@@ -12,7 +12,6 @@ from cleantune.config import RunSpec
 from cleantune.learner import Net
 from cleantune.loop import Loop
 from cleantune.material import Material
-from cleantune.state import below
 
 HARM = 1.0
 """Fine-tuning is clearly below the probe when it loses by more standard errors than this (McNemar, paired)."""
@@ -67,12 +66,10 @@ def deliver(run: Loop, material: Material, fresh: list[Net], spec: RunSpec, last
 
 def _agrees(run: Loop, material: Material, fresh: list[Net], candidate: str) -> np.ndarray:
     """Whether a candidate of an untouched backbone predicts the given label, by validation sample."""
-    tensors = run.candidates[candidate]
     f = torch.as_tensor(np.asarray(material.features["validation"]))
     p = torch.zeros(())
-    for k, net in enumerate(fresh):
-        net.head.load_state_dict(below(tensors, f"head.{k}."))
-        net.head.eval()
+    for k in range(len(fresh)):
+        head = run.candidate_head(candidate, k).eval()
         with torch.no_grad():
-            p = p + net.head.cpu()(f).logits.softmax(1)
+            p = p + head(f).logits.softmax(1)
     return (p.argmax(1) == run.splits["validation"].y).numpy()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cleantune.backbones import Backbone, TextPreprocess, open_backbone, quiet
 from cleantune.errors import UserError
-from cleantune.learner import HEADS, LinearHead, Net, bare
+from cleantune.learner import HEADS, LinearHead, Net, bare, noted, rebuilt
 
 FILE = "cleantune.json"
 _FORMAT = 1
@@ -141,8 +141,7 @@ def _delivered(net: Net) -> Net:
 
 def _note(net: Net, form: Form) -> dict[str, Any]:
     """What `load_model` must know of a net."""
-    head = {"kind": type(net.head).__name__, **net.head.settings()}  # type: ignore[operator]
-    note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": head}
+    note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": noted(net.head)}
     backbone = net.backbone
     if backbone is not None:
         note["backbone"] = {"architecture": backbone.architecture.model_type, "feature": backbone.feature}
@@ -246,7 +245,7 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
         return Net(opened, _native_head(folder, opened.width)).eval(), note
     if note["head"]["kind"] not in HEADS:
         raise UserError(f"{path} names the head {note['head']['kind']}, which this cleantune does not have: update it")
-    head = HEADS[note["head"]["kind"]].rebuilt(note["head"])
+    head = rebuilt(note["head"])
     head.load_state_dict(load_file(folder / "head.safetensors"))
     if form == "folder":
         return Net(open_backbone(folder / "backbone", max_length=max_length), head).eval(), note

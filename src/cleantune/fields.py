@@ -107,7 +107,7 @@ def build(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = N
 def _value(field: Described, value: Any, key: str, old: Any) -> Any:
     """One value, converted where nothing is lost and checked against type and range."""
     options = get_args(field.kind) if get_origin(field.kind) in (Union, types.UnionType) else (field.kind,)
-    if value is None or (value == "none" and type(None) in options and str not in options):
+    if value is None or (isinstance(value, str) and value == "none" and type(None) in options and str not in options):
         if type(None) in options:
             return None
         raise UserError(f'key "{key}" must not be empty')

@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from cleantune.backbones import Backbone
+from cleantune.mlp_head import MLPHead
 from cleantune.precision import Precision
 from cleantune.records import Inputs, Output
 
@@ -87,7 +88,7 @@ class LinearHead(nn.Module):
     def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
         """Scores, the standardised features, and the features."""
         with torch.autocast(f.device.type, enabled=False):
-            f = f.float()
+            f = f.to(self.linear.weight.dtype)
             z = (f - self.mean) / self.std
             return Output(self.linear(z), z, f)
 
@@ -146,8 +147,19 @@ def bare(head: nn.Module) -> nn.Module:
     return head.head if isinstance(head, ProjectedHead) else head
 
 
-HEADS: dict[str, type[LinearHead]] = {"LinearHead": LinearHead}
+HEADS: dict[str, type[LinearHead] | type[MLPHead]] = {"LinearHead": LinearHead, "MLPHead": MLPHead}
 """What a saved model can have as its head, by the name it is saved under; each has `settings` and `rebuilt`."""
+
+
+def noted(head: nn.Module) -> dict[str, Any]:
+    """Kind and settings of a head without its projection, from which `rebuilt` makes one of the same shape."""
+    head = bare(head)
+    return {"kind": type(head).__name__, **head.settings()}  # type: ignore[operator]
+
+
+def rebuilt(note: Mapping[str, Any]) -> LinearHead | MLPHead:
+    """A head of a noted shape, whose state is then loaded."""
+    return HEADS[note["kind"]].rebuilt(note)
 
 
 class Net(nn.Module):

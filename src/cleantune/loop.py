@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from cleantune.errors import UserError
 from cleantune.learner import Net
-from cleantune.records import Batch, Inputs, Plan, View
+from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, set_rates
 from cleantune.state import State, cut, moved
 
-Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor]]
+Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | Parts]]
 """What learns, what steps it, and by which loss."""
 
 
@@ -33,7 +33,7 @@ class Loop(State):
     def learn(
         self,
         nets: nn.Module | list[nn.Module],
-        loss: Callable[..., Tensor],
+        loss: Callable[..., Tensor | Parts],
         plan: Plan | None = None,
         *,
         weak: int = 1,
@@ -73,13 +73,15 @@ class Loop(State):
         modules, optimisers, loss = stepping
         part = min(1.0, passes - done)
         order = self._draw(plan)
-        batches = cut(order[: max(1, round(part * len(order)))], self.phase.stage.batch_size)
+        least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
+        batches = cut(order[: max(least, round(part * len(order)))], self.phase.stage.batch_size)
         total, seen = torch.zeros(()), 0
+        parts: dict[str, Tensor] = {}
         for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
             share = (done + part * j / len(batches)) / passes
             self.progress = self.epoch + share
             rate = factor(self.phase.stage, self._along(share))
-            value = loss(*modules, batch)
+            value = self._added(loss(*modules, batch), parts, len(batch.rows))
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
                 optimiser.zero_grad()
@@ -92,7 +94,18 @@ class Loop(State):
             self.cost.optimiser_steps += len(optimisers)
         if self._scope == "all":
             self.touched = self.stale = True
+        self.row |= {f"loss_{name}": float(value) / seen for name, value in parts.items()}
         self._note(float(total) / seen, optimisers[0])
+
+    def _added(self, value: Tensor | Parts, parts: dict[str, Tensor], samples: int) -> Tensor:
+        """The scalar of a loss, after its components and its warning were taken down."""
+        if isinstance(value, Tensor):
+            return value
+        for name, part in value.parts.items():
+            parts[name] = parts.get(name, torch.zeros(())) + part.detach().cpu() * samples
+        if value.warning is not None and value.warning not in self.row.get("warnings", []):
+            self.row["warnings"] = [*self.row.get("warnings", []), value.warning]
+        return value.total
 
     def _least_passes(self, samples: int) -> float:
         """Passes an epoch that give the stage's least number of steps."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -153,3 +154,81 @@ def sharpened(p: Float[Tensor, "B C"], temperature: float) -> Float[Tensor, "B C
     Source: MixMatch (arXiv:1905.02249), equation 7.
     """
     return functional.softmax(p.clamp(min=TINY).log() / temperature, dim=1)
+
+
+def consistency(
+    f: Float[Tensor, "B D"], z: Float[Tensor, "B D"], reduction: Literal["row_mean", "element_mean"] = "row_mean"
+) -> Float[Tensor, ""]:
+    """Squared distance of features and reshaped features, both with rows of length 1: the L_MSE of NMTune.
+
+    Equal to 2 - 2 cos(f, z), averaged over the rows: 0 where every row points the same way, 4 where all are opposite.
+    Neither scale counts. A row of zeros stays zeros.
+
+    Args:
+        f: What the frozen backbone gave; no gradient flows into it.
+        z: What the classifier sees of the same samples.
+        reduction: `row_mean` (paper) averages over rows, `element_mean` (authors' code) over all B D elements.
+
+    Source: NMTune (arXiv:2309.17002), equation 3, normalised by rows; nmtune spec 3.2.
+    """
+    apart = functional.normalize(z.float(), dim=1) - functional.normalize(f.detach().float(), dim=1)
+    return apart.square().mean() if reduction == "element_mean" else apart.square().sum(dim=1).mean()
+
+
+def covariance(z: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Squared covariances of all pairs of different dimensions over the batch, divided by D: the L_COV of NMTune.
+
+    It grows with the fourth power of the scale of z. Of fewer rows than dimensions it is computed from the B x B matrix
+    of inner products, which has the same Frobenius norm as the D x D covariance.
+
+    Args:
+        z: What the classifier sees; at least two rows.
+
+    Raises:
+        ValueError: There is one row, of which there is no covariance.
+
+    Source: NMTune (arXiv:2309.17002), equation 4, after VICReg (arXiv:2105.04906); nmtune spec 3.2.
+    """
+    count, width = z.shape
+    if count < 2:
+        raise ValueError(f"a covariance needs at least 2 rows, not {count}")
+    centred = z.double() - z.double().mean(dim=0)
+    inner = centred @ centred.T if count < width else centred.T @ centred
+    whole, own = inner.square().sum(), centred.square().sum(dim=0).square().sum()
+    loss: Tensor = (whole - own) / (count - 1) ** 2 / width
+    return loss.float()
+
+
+def dominant_singular_value(
+    z: Float[Tensor, "B D"], top_k: int = 1, reduction: Literal["sum", "mean"] = "sum"
+) -> Float[Tensor, ""]:
+    """Minus the share of the largest singular values in the sum of all: the L_SVD of NMTune, -1..-1/min(B, D).
+
+    z is neither centred nor normalised. The scale of z does not count.
+
+    Args:
+        z: What the classifier sees.
+        top_k: How many of the largest count; where there are fewer, all.
+        reduction: Their sum (paper, with one), or their mean (authors' code, with five).
+
+    Source: NMTune (arXiv:2309.17002), equation 5, after batch spectral penalisation (Chen et al., ICML 2019);
+    nmtune spec 3.2.
+    """
+    values = singular_values(z)
+    top = values[-top_k:] / values.sum().clamp(min=TINY)
+    return -(top.sum() if reduction == "sum" else top.mean()).float()
+
+
+def singular_values(z: Float[Tensor, "B D"]) -> Float[Tensor, " K"]:
+    """The min(B, D) singular values, rising, in float64, from the smaller matrix of inner products.
+
+    Their gradient needs no gap between them: equal values have one. A value that rounding cannot tell from zero is
+    zero, and so is its gradient. Where z is not finite, neither are they.
+    """
+    wide = z.double()
+    gram = wide @ wide.T if len(wide) <= wide.shape[1] else wide.T @ wide
+    if not torch.isfinite(gram).all():
+        return gram.sum(dim=1) * torch.nan
+    squares = torch.linalg.eigvalsh(gram)
+    known = squares > torch.finfo(torch.float64).eps * max(z.shape) * squares[-1:].detach()
+    return torch.where(known, torch.where(known, squares, torch.ones_like(squares)).sqrt(), torch.zeros_like(squares))

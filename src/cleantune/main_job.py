@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from cleantune import evidence
+from cleantune.adapters import merge as merge_adapters
 from cleantune.augmented import cached_views, wanted
 from cleantune.config import Config, ModelSpec, RunSpec, configure, read_toml, to_table
 from cleantune.console import Console
@@ -23,7 +24,7 @@ from cleantune.fields import assignment, describe, merge, nested
 from cleantune.judging import Judge
 from cleantune.learner import Net
 from cleantune.loop import Loop
-from cleantune.material import Heads, Material, fingerprint, gather, open_model, read_data
+from cleantune.material import Heads, Material, backbone_rate, fingerprint, gather, open_model, read_data
 from cleantune.methods import METHODS
 from cleantune.precision import Precision
 from cleantune.records import Method, Phase
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from cleantune.predict import Model
 
+LORA_RANK = 8
+"""Of scope `lora`, as in the authors' code of arXiv:2403.06869."""
 RECORDS: dict[str, type] = {"data": DataSpec, "model": ModelSpec, "run": RunSpec}
 """The records whose fields are options of `fit` by name."""
 
@@ -94,7 +97,7 @@ def fit(
         model: Checkpoint folder or hub id of transformers, or a backbone from `cleantune.backbones.open_backbone`.
         out: Folder of the run. One that is not empty is refused unless resume or overwrite is set.
         method: `turn` (default) or another name that `cleantune methods` lists.
-        scope: What learns: `head` or `all`; left out, the method's own.
+        scope: What learns: `head`, `all`, or `lora`, which is `all` by adapters of rank 8; left out, the method's own.
         preset: Named settings of the method, such as `paper`.
         seed: Of split, noise and training together; each has an option of its own too.
         config: A TOML file (such as another run's config.toml) or a table; what is given beside it wins.
@@ -133,6 +136,8 @@ def tabulate(
 ) -> dict[str, Any]:
     """One table from everything that was said: the file first, then names, then settings by path."""
     table = dict(config) if isinstance(config, Mapping) else read_toml(Path(config)) if config is not None else {}
+    if scope == "lora":
+        scope, table = "all", merge({"model": {"lora_rank": LORA_RANK}}, table)
     homes = {field.name: name for name, record in RECORDS.items() for field in describe(record)}
     said = {
         "method.name": method,
@@ -193,7 +198,7 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
     config = configure(table, kind, data.kind == "features")
     if backbone is not None:
         console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
-    todo = phases(config.method, backbone.learning_rate if backbone is not None else 0.0)
+    todo = phases(config.method, backbone_rate(backbone, config.model))
     trains = any(phase.scope == "all" for phase in todo)
     material = gather(config, data, backbone, console, precisions(folder), trains)
     folder.clear()
@@ -266,6 +271,8 @@ def trained(
         console.row(row)
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
+        for words in row.get("warnings", ()):
+            console.say(words)
     delivery = deliver(loop, material, material.nets(count, heads), config.run, last_model(todo))
     console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
@@ -312,6 +319,9 @@ def conclude(ended: Ended, folder: RunFolder, console: Console) -> Result:
     if "unlabelled" in data.rows:
         evidence.write_unlabelled(folder, data, looks["unlabelled"])
     nets = [net.cpu() for net in ended.run.whole]
+    for net in nets:
+        if net.backbone is not None:
+            merge_adapters(net.backbone)
     save_nets(folder.path / "model", nets, classes=data.classes, class_values=data.class_values)
     told = summary(ended, said, looks)
     write_json(folder.path / "summary.json", told)

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from cleantune.adapters import GAIN, adapted
 from cleantune.allocator import keep_pages
 from cleantune.augment import ImageAugment, TextAugment
 from cleantune.backbones import Backbone, open_backbone
@@ -59,6 +61,8 @@ class Material:
     device: str
     seconds: float
     """Of decoding and extracting."""
+    lora_rank: int = 0
+    """Of the adapters that learn in the place of the backbone's weights; 0: none."""
 
     @property
     def classes(self) -> int:
@@ -68,7 +72,7 @@ class Material:
     @property
     def learning_rate(self) -> float:
         """Recommended for the backbone."""
-        return self.backbone.learning_rate if self.backbone is not None else 0.0
+        return backbone_rate(self.backbone, ModelSpec(lora_rank=self.lora_rank))
 
     def splits(self, train: FeatureSource | None = None) -> dict[str, Split]:
         """The splits as the loop sees them: given labels, features, samples.
@@ -85,10 +89,13 @@ class Material:
 
     def nets(self, count: int, heads: Heads) -> list[Net]:
         """Fresh nets: the backbone as pre-trained, each with a head of its own on standardised features."""
-        return [
-            Net(copy.deepcopy(self.backbone), heads(self.features["train"], k), self.training, self.precision)
-            for k in range(count)
-        ]
+
+        def copied(k: int) -> Backbone | None:
+            if self.backbone is None or not self.lora_rank:
+                return copy.deepcopy(self.backbone)
+            return adapted(self.backbone, self.lora_rank, heads.seed + k)
+
+        return [Net(copied(k), heads(self.features["train"], k), self.training, self.precision) for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -141,14 +148,34 @@ def gather(
         UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
     """
     start = time.perf_counter()
-    keep_pages()
     device = pick_device(config.model.device)
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
         return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start)
-    _same_kind(backbone, data)
+    out = decoded(config, data, backbone, console, known, trains)
     cache = cache_folder(config.run.cache)
+    for name, ready in out.prepared.items():
+        key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision)
+        with console.bar(f"features of {name}") as told:
+            out.features[name] = extract(backbone, ready, out.precision, cache, key, told)
+    leave_out(out, config.run.max_bad, console, "evidence/bad_samples.csv")
+    out.seconds = time.perf_counter() - start
+    return out
+
+
+def decoded(
+    config: Config, data: Data, backbone: Backbone, console: Console, known: Known = None, trains: bool = False
+) -> Material:
+    """Samples ready for the backbone, on its device, and the precisions to compute in; there are no features yet.
+
+    Raises:
+        UserError: Data and model do not fit.
+    """
+    start = time.perf_counter()
+    keep_pages()
+    _same_kind(backbone, data)
+    cache, device = cache_folder(config.run.cache), pick_device(config.model.device)
     prepared = {}
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
@@ -159,15 +186,10 @@ def gather(
         console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    features = {}
-    for name, ready in prepared.items():
-        key = features_key(backbone, data.rows[name].samples.fingerprint, precision)
-        with console.bar(f"features of {name}") as told:
-            features[name] = extract(backbone, ready, precision, cache, key, told)
-    out = Material(data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0)
-    _leave_out(out, config.run.max_bad, console)
-    out.seconds = time.perf_counter() - start
-    return out
+    spent = time.perf_counter() - start
+    return Material(
+        data, backbone, precision, training, {}, prepared, [], device, spent, config.model.lora_rank if trains else 0
+    )
 
 
 def _views(config: Config, data: Data) -> ImageAugment | TextAugment:
@@ -189,6 +211,13 @@ def open_model(model: ModelSpec, features_only: bool) -> Backbone | None:
     if isinstance(model.model, Backbone):
         return copy.deepcopy(model.model)
     return open_backbone(model.model, image_size=model.image_size, max_length=model.max_length)
+
+
+def backbone_rate(backbone: Backbone | None, model: ModelSpec) -> float:
+    """The learning rate recommended for a backbone, or for its adapters."""
+    if backbone is None:
+        return 0.0
+    return backbone.learning_rate * (GAIN if model.lora_rank else 1.0)
 
 
 def pick_device(setting: str) -> str:
@@ -228,29 +257,47 @@ def _precisions(
     backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool
 ) -> tuple[Precision, Precision]:
     """The fastest precision to look in and to learn in, timed on this machine the first time and kept in the cache."""
-    good = [i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED]
-    x, memory = train.plain(torch.tensor(good)), cache / "precision"
-    look = probe_precision(backbone, x, model.precision, memory=memory)
+    look = extraction_precision(backbone, train, model, cache)
     if not trains:
         return look, look
-    return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)
+    x = _probed(train)
+    return look, probe_precision(backbone, x, model.precision, training=True, memory=cache / "precision")
 
 
-def _skipped(data: Data, features: dict[str, Any]) -> list[Skipped]:
-    """Every sample that has no feature because it could not be read."""
+def extraction_precision(backbone: Backbone, prepared: Prepared, model: ModelSpec, cache: Path) -> Precision:
+    """The fastest precision to look in, timed on this machine the first time and kept in the cache."""
+    return probe_precision(backbone, _probed(prepared), model.precision, memory=cache / "precision")
+
+
+def _probed(prepared: Prepared) -> Any:
+    """A batch with which the precision is timed."""
+    good = [i for i in range(min(2 * PROBED, len(prepared))) if i not in prepared.bad][:PROBED]
+    return prepared.plain(torch.tensor(good))
+
+
+def _skipped(data: Data, sources: Mapping[str, Any]) -> list[Skipped]:
+    """Every sample that could not be read, from what says so: features, or samples before there are any."""
     return [
         Skipped(data.rows[name].ids[i], name, place)
-        for name, f in features.items()
-        for i, place in sorted(f.bad.items())
+        for name, source in sources.items()
+        for i, place in sorted(source.bad.items())
     ]
 
 
-def _leave_out(material: Material, max_bad: float, console: Console) -> None:
+def leave_out(material: Material, max_bad: float, console: Console, listed: str) -> None:
     """Take unreadable samples out of every split.
+
+    Args:
+        material: Its features, or where it has none its prepared samples, say which are bad.
+        max_bad: Largest share that may go.
+        console: Told about the first one, and that
+        listed: is the file of the run that will have all of them.
 
     Raises:
         UserError: Their share is above the limit.
     """
+    sources = material.features or material.prepared
+    material.skipped = _skipped(material.data, sources)
     if not material.skipped:
         return
     total = sum(len(rows) for rows in material.data.rows.values())
@@ -263,18 +310,18 @@ def _leave_out(material: Material, max_bad: float, console: Console) -> None:
         )
     rows, truth = dict(material.data.rows), dict(material.data.truth)
     for name in list(rows):
-        bad = material.features[name].bad
+        bad = sources[name].bad
         if bad:
             good = np.setdiff1d(np.arange(len(rows[name])), list(bad))
             rows[name] = rows[name].take(good)
-            material.features[name] = material.features[name].take(good)
+            if name in material.features:
+                material.features[name] = material.features[name].take(good)
             material.prepared[name] = material.prepared[name].take(good)
             if name in truth:
                 truth[name] = truth[name][good]
     material.data = replace(material.data, rows=rows, truth=truth)
     console.say(
-        f"{count} of {total} samples cannot be read and are left out, the first is {first};"
-        " all of them: evidence/bad_samples.csv"
+        f"{count} of {total} samples cannot be read and are left out, the first is {first}; all of them: {listed}"
     )
 
 

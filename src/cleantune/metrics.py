@@ -50,3 +50,58 @@ def lost_against(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) 
     only_second = int((~first & second).sum())
     apart = only_first + only_second
     return (only_first - only_second) / apart**0.5 if apart else 0.0
+
+
+ECE_BINS = 15
+
+
+def balanced_accuracy(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
+    """Mean over the classes that occur of the share of their samples that is found; None of no samples."""
+    if not len(y):
+        return None
+    from sklearn.metrics import recall_score
+
+    return float(recall_score(y, predicted, labels=np.unique(y), average="macro", zero_division=0))
+
+
+def macro_f1(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
+    """Mean of 2PR / (P + R) over the classes that occur or are predicted; None of no samples.
+
+    The paper of NMTune prints values of about half the accuracy under this name (nmtune spec 5.1): do not compare.
+    """
+    if not len(y):
+        return None
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(y, predicted, average="macro", zero_division=0))
+
+
+def matthews(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
+    """Matthews' correlation of predictions and labels, -1..1, 0 where either is constant; None of no samples."""
+    if not len(y):
+        return None
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(y, predicted))
+
+
+def pearson(predicted: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> float | None:
+    """Pearson's correlation of predicted and given numbers; None where either does not vary."""
+    if len(y) < 2 or np.ptp(predicted) == 0 or np.ptp(y) == 0:
+        return None
+    return float(np.corrcoef(predicted, y)[0, 1])
+
+
+def calibration_error(p: Float[np.ndarray, "N C"], y: Int[np.ndarray, " N"], bins: int = ECE_BINS) -> float | None:
+    """Expected calibration error: how far confidence and accuracy are apart in bins of equal width of the confidence.
+
+    The bins' differences are averaged by their numbers of samples. None of no samples.
+
+    Source: Guo et al., ICML 2017 (arXiv:1706.04599), equation 3, with 15 bins.
+    """
+    if not len(y):
+        return None
+    confidence, right = p.max(1).astype(np.float64), (p.argmax(1) == y).astype(np.float64)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    apart = np.bincount(place, right - confidence, minlength=bins)
+    return float(np.abs(apart).sum() / len(y))

@@ -16,6 +16,7 @@ from cleantune.console import Console
 from cleantune.data import Rows, load_unlabelled
 from cleantune.errors import UserError
 from cleantune.export import load_nets
+from cleantune.features import SHARD, extract, features_key
 from cleantune.inputs import by_length, prepare
 from cleantune.learner import Net
 from cleantune.main_job import precisions
@@ -91,8 +92,14 @@ class Model:
         kind: Any = "features" if backbone is None else backbone.architecture.kind
         return load_unlabelled(data, kind=kind, **columns)
 
-    def probabilities(self, rows: Rows) -> Float[np.ndarray, "N C"]:
-        """`predict_proba` of rows."""
+    def probabilities(self, rows: Rows, *, cached: bool = False) -> Float[np.ndarray, "N C"]:
+        """`predict_proba` of rows.
+
+        Args:
+            rows: Of the kind that the model reads.
+            cached: Take features from the cache and keep them there: for models that share a backbone which was not
+                trained.
+        """
         backbone = self.nets[0].backbone
         if backbone is None:
             f = torch.as_tensor(np.asarray(rows.samples.read(range(len(rows))), np.float32))
@@ -112,6 +119,11 @@ class Model:
         first = prepared.plain(torch.arange(min(BATCH, len(rows))))
         for net in self.nets:
             net.looking = probe_precision(backbone, first, memory=cache / "precision")
+        if cached:
+            key = features_key(backbone, rows.samples.fingerprint, self.nets[0].looking)
+            kept = extract(backbone, prepared, self.nets[0].looking, cache, key)
+            blocks = (torch.from_numpy(kept[start : start + SHARD]) for start in range(0, len(kept), SHARD))
+            return self._softmax(blocks, heads=True)
         order = torch.tensor(by_length(prepared, range(len(rows))))
         batches = torch.split(order, BATCH)
         found = self._softmax(prepared.plain(batch) for batch in batches)
@@ -119,14 +131,15 @@ class Model:
         out[order.numpy()] = found
         return out
 
-    def _softmax(self, batches: Iterable[Inputs]) -> Float[np.ndarray, "N C"]:
+    def _softmax(self, batches: Iterable[Inputs], heads: bool = False) -> Float[np.ndarray, "N C"]:
         device = torch.device(self.device)
         with torch.no_grad():
-            out = [self._mean(moved(x, device)).cpu() for x in batches]
+            out = [self._mean(moved(x, device), heads).cpu() for x in batches]
         return torch.cat(out).numpy()
 
-    def _mean(self, x: Inputs) -> Float[torch.Tensor, "B C"]:
-        return torch.stack([net(x).logits.softmax(1) for net in self.nets]).mean(0)
+    def _mean(self, x: Inputs, heads: bool) -> Float[torch.Tensor, "B C"]:
+        parts = [net.head if heads else net for net in self.nets]
+        return torch.stack([part(x).logits.softmax(1) for part in parts]).mean(0)
 
     def features(self, ids: Iterable[Any] | None = None) -> Float[np.ndarray, "N D"]:
         """The frozen backbone's features of the run's data, before any fine-tuning.

@@ -51,6 +51,17 @@ class Batch(NamedTuple):
     """Samples of the plan's rest, whose labels are not to be read; None where the plan has no rest."""
 
 
+class Parts(NamedTuple):
+    """A loss with what it is made of, for the row of the epoch."""
+
+    total: Float[Tensor, ""]
+    """What is learned from."""
+    parts: Mapping[str, Float[Tensor, ""]]
+    """Components by name, before their weights; their means over the epoch stand in its row as `loss_…`."""
+    warning: str | None = None
+    """Something the user should know; it is said once."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which samples an epoch learns from, and how far it trusts each label."""
@@ -124,14 +135,14 @@ class Run(Protocol):
     def learn(
         self,
         nets: nn.Module | list[nn.Module],
-        loss: Callable[..., Tensor],
+        loss: Callable[..., Tensor | Parts],
         plan: Plan | None = None,
         *,
         weak: int = 1,
         strong: int = 0,
         passes: float = 1.0,
     ) -> None:
-        """SGD over the plan: `loss(*nets, batch)` gives a scalar; None learns from every sample.
+        """SGD over the plan: `loss(*nets, batch)` gives a scalar or `Parts`; None learns from every sample.
 
         A fraction of a pass takes that share of the last shuffled order.
         """
@@ -155,8 +166,8 @@ class Stage:
     """Weight decay of head and backbone."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """How the learning rate moves over the phase; cosine ends at zero."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How the learning rate moves over the phase; cosine and linear end at zero."""
     warmup: Annotated[float, Interval(0.0, 0.9)] = 0.0
     """Share of the phase over which the learning rate rises from zero."""
     batch_size: Annotated[int, Interval(1, 65536, log=True)] = 128
@@ -167,6 +178,26 @@ class Stage:
     """Steps of the phase at the least: few samples are passed over again and again until there are as many."""
     freeze_batchnorm: bool = True
     """Keep BatchNorm's running statistics as pre-trained while the backbone learns."""
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """An MLP of a head between the features and the classifier, from D numbers to D numbers."""
+
+    ratio: Annotated[float, Interval(0.01, 64.0)] = 4.0
+    """Length of a hidden layer, in multiples of D."""
+    layers: Annotated[int, Interval(1, 8)] = 1
+    """Hidden layers, each with a ReLU."""
+    norm: Literal["none", "batch"] = "batch"
+    """What stands before each ReLU: nothing as in the paper, or BatchNorm as in the authors' code."""
+    residual: bool = True
+    """Add the features to what the MLP gives, as the authors' code does and the paper does not."""
+    residual_scale: Annotated[float, Interval(-10.0, 10.0)] = 1.0
+    """What the MLP's part is multiplied with at first, by dimension; it is learned. With the residual only."""
+    classifier: Literal["kaiming", "zeros"] = "kaiming"
+    """Initial weights of the classifier: Kaiming-uniform as in the authors' code, or zeros."""
+    standardise: bool = False
+    """Standardise features by dimension before the MLP; the strength of the covariance term depends on their scale."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +219,8 @@ class Phase:
     """Kinds of augmented views that scope `head` draws from a cache; without them the plain features serve."""
     projection: int = 0
     """Length of a projection beside the classifier of a new head, for contrastive losses; 0: none."""
+    reshape: Reshape | None = None
+    """A new head reshapes the features by an MLP before its classifier; none: it is linear."""
 
 
 class Method(Protocol):

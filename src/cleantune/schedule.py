@@ -28,7 +28,8 @@ def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
     if phase.scope == "all":
         assert net.backbone is not None
         assert stage.backbone_learning_rate is not None, "phases() states it"
-        groups.append({"params": list(net.backbone.parameters()), "lr": stage.backbone_learning_rate})
+        learning = [parameter for parameter in net.backbone.parameters() if parameter.requires_grad]
+        groups.append({"params": learning, "lr": stage.backbone_learning_rate})
     for group in groups:
         group["full_rate"] = group["lr"]
     if stage.optimiser == "sgd":
@@ -49,12 +50,14 @@ def head_rate(stage: Stage, net: Net) -> float:
 
 
 def factor(stage: Stage, share: float) -> float:
-    """The part of the full learning rate at a share 0..1 of the schedule: a linear rise, then constant or a cosine."""
+    """The part of the full learning rate at a share 0..1 of the schedule: a rise, then constant, cosine or linear."""
     if share < stage.warmup:
         return max(share / stage.warmup, FIRST)
     if stage.schedule == "constant":
         return 1.0
     along = (share - stage.warmup) / (1 - stage.warmup)
+    if stage.schedule == "linear":
+        return 1 - along
     return 0.5 * (1 + math.cos(math.pi * along))
 
 

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from cleantune.adapters import learnable
 from cleantune.errors import UserError
-from cleantune.learner import Net, ProjectedHead, bare
+from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
-from cleantune.records import Inputs, Phase, Plan
+from cleantune.mlp_head import MLPHead
+from cleantune.records import Inputs, Phase, Plan, Reshape
 from cleantune.schedule import make_optimiser
 from cleantune.sources import FeatureSource, Source
 
@@ -106,6 +108,8 @@ class State:
         """When this sitting of the run began; earlier sittings are added on resume."""
         self.candidates: dict[str, dict[str, Tensor]] = {}
         """Nets of earlier epochs that may yet be delivered, by name."""
+        self.heads: dict[str, list[dict[str, Any]]] = {}
+        """What the heads of the candidates are, by name: a note of each net's."""
 
     @property
     def nets(self) -> list[nn.Module]:
@@ -144,7 +148,7 @@ class State:
         for net in self.whole:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
-                net.backbone.requires_grad_(phase.scope == "all")
+                learnable(net.backbone, phase.scope == "all")
         if phase.head == "own":
             for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
                 net.head = head
@@ -157,7 +161,15 @@ class State:
     def _made_head(self, phase: Phase, k: int) -> nn.Module:
         """A new head of net k, with the projection that the phase asks for."""
         head = self.new_head(self.splits["train"].features.plain, k)  # type: ignore[attr-defined]
+        if phase.reshape is not None:
+            head = self._reshaped(head, phase.reshape, k)
         return ProjectedHead(head, phase.projection, self.seed + k) if phase.projection else head
+
+    def _reshaped(self, head: Any, reshape: Reshape, k: int) -> nn.Module:
+        """A head with an MLP in the place of a linear one of net k, of the same sizes and standardisation."""
+        sizes, rng = head.settings(), torch.Generator().manual_seed(self.seed + k)
+        scale = (head.mean, head.std)
+        return MLPHead(sizes["width"], sizes["classes"], reshape, standardise=scale, generator=rng)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors by name, and the counters."""
@@ -172,7 +184,7 @@ class State:
         for name, ledger in (("ledger", self.ledger), ("validation", self.validation_ledger)):
             tensors |= {f"{name}.{column}": value for column, value in ledger.state_dict().items()}
         counters = {"cost": asdict(self.cost), "touched": self.touched, "stale": self.stale, "wall": self.wall}
-        return tensors, counters
+        return tensors, counters | {"heads": self.heads}
 
     def resume(self, entered: list[Phase], tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """Go back to a saved state.
@@ -202,6 +214,7 @@ class State:
         for key, value in below(tensors, "candidate.").items():
             name, rest = key.split(".", 1)
             self.candidates.setdefault(name, {})[rest] = value
+        self.heads = dict(counters["heads"])
         self.ledger.load_state_dict(below(tensors, "ledger."))
         self.validation_ledger.load_state_dict(below(tensors, "validation."))
         self.rng.set_state(tensors["rng"])
@@ -214,6 +227,13 @@ class State:
         for k, net in enumerate(self.whole):
             learned |= {f"head.{k}.{key}": value for key, value in bare(net.head).state_dict().items()}
         self.candidates[name] = {key: value.detach().cpu().clone() for key, value in learned.items()}
+        self.heads[name] = [noted(net.head) for net in self.whole]
+
+    def candidate_head(self, name: str, k: int) -> nn.Module:
+        """The head of net k of a candidate."""
+        head = rebuilt(self.heads[name][k])
+        head.load_state_dict(below(self.candidates[name], f"head.{k}."))
+        return head
 
     def deliver(self, fresh: list[Net], candidate: str) -> None:
         """Take the nets of a candidate in the place of the last ones.
@@ -229,7 +249,7 @@ class State:
             self._learn_from(tensors)
         self.splits = dict(self.pretrained)
         for k, net in enumerate(self.whole):
-            net.head.load_state_dict(below(tensors, f"head.{k}."))
+            net.head = self.candidate_head(candidate, k).to(self.device)
         assert self.phase is not None
         self.phase = replace(self.phase, scope="all" if self.touched else "head")
 

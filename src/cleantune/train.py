@@ -42,6 +42,7 @@ def train(
     judge: Callable[[Loop, dict[str, Tensor]], dict[str, Any]],
     memory: Memory | None = None,
     choose: Choose = "last",
+    look: Callable[[Loop], dict[str, Tensor]] | None = None,
 ) -> Iterator[Row]:
     """Train, epoch by epoch; (phase, epoch) is the whole program counter.
 
@@ -51,6 +52,7 @@ def train(
         judge: Asked for numbers after each epoch, given what was looked at anyway; nothing it says changes the run.
         memory: Where the row and then the state that counts it are kept after each epoch.
         choose: Unless `last`, the nets of the best epoch are kept as the run's candidate `best`.
+        look: Asked for probabilities by split after each epoch; None: `remember`, which keeps evidence of wrong labels.
 
     Yields:
         One row an epoch, after the state was kept.
@@ -66,7 +68,7 @@ def train(
         for epoch in range(counters["epoch"] + 1 if p == first else 0, phase.stage.epochs):
             run.epoch, run.row = epoch, {}
             phase.epoch(run)
-            looks = remember(run)
+            looks = (look or remember)(run)
             row = Row({"phase": phase.name, "round": p, "epoch": epoch} | run.row | judge(run, looks))
             row |= {"forwards": run.cost.forwards, "seconds": round(run.wall, 3)}
             if p == 0 and epoch == phase.stage.epochs - 1 and any(q.scope == "all" for q in todo[1:]):

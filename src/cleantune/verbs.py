@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 import click
 
+from cleantune import study_verbs
 from cleantune.compare import verb as compare_verb
 from cleantune.config import ModelSpec, RunSpec
 from cleantune.data import DataSpec
@@ -18,7 +19,7 @@ from cleantune.errors import UserError
 from cleantune.fields import Described, describe
 from cleantune.methods import METHODS
 from cleantune.paper.verb import reproduce
-from cleantune.records import Choice, Interval, Stage
+from cleantune.records import Choice, Interval, Reshape, Stage
 
 Command = Callable[..., Any]
 
@@ -67,7 +68,7 @@ def _metavar(field: Described, kind: type) -> str:
 @click.option("--model", help=f"{describe(ModelSpec)[0].help} [default: none]", metavar="MODEL")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
 @click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
-@click.option("--scope", type=click.Choice(["head", "all"]), help="What learns. [default: the method's own]")
+@click.option("--scope", type=click.Choice(["head", "all", "lora"]), help="What learns. [default: the method's own]")
 @click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
 @click.option("--seed", type=int, help="Of split, noise and training together. [default: 0]", metavar="N")
 @click.option(
@@ -177,10 +178,19 @@ def report(run: Path) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.", metavar="N")
 @options_of(DataSpec)
 def corrupt(data: str, noise: str, out: Path, seed: int, **columns: Any) -> None:
-    """Write data with noise in its labels and the true ones in a column of their own."""
-    from cleantune.data import write_like
+    """Write data with noise in its labels and the true ones in a column of their own.
+
+    Noise captions:0.2 is for pairs: the captions of a fifth of the rows, column --text, change places.
+    """
+    from cleantune.data import KIND, write_like, write_swapped
     from cleantune.fields import build
 
+    if noise.startswith(KIND):
+        if columns.get("text") is None:
+            raise UserError(f"--noise {noise}: name the column of captions with --text")
+        share = write_swapped(data, noise, columns["text"], out, image=columns.get("image"), seed=seed)
+        click.echo(f"{out}: {percent(share)} of the captions are wrong")
+        return
     spec = build(DataSpec, {"data": data} | {k: v for k, v in columns.items() if v is not None}, "data")
     measured = write_like(spec, noise, seed, out)
     click.echo(f"{out}: {percent(measured.get('rate', 0.0))} of the labels are wrong")
@@ -205,10 +215,11 @@ def methods(as_json: bool) -> None:
 def _settings(cls: type, path: str = "method") -> list[tuple[str, Any, str, str]]:
     out = []
     for field in describe(cls):
-        if isinstance(field.default, Stage):
-            stage = field.default
-            for inner in describe(Stage):
-                out.append((f"{path}.{field.name}.{inner.name}", getattr(stage, inner.name), _range(inner), inner.help))
+        if isinstance(field.default, Stage | Reshape):
+            record = field.default
+            for inner in describe(type(record)):
+                value = getattr(record, inner.name)
+                out.append((f"{path}.{field.name}.{inner.name}", value, _range(inner), inner.help))
         else:
             out.append((f"{path}.{field.name}", field.default, _range(field), field.help))
     return out
@@ -264,11 +275,23 @@ compare = compare_verb.with_options(
     {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
 )
 
+spectrum = study_verbs.with_options(study_verbs.spectrum, {"data": DataSpec, "model": ModelSpec}, option_of, HIDDEN)
+pretrain = study_verbs.with_options(
+    study_verbs.pretrain,
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec},
+    option_of,
+    HIDDEN | {"head_init", "choose", "do_no_harm", "views", "validation_fraction"},
+)
+
 VERBS: dict[str, click.Command] = {
     "fit": fit,
     "predict": predict,
     "report": report,
     "compare": compare,
+    "evaluate": study_verbs.evaluate,
+    "spectrum": spectrum,
+    "pretrain": pretrain,
+    "transfer": study_verbs.transfer,
     "corrupt": corrupt,
     "reproduce": reproduce,
     "demo": demo,

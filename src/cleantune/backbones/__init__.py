@@ -2,18 +2,21 @@
 
 from cleantune.backbones.architectures import ARCHITECTURES, Architecture, Pooling, table
 from cleantune.backbones.backbone import Backbone
+from cleantune.backbones.fresh import RECIPES, fresh_backbone
 from cleantune.backbones.opening import open_backbone
 from cleantune.backbones.preprocess import ImagePreprocess, Preprocess, TextPreprocess, read_image_preprocess
 from cleantune.backbones.silence import quiet
 
 __all__ = [
     "ARCHITECTURES",
+    "RECIPES",
     "Architecture",
     "Backbone",
     "ImagePreprocess",
     "Pooling",
     "Preprocess",
     "TextPreprocess",
+    "fresh_backbone",
     "open_backbone",
     "quiet",
     "read_image_preprocess",

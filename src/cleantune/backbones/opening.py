@@ -55,8 +55,9 @@ def open_backbone(
     """
     if isinstance(model, nn.Module):
         return _module(model, kind, feature, width, preprocess)
-    stated = read_stated(_folder(str(model)))
-    architecture = _architecture(stated.root)
+    stated = read_stated(folder_of(str(model)))
+    architecture = architecture_of(stated.root)
+    _refuse_weightless(stated.root)
     _refuse_other_kind(kind, architecture, str(model))
     hf = _load(stated.root, architecture)
     read: Preprocess
@@ -99,7 +100,7 @@ def _module(
     return Backbone(module, architecture, width=width, preprocess=preprocess, source=name, feature=feature).eval()
 
 
-def _folder(model: str) -> Path:
+def folder_of(model: str) -> Path:
     """The folder of a model; a hub id is fetched first, safetensors and text files only."""
     path = Path(model).expanduser()
     if path.is_dir():
@@ -120,7 +121,12 @@ def _folder(model: str) -> Path:
             ) from error
 
 
-def _architecture(folder: Path) -> Architecture:
+def architecture_of(folder: Path) -> Architecture:
+    """The architecture that a folder's config.json names.
+
+    Raises:
+        UserError: There is no such file, or the architecture is not known.
+    """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json; give a transformers folder")
     model_type = str(read_json(folder / "config.json").get("model_type", ""))
@@ -131,6 +137,10 @@ def _architecture(folder: Path) -> Architecture:
             f"({', '.join(ARCHITECTURES)}); from Python any torch.nn.Module with a stated feature works: "
             "open_backbone(module, feature=..., width=...)"
         )
+    return ARCHITECTURES[name]
+
+
+def _refuse_weightless(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
         if pickled:
@@ -142,7 +152,6 @@ def _architecture(folder: Path) -> Architecture:
             f"the model {folder} has a config.json but no weights: model.safetensors is missing; fetch it, or convert "
             "the weights to safetensors (save_pretrained writes them)"
         )
-    return ARCHITECTURES[name]
 
 
 def _load(folder: Path, architecture: Architecture) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from cleantune.methods.coteaching import CoTeaching
 from cleantune.methods.dividemix import DivideMix
 from cleantune.methods.elr import ELR
+from cleantune.methods.nmtune import MLP, NMTune
 from cleantune.methods.robust_loss import CE, GCE
 from cleantune.methods.turn import TURN
 from cleantune.methods.unicon import UNICON
@@ -18,4 +19,6 @@ METHODS: dict[str, type[Method]] = {
     "coteaching": CoTeaching,
     "dividemix": DivideMix,
     "unicon": UNICON,
+    "nmtune": NMTune,
+    "mlp": MLP,
 }

@@ -79,16 +79,18 @@ class ELR:
         """The loss of a batch, which updates the targets of its samples first."""
 
         def of(net: Callable[..., Output], batch: Batch) -> Tensor:
-            logits = net(batch.views[0]).logits
-            p = torch.softmax(logits.float(), dim=1).clamp(self.clamp, 1 - self.clamp)
-            target = self.moved(run.ledger[TARGET][batch.rows].to(p), p.detach())
-            run.ledger.update(TARGET, batch.rows, target)
-            if self.corrected:
-                target = target / target.sum(1, keepdim=True).clamp(min=losses.TINY)
-            loss = losses.cross_entropy(logits, batch.y) + self.strength * losses.elr_penalty(p, target)
-            return losses.mean(loss, batch.weight)
+            return losses.mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
 
         return of
+
+    def each(self, run: Run, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of every sample [B], after the targets of the samples were moved."""
+        p = torch.softmax(logits.float(), dim=1).clamp(self.clamp, 1 - self.clamp)
+        target = self.moved(run.ledger[TARGET][batch.rows].to(p), p.detach())
+        run.ledger.update(TARGET, batch.rows, target)
+        if self.corrected:
+            target = target / target.sum(1, keepdim=True).clamp(min=losses.TINY)
+        return losses.cross_entropy(logits, batch.y) + self.strength * losses.elr_penalty(p, target)
 
     def moved(self, target: Tensor, p: Tensor) -> Tensor:
         """Targets [B, C] after a visit that predicts p [B, C]."""

@@ -26,6 +26,7 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from cleantune import losses
+from cleantune.methods.nmtune import NMTune
 from cleantune.methods.table8 import paper_probe, paper_tune
 from cleantune.mixture import Normalise, class_mixtures
 from cleantune.records import Batch, Interval, Method, Output, Phase, Plan, Run, Scope, Stage
@@ -38,6 +39,8 @@ class TURN:
 
     scope: Scope = "all"
     """What learns after the probe: backbone and head, or, where there is no backbone, the head alone."""
+    head: Literal["linear", "mlp", "nmtune"] = "linear"
+    """What the probes train: a linear head, or the MLP head of `mlp` or `nmtune`, by their defaults."""
     q: Annotated[float, Interval(0.0, 1.0)] = 0.7
     """Exponent of the probe's GCE."""
     tau: Annotated[float, Interval(0.0, 1.0)] = 0.3
@@ -87,7 +90,8 @@ class TURN:
 
     def phases(self) -> tuple[Phase, ...]:
         """Probe, then tune; with reprobe each cleansing has a phase, and a probe before and after it."""
-        probe = Phase("probe", "head", self.probe, self.probe_epoch)
+        reshape = None if self.head == "linear" else self.nmtune().reshape
+        probe = Phase("probe", "head", self.probe, self.probe_epoch, reshape=reshape)
         if not self.reprobe or self.scope == "head":
             return (probe, Phase("tune", self.scope, self.tune, self.tune_epoch, head="same"))
         once = replace(self.tune, epochs=1)
@@ -106,7 +110,14 @@ class TURN:
 
     def probe_epoch(self, run: Run) -> None:
         """Step 1: one pass of GCE over every sample."""
-        run.learn(run.net, self.probe_loss)
+        run.learn(run.net, self.probe_loss if self.head == "linear" else self.nmtune().learned(run))
+
+    def nmtune(self) -> NMTune:
+        """What the probes learn by where their head has an MLP."""
+        method = NMTune(loss="gce", q=self.q)
+        if self.head == "nmtune":
+            return method
+        return replace(method, consistency_weight=0.0, covariance_weight=0.0, dominance_weight=0.0)
 
     def tune_epoch(self, run: Run) -> None:
         """Step 2: cleanse, then learn from the trusted."""

@@ -7,6 +7,7 @@ dependent as CORES (arXiv:2010.02347) and PDN (arXiv:2006.07836) do.
 from cleantune.noise.flip import CIFAR10_MAP, CIFAR100_SUPERCLASS, flip, measure, transition
 from cleantune.noise.instance import truncated_normal
 from cleantune.noise.model import Noise, parse, spell
+from cleantune.noise.pairs import swap
 
 __all__ = [
     "CIFAR10_MAP",
@@ -16,6 +17,7 @@ __all__ = [
     "measure",
     "parse",
     "spell",
+    "swap",
     "transition",
     "truncated_normal",
 ]

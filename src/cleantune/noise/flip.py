@@ -114,13 +114,25 @@ def _others(classes: int) -> Float[np.ndarray, "C C"]:
 
 
 def _symmetric(y: np.ndarray, classes: int, noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    # Two conventions of the field: a fixed number redrawn over all classes, or each flipped by itself to another.
+    # Conventions of the field: a fixed number redrawn over all classes, each flipped by itself to another, or (as the
+    # study of noise in pre-training, arXiv:2309.17002) a fixed number of each class flipped to another.
+    if noise.exact:
+        return _exactly(y, classes, noise.rate, rng)
     if not noise.include_self:
         moved = rng.random(len(y)) < noise.rate
         return np.where(moved, (y + rng.integers(1, max(classes, 2), len(y))) % classes, y)
     drawn = y.copy()
     chosen = rng.permutation(len(y))[: round(noise.rate * len(y))]
     drawn[chosen] = rng.integers(0, classes, len(chosen))
+    return drawn
+
+
+def _exactly(y: np.ndarray, classes: int, rate: float, rng: np.random.Generator) -> np.ndarray:
+    drawn = y.copy()
+    for c in range(classes if classes > 1 else 0):
+        members = np.flatnonzero(y == c)
+        chosen = rng.permutation(members)[: round(rate * len(members))]
+        drawn[chosen] = (c + rng.integers(1, classes, len(chosen))) % classes
     return drawn
 
 

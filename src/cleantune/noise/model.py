@@ -21,6 +21,9 @@ class Noise:
     """Share of labels handed to the model of noise, 0..1; `measure` says how many then differ."""
     include_self: bool = True
     """symmetric: a label may be redrawn as itself, so a share rate·(1 - 1/C) is wrong; false: others alone."""
+    exact: bool = False
+    """symmetric: exactly round(rate n) labels of every class become one of the others, each as likely (implies that
+    include_self is false)."""
     groups: Groups = "block5"
     """asymmetric: `block5` (consecutive fives), `superclass` (CIFAR-100's), `cifar10` (its map), `map` (given)."""
     map: str = ""
@@ -35,7 +38,7 @@ class Noise:
 
 _OPTIONS = {
     "none": (),
-    "symmetric": ("include_self",),
+    "symmetric": ("include_self", "exact"),
     "asymmetric": ("groups", "map"),
     "pair": (),
     "matrix": (),
@@ -46,6 +49,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "kind": ("cores", "pdn"),
     "pixels": ("raw", "unit", "standardised"),
     "include_self": ("true", "false"),
+    "exact": ("true", "false"),
 }
 
 
@@ -68,6 +72,10 @@ def parse(text: str) -> Noise:
         settings["rate"] = _rate(text, value)
     for option in rest:
         settings.update(_option(text, kind, option))
+    if settings.get("exact"):
+        if settings.get("include_self"):
+            raise UserError(f'noise "{text}": exact noise never draws the own class; leave include_self out')
+        settings["include_self"] = False
     return Noise(**settings)
 
 
@@ -90,7 +98,7 @@ def _option(text: str, kind: str, option: str) -> dict[str, Any]:
         return {"map": value, "groups": "map"}
     if value not in _CHOICES[key]:
         raise UserError(f'noise "{text}": {key} cannot be "{value}"{nearest(value, _CHOICES[key])}')
-    if key == "include_self":
+    if key in ("include_self", "exact"):
         return {key: value == "true"}
     return {"generator" if key == "kind" else key: value}
 
@@ -104,7 +112,7 @@ def spell(noise: Noise) -> str:
         value = getattr(noise, field.name)
         if field.name in ("kind", "rate", "file") or value == getattr(default, field.name):
             continue
-        if field.name == "groups" and value == "map":
+        if (field.name == "groups" and value == "map") or (field.name == "include_self" and noise.exact):
             continue
         name = "kind" if field.name == "generator" else field.name
         options.append(f"{name}={str(value).lower() if isinstance(value, bool) else value}")

@@ -102,9 +102,11 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vit_msn": ("ViTMSNModel", _VIT),
     "clip": ("CLIPVisionModel", _VIT),
+    "swin": ("SwinModel", {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "image_size": SIDE,
+                           "patch_size": 4}),
     "resnet": ("ResNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}),
 }  # fmt: skip
-"""By the architectures of Table 8: class of transformers, and settings that make it tiny."""
+"""By the architectures of the experiments: class of transformers, and settings that make it tiny."""
 
 
 def network(architecture: str, folder: Path, seed: int = 0) -> Path:

@@ -1,0 +1,235 @@
+"""NMTune as a method: its head, its loss, its presets, two views, wrong labels, and TURN's probe on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_contract import InMemory, _one_thread, backbone, blobs, loop_on, new_head, quick, trained  # noqa: F401
+from torch import Tensor
+
+from cleantune import losses
+from cleantune.config import configure
+from cleantune.export import load_model, save_model
+from cleantune.learner import Net, standardisation
+from cleantune.methods.nmtune import MLP, NMTune, seen
+from cleantune.mlp_head import MLPHead
+from cleantune.records import Batch, Output, Reshape, Stage
+from cleantune.schedule import factor
+from cleantune.sources import FeatureSource
+from cleantune.state import Split
+
+SHORT = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
+
+
+PLAIN = Reshape()
+
+
+def head(reshape: Reshape = PLAIN, width: int = 6, classes: int = 3) -> MLPHead:
+    return MLPHead(width, classes, reshape, generator=torch.Generator().manual_seed(0))
+
+
+class Bare:
+    """The part of a run that the loss without a ledger uses."""
+
+    progress = 1.0
+
+
+def batch(views: tuple[Tensor, ...], y: Tensor) -> Batch:
+    return Batch(torch.arange(len(y)), y, torch.ones(len(y)), views)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_head_equals_the_formulas_of_the_paper(layers: int, norm: Any, residual: bool) -> None:
+    model = head(Reshape(layers=layers, norm=norm, residual=residual, residual_scale=0.5)).eval()
+    f = torch.randn(5, 6)
+    u = f
+    for layer in model.layers:
+        u = layer(u)
+    z = 0.5 * u + f if residual else u
+    out = model(f)
+    torch.testing.assert_close(out.z, z)
+    torch.testing.assert_close(out.logits, z @ model.linear.weight.T + model.linear.bias)
+    torch.testing.assert_close(out.f, f)
+    linear = [m for m in model.layers if isinstance(m, torch.nn.Linear)]
+    assert [m.out_features for m in linear] == [24] * layers + [6]
+    assert sum(isinstance(m, torch.nn.ReLU) for m in model.layers) == layers
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in model.layers) == (layers if norm == "batch" else 0)
+
+
+def test_the_parameters_are_as_many_as_the_spec_counts() -> None:
+    D, C = 6, 3
+    plain = sum(p.numel() for p in head(Reshape(norm="none", residual=False)).parameters())
+    whole = sum(p.numel() for p in head().parameters())
+    assert plain == 8 * D**2 + 5 * D + C * (D + 1)
+    assert whole == plain + 8 * D + D
+
+
+def test_features_of_any_scale_are_the_same_to_a_head_that_standardises() -> None:
+    f = torch.randn(40, 6) * 100 + 7
+    model = MLPHead(6, 3, Reshape(standardise=True), standardise=standardisation(f),
+                    generator=torch.Generator().manual_seed(0)).eval()  # fmt: skip
+    torch.testing.assert_close(model(f).f, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_head_is_loaded_to_the_same_scores(tmp_path: Path) -> None:
+    model, f = head(Reshape(layers=2, norm="batch")), torch.randn(9, 6)
+    model.train()(f)
+    net = Net(None, model.eval())
+    assert save_model(tmp_path / "m", net, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "head"
+    again, _ = load_model(tmp_path / "m")
+    assert torch.equal(again(f).logits, net(f).logits)
+    assert again.head.reshape == model.reshape  # type: ignore[union-attr]
+
+
+def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
+    model, f, y = head(), torch.randn(16, 6), torch.randint(3, (16,))
+    method = NMTune(consistency_weight=0.3, covariance_weight=0.2, dominance_weight=0.1)
+    value = method.learned(Bare())(model, batch((f,), y))  # type: ignore[arg-type]
+    out = model(f)
+    expected = (
+        losses.cross_entropy(out.logits, y).mean()
+        + 0.3 * losses.consistency(out.f, out.z)
+        + 0.2 * losses.covariance(out.z)
+        + 0.1 * losses.dominant_singular_value(out.z)
+    )
+    torch.testing.assert_close(value.total, expected)
+    assert set(value.parts) == {"ce", "consistency", "covariance", "dominance"}
+
+
+def test_two_views_pass_together_and_the_authors_compare_the_first_with_the_second() -> None:
+    model, one, two, y = head(), torch.randn(8, 6), torch.randn(8, 6), torch.randint(3, (8,))
+    outputs = seen(model, (one, two))
+    both = model(torch.cat([one, two]))
+    torch.testing.assert_close(torch.cat([o.z for o in outputs]), both.z)
+    across = NMTune.presets["official_code"]("").regularisers(outputs)  # type: ignore[attr-defined]
+    torch.testing.assert_close(across["consistency"], losses.consistency(one, outputs[1].z, "element_mean"))
+    torch.testing.assert_close(across["covariance"], losses.covariance(both.z))
+    same = NMTune().regularisers(outputs)
+    torch.testing.assert_close(same["consistency"], losses.consistency(both.f, both.z))
+    assert len(seen(model, (one, one))) == 1, "cached features are one view"
+    del y
+
+
+def test_views_of_texts_pass_one_after_the_other() -> None:
+    def net(x: dict[str, Tensor]) -> Output:
+        return Output(x["a"], x["a"], x["a"])
+
+    assert len(seen(net, ({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 3)}))) == 2  # type: ignore[arg-type]
+
+
+def test_cached_views_are_what_two_views_learn_from() -> None:
+    problem = blobs(0.0, size=96)
+    run = loop_on(problem, "head")
+    x = problem.x["train"]
+    views = torch.stack([x, x + 0.1, x - 0.1])
+    run.splits["train"] = Split(problem.y["train"], FeatureSource(views), None)
+    asked: list[int] = []
+    method = quick("nmtune", "head", views=2, probe=SHORT)
+    phase = method.phases()[0]
+    assert phase.views == ("weak",)
+    run.enter(phase)
+
+    def spying(net: Any, given: Batch) -> Any:
+        asked.append(len(given.views))
+        assert not torch.equal(given.views[0], given.views[1])  # type: ignore[arg-type]
+        return method.learned(run)(net, given)  # type: ignore[attr-defined]
+
+    run.learn(run.net, spying, weak=2)
+    assert set(asked) == {2}
+
+
+@pytest.mark.parametrize("loss", ["gce", "elr"])
+def test_a_robust_label_loss_beats_cross_entropy_under_wrong_labels(loss: str) -> None:
+    problem = blobs(0.6, size=800, spread=0.4)
+    long = Stage(epochs=40, learning_rate=1e-2, batch_size=32)
+    accuracy = {}
+    for name in ("ce", loss):
+        method = quick("nmtune", "head", loss=name, probe=long)
+        _, rows = trained(problem, method, loop_on(problem, "head"))
+        accuracy[name] = rows[-1]["accuracy_test"]
+        assert f"loss_{name}" in rows[-1]
+    assert accuracy[loss] > accuracy["ce"] + 0.01
+
+
+@pytest.mark.parametrize("kind", ["mlp", "nmtune"])
+@pytest.mark.parametrize("reprobe", [True, False])
+def test_turn_probes_with_an_mlp_head_and_is_resumed_to_the_same_bits(kind: str, reprobe: bool) -> None:
+    problem = blobs(0.4, size=128)
+    method = quick("turn", "all", head=kind, reprobe=reprobe, probe=SHORT, tune=replace(SHORT, epochs=2))
+    memory = InMemory()
+    whole, rows = trained(problem, method, loop_on(problem, "all"), memory)
+    assert isinstance(whole.whole[0].head, MLPHead)
+    assert ("loss_covariance" in rows[0]) == (kind == "nmtune")
+    assert whole.heads["probe"][0]["kind"] == "MLPHead"
+    again = InMemory()
+    again.saved = memory.saved[:4]
+    resumed, _ = trained(problem, method, loop_on(problem, "all"), again)
+    for name, value in whole.state()[0].items():
+        assert torch.equal(value, resumed.state()[0][name]), name
+
+
+def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
+    problem = blobs(0.4, size=128)
+    method = quick("turn", "all", head="nmtune", probe=SHORT, tune=replace(SHORT, epochs=1))
+    body = backbone()
+    run, _ = trained(problem, method, loop_on(problem, "all", body=body))
+    run.deliver(loop_on(problem, "all", body=body).whole, "probe")
+    assert isinstance(run.whole[0].head, MLPHead)
+    assert torch.isfinite(run.probabilities("test")).all()
+
+
+def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_mlp() -> None:
+    """Spec 6.3."""
+    problem = blobs(0.0, size=96)
+    tune = replace(SHORT, epochs=1)
+    method = quick("nmtune", "all", tune=tune, reshape=Reshape())
+    run, rows = trained(problem, method, loop_on(problem, "all"))
+    assert not isinstance(run.whole[0].head, MLPHead)
+    assert {"loss_covariance", "loss_dominance"} <= set(rows[0])
+    assert "loss_consistency" not in rows[0]
+    f = torch.randn(9, 5)
+    parts = method.regularisers([Output(torch.zeros(9, 2), 2 * f, f)])  # type: ignore[attr-defined]
+    torch.testing.assert_close(parts["covariance"], losses.covariance(f))
+
+
+def test_presets_hold_the_published_settings() -> None:
+    paper, code = (configure({"method": {"name": "nmtune", "preset": p}, "data": {"data": "x"}}, "resnet").method
+                   for p in ("paper", "official_code"))  # fmt: skip
+    weights = [(m.consistency_weight, m.covariance_weight, m.dominance_weight) for m in (paper, code)]  # type: ignore[attr-defined]
+    assert weights == [(0.01, 0.01, 0.01), (1.0, 0.04, 0.001)]
+    assert (paper.reshape.norm, paper.reshape.residual) == ("none", False)  # type: ignore[attr-defined]
+    assert (code.reshape.norm, code.reshape.residual, code.top_k, code.dominance) == ("batch", True, 5, "mean")  # type: ignore[attr-defined]
+    stage = paper.phases()[0].stage
+    assert (stage.epochs, stage.learning_rate, stage.weight_decay, stage.schedule) == (30, 1e-3, 1e-4, "cosine")
+    text = NMTune.presets["paper"]("bert").phases()[0].stage
+    assert (text.epochs, text.schedule, factor(text, 0.25)) == (10, "linear", 0.75)
+
+
+def test_check_6_backbone_and_its_batchnorm_are_the_same_before_and_after_a_fit_of_the_head() -> None:
+    problem, body = blobs(0.0, size=96), backbone()
+    run, _ = trained(problem, quick("nmtune", "head", probe=SHORT), loop_on(problem, "all", body=body))
+    assert run.whole[0].backbone is not None
+    after = run.whole[0].backbone.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in body.state_dict().items())
+
+
+def test_mlp_is_nmtune_without_its_terms() -> None:
+    (phase,) = MLP(loss="gce", q=0.5).phases()
+    method = phase.epoch.__self__  # type: ignore[attr-defined]
+    assert isinstance(method, NMTune)
+    assert (method.loss, method.q, method.consistency_weight, method.covariance_weight) == ("gce", 0.5, 0.0, 0.0)
+
+
+def test_a_covariance_term_that_rules_is_said_once_in_the_first_row() -> None:
+    problem = blobs(0.0, size=96)
+    method = quick("nmtune", "head", probe=SHORT, covariance_weight=100.0)
+    _, rows = trained(problem, method, loop_on(problem, "head"))
+    assert ["warnings" in row for row in rows] == [True, False, False]
+    assert "lower method.covariance_weight (100)" in rows[0]["warnings"][0]
+    assert new_head is not None

@@ -1,0 +1,114 @@
+"""Singular values of features and what is read from them: nmtune spec 2, and checks 1 to 3 and 7 of its section 9."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleantune import spectrum as module
+from cleantune.errors import UserError
+from cleantune.spectrum import PRESETS, band_sums, lsvr, spectrum, sve
+
+Z = np.array([[1.0, 2], [3, 4], [5, 6]])
+RAW = PRESETS["paper"]
+
+
+def drawn(M: int, D: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0.3, 1.0, (M, D))
+
+
+def test_check_1_golden_values_of_sve_and_lsvr() -> None:
+    assert sve(Z, **RAW) == pytest.approx(0.2021097, rel=1e-5)
+    assert lsvr(Z, **RAW) == pytest.approx(0.0525848, rel=1e-5)
+    four = np.diag([4.0, 3, 2, 1])
+    assert sve(four, **RAW) == pytest.approx(1.2798542, rel=1e-5)
+    assert lsvr(four, **RAW) == pytest.approx(0.9162907, rel=1e-5)
+    assert spectrum(four, **RAW).dominant_share == pytest.approx(0.4)
+    assert spectrum(np.eye(5), **RAW).effective_rank == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("M", "D"), [(7, 30), (30, 7), (12, 12)])
+@pytest.mark.parametrize("normalize", [None, "l2"])
+@pytest.mark.parametrize("center", [None, "row", "column"])
+def test_it_equals_an_svd_of_the_prepared_features(M: int, D: int, normalize: str | None, center: str | None) -> None:
+    x = drawn(M, D)
+    expected = x / np.linalg.norm(x, axis=1, keepdims=True) if normalize else x
+    if center:
+        expected = expected - expected.mean(axis=1 if center == "row" else 0, keepdims=True)
+    values = np.linalg.svd(expected, compute_uv=False)
+    found = spectrum(x, normalize=normalize, center=center)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found.values, values, rtol=1e-9, atol=1e-7 * values[0])
+    p = values[values > 1e-7 * values[0]] / values.sum()
+    assert found.sve == pytest.approx(float(-(p * np.log(p)).sum()), rel=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), c=st.floats(0.01, 100))
+def test_check_2_scale_order_and_rotation_do_not_count_but_for_row_means_which_depend_on_the_basis(
+    seed: int, c: float
+) -> None:
+    x, r = drawn(12, 5, seed), np.random.default_rng(seed)
+    q = np.linalg.qr(r.normal(size=(5, 5)))[0]
+    for other in (c * x, x[r.permutation(12)], x @ q):
+        assert sve(other, **RAW) == pytest.approx(sve(x, **RAW), rel=1e-8)
+        assert lsvr(other, **RAW) == pytest.approx(lsvr(x, **RAW), rel=1e-8)
+    assert abs(sve(x @ q) - sve(x)) > 1e-6
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), M=st.integers(2, 15), D=st.integers(2, 15))
+def test_check_3_bounds_of_sve_and_lsvr(seed: int, M: int, D: int) -> None:
+    for how in PRESETS.values():
+        found, most = spectrum(drawn(M, D, seed), **how), math.log(min(M, D)) + 1e-9
+        assert 0 <= found.sve <= most
+        assert 0 <= found.lsvr <= most
+
+
+def test_the_published_difference_of_the_presets_on_gaussian_features_with_an_offset() -> None:
+    """Spec 2.2: raw and l2 agree, centring takes the dominant direction away."""
+    x = np.random.default_rng(0).normal(2.0, 1.0, (500, 64))
+    raw, code = spectrum(x, **RAW), spectrum(x, **PRESETS["official_code"])
+    assert (raw.sve, raw.lsvr) == pytest.approx((3.783, 1.577), abs=0.02)
+    assert (code.sve, code.lsvr) == pytest.approx((4.126, 3.839), abs=0.02)
+    assert (code.normalize, code.center, code.samples, code.width) == ("l2", "row", 500, 64)
+
+
+def test_blocks_memory_maps_half_precision_and_tensors_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = drawn(101, 9).astype(np.float16)
+    np.save(tmp_path / "x.npy", x)
+    whole = spectrum(x.astype(np.float64), center="column").values
+    monkeypatch.setattr(module, "BLOCK", 10)
+    monkeypatch.setattr(module._blocks, "__defaults__", (10,))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for form in (x, mapped, torch.from_numpy(x)):
+        np.testing.assert_allclose(spectrum(form, center="column").values, whole, rtol=1e-9)
+
+
+def test_bands_share_the_sum_and_one_beyond_the_last_rank_is_empty() -> None:
+    shares = band_sums(np.arange(30, 0, -1.0))
+    assert list(shares) == ["0-19", "20-499", "500-"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["500-"] == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (np.zeros((0, 3)), "features [M, D]"),
+        (np.zeros(3), "features [M, D]"),
+        (np.ones((4, 3)), "no spectrum"),
+        (np.array([[1.0, 2], [np.nan, 1]]), "row 1 (from 0)"),
+    ],
+)
+def test_what_has_no_spectrum_is_refused_in_one_sentence(x: np.ndarray, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        spectrum(x)
+    assert said in str(error.value)

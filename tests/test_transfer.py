@@ -1,0 +1,202 @@
+"""Transfer studies: the paper's files parse and run on stand-ins, records resume, tables average what they say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from cleantune.cli import cli
+from cleantune.console import Console
+from cleantune.errors import UserError
+from cleantune.transfer import placed, read, rehearsed, run, study
+from cleantune.transfer.running import share
+from cleantune.transfer.sets import sets_of
+from cleantune.transfer.study import Study
+from cleantune.transfer.table import means
+
+PAPER = sorted((Path(__file__).resolve().parents[1] / "runs" / "paper").glob("nmtune_*.toml"))
+QUICK = {"probe": {"epochs": 1, "batch_size": 64, "least_steps": 0}}
+
+
+def embeddings(folder: Path, classes: int = 3, count: int = 90, shift: float = 0.0) -> Path:
+    """Separable features with labels."""
+    rng = np.random.default_rng(0)
+    y = np.arange(count) % classes
+    x = rng.normal(size=(count, 8)) + 4 * np.eye(classes, 8)[y] + shift
+    path = folder / f"features-{shift:g}.npz"
+    np.savez(path, features=x.astype(np.float32), label=np.array([f"c{k}" for k in y]))
+    return path
+
+
+def table(folder: Path, **more: Any) -> dict[str, Any]:
+    """A study on features that two tunings solve."""
+    return {
+        "title": "solvable",
+        "model": [{"name": "given", "model": "none"}],
+        "task": [
+            {
+                "name": "blobs", "kind": "features", "data": {"data": str(embeddings(folder)), "test_fraction": 0.3},
+                "target": [{"name": "moved", "data": str(embeddings(folder, shift=0.5))}],
+            }
+        ],
+        "tuning": [
+            {"name": name, "method": method, "settings": {"probe": {"least_steps": 200, "learning_rate": 3e-3}}}
+            for name, method in (("LP", "ce"), ("NMTune", "nmtune"))
+        ],
+        **more,
+    }  # fmt: skip
+
+
+def quick(made: Study) -> Study:
+    """One epoch, one seed, one fraction, and of many tasks the first of each shape."""
+    shapes: dict[Any, Any] = {}
+    for task in made.tasks:
+        shapes.setdefault((task.metric, task.regression, bool(task.target), bool(task.source)), task)
+    tunings = tuple(replace(one, settings=QUICK) for one in made.tunings)
+    few = made.models[: 3 if made.title.startswith("ResNet") else 1]
+    return replace(made, models=few, tasks=tuple(shapes.values()), tunings=tunings, seeds=(0,), fractions=(1.0,))
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_the_papers_studies_parse_and_their_shapes_run_on_stand_ins(tmp_path: Path, path: Path) -> None:
+    made = read(path)
+    assert {t.method for t in made.tunings} == {"ce", "mlp", "nmtune"}
+    assert {t.preset for t in made.tunings} == {None, "paper", "official_code"}
+    small = rehearsed(quick(made), tmp_path / "stand-in")
+    frame = run(small, tmp_path / "out", console=Console(silent=True), cache=str(tmp_path / "cache"))
+    cells = len(small.models) * len(small.tasks) * len(small.tunings)
+    assert frame.groupby(["model", "task", "tuning"]).ngroups == cells
+    assert frame["score"].between(-1, 1).all()
+    assert (frame["role"] == "ood").any()
+    assert "mean nothing" in (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "figure-5-spectrum.svg").is_file() == (len(small.models) > 2)
+
+
+def test_the_papers_studies_have_its_tasks_rates_and_fractions() -> None:
+    found = {path.stem: read(path) for path in PAPER}
+    assert set(found) == {"nmtune_resnet50", "nmtune_clip", "nmtune_vision", "nmtune_glue"}
+    resnet, glue = found["nmtune_resnet50"], found["nmtune_glue"]
+    assert [m.gamma for m in resnet.models] == [0.0, 0.05, 0.1, 0.2, 0.3]
+    assert resnet.fractions == (0.1, 0.25, 0.5, 0.75, 1.0)
+    assert sum(not task.target for task in resnet.tasks) == 14
+    assert [len(task.target) for task in resnet.tasks if task.target] == [3, 3]
+    assert sum(task.metric == "balanced_accuracy" for task in resnet.tasks) == 4
+    assert [(t.name, t.metric) for t in glue.tasks if t.regression] == [("STS-B", "pearson")]
+    assert all(task.judged == "validation" for task in glue.tasks)
+
+
+def test_a_solvable_study_is_solved_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    made = study(table(tmp_path, seeds=[0, 1]))
+    frame = run(made, tmp_path / "out", console=Console(silent=True))
+    assert len(frame) == 2 * 2 * 2
+    assert frame["score"].min() > 0.9
+    assert set(frame["role"]) == {"id", "ood"}
+    assert frame[["sve", "lsvr", "sve_raw", "lsvr_raw"]].notna().all(axis=None)
+    records = sorted((tmp_path / "out" / "cells").iterdir())
+    assert len(records) == 4
+    records[0].unlink()
+    before = {path: path.stat().st_mtime_ns for path in records[1:]}
+    again = run(made, tmp_path / "out", console=Console(silent=True))
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), frame.drop(columns="seconds"))
+
+
+def test_a_changed_setting_is_another_cell(tmp_path: Path) -> None:
+    files = set()
+    for settings in ({}, {"q": 0.5}, {"q": 0.6}):
+        entry = {"name": "LP", "method": "gce", "settings": settings}
+        files |= {cell.file for cell in study(table(tmp_path, tuning=[entry])).cells()}
+    assert len(files) == 3
+
+
+def test_noise_reaches_the_training_labels_and_not_the_test(tmp_path: Path) -> None:
+    noises = ["none", "symmetric:1,include_self=false"]
+    frame = run(study(table(tmp_path, noises=noises)), tmp_path / "out", console=Console(silent=True))
+    inside = frame[(frame["role"] == "id") & (frame["tuning"] == "LP")].set_index("noise")["score"]
+    assert inside["none"] > 0.9
+    assert inside[noises[1]] < 0.2  # every training label is wrong, so the true class is the least likely
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_a_fraction_takes_the_floor_of_every_class(fraction: float) -> None:
+    y = np.repeat([0, 1, 2], [40, 25, 3])
+    rows = share(y, fraction, seed=0)
+    assert len(set(rows.tolist())) == len(rows)
+    assert np.bincount(y[rows]).tolist() == [max(1, int(fraction * n)) for n in (40, 25, 3)]
+
+
+def test_means_weigh_domains_alike_and_keep_runs_apart() -> None:
+    rows = [
+        {"noise": "none", "fraction": 1.0, "model": "m", "tuning": "t", "model_seed": 0, "seed": seed,
+         "role": role, "domain": domain, "score": score}
+        for seed, role, domain, score in [(0, "ood", "a", 0.2), (0, "ood", "b", 0.6), (1, "ood", "a", 0.4),
+                                          (1, "ood", "b", 0.4), (0, "id", "x", 1.0)]
+    ]  # fmt: skip
+    found = means(pd.DataFrame(rows), "score", "ood")
+    assert found.tolist() == pytest.approx([0.4, 0.4])
+    assert found.index.get_level_values("seed").tolist() == [0, 1]
+
+
+def test_a_source_domain_is_split_and_all_others_are_targets(tmp_path: Path) -> None:
+    made = rehearsed(study(table(tmp_path, task=[
+        {"name": "pacs", "data": {"data": "x"}, "domain_column": "domain", "source": "photo"}
+    ])), tmp_path)  # fmt: skip
+    sets = sets_of(made.tasks[0])
+    inside, other = sets.tested
+    assert set(other.data.domains) == {"elsewhere"}
+    assert len(sets.train) + len(inside.data.codes) + len(other.data.codes) == 200
+    assert not set(sets.train.ids) & set(inside.data.rows.ids)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": [{"name": "t", "data": {"data": "x"}, "source": "photo"}]}, "domain_column and source go together"),
+        ({"tuning": [{"name": "a", "method": "nmtun"}]}, "nmtune"),
+        ({"tuning": [{"name": "a", "method": "ce", "settings": {"scope": "all"}}]}, "only heads"),
+        ({"tuning": [{"name": "a", "method": "ce"}, {"name": "a", "method": "gce"}]}, 'called "a"'),
+        ({"fractions": [0.0]}, "fraction 0.0"),
+        ({"taks": []}, "taks"),
+    ],
+)
+def test_what_a_study_cannot_mean_is_refused_in_a_sentence(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        study({**table(tmp_path), **change})
+
+
+def test_places_go_by_name_and_unknown_ones_are_refused(tmp_path: Path) -> None:
+    made = placed(study(table(tmp_path)), ["given=elsewhere"], ["moved=there.npz"])
+    assert made.models[0].model == "elsewhere"
+    assert made.tasks[0].targets[0].data == "there.npz"
+    with pytest.raises(UserError, match="no such name"):
+        placed(made, [], ["movd=there.npz"])
+
+
+def test_the_verb_rehearses_a_study_and_prints_its_tables(tmp_path: Path) -> None:
+    text = """
+title = "small"
+[[model]]
+name = "resnet"
+model = "nowhere"
+[[task]]
+name = "images"
+data = { data = "nowhere" }
+[[tuning]]
+name = "LP"
+method = "ce"
+settings = { probe.epochs = 1, probe.least_steps = 0 }
+"""
+    path = tmp_path / "study.toml"
+    path.write_text(text)
+    done = CliRunner().invoke(cli, ["transfer", str(path), "--stand-in", "--silent", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "| resnet | LP |" in done.output
+    [record] = (tmp_path / "out" / "cells").iterdir()
+    assert json.loads(record.read_text())["rows"][0]["domain"] == "in-domain"
