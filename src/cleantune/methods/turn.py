@@ -5,8 +5,10 @@ epoch: cross-entropy of every sample, a two-component mixture per class, keep wh
 classes, one epoch of full fine-tuning on it. The preset `paper` is that, to the letter of spec section 1.
 
 Differs from the paper, by default (the evidence is in dev/LOG.md):
-- who judges: a fresh GCE probe on the features of the moment, by its mean loss over the second half of its epochs,
-  instead of the fine-tuned model itself, which has learned what it is to judge;
+- who judges: a fresh GCE probe on the features of the moment, by its mean prediction over the second half of its
+  epochs, instead of the fine-tuned model itself, which has learned what it is to judge;
+- what is trusted: labels that this probe predicts (`select`), instead of those a mixture of losses finds probable. The
+  mixture keeps too many where most labels are wrong and too few where most are right;
 - how much: a budget of sample visits spent on what is trusted, so that less trust means more passes, in two
   cleansings instead of four;
 - the head that is fine-tuned begins at zero, not at the probe's, whose large scores wreck the first steps;
@@ -43,8 +45,11 @@ class TURN:
     """What the probes train: a linear head, or the MLP head of `mlp` or `nmtune`, by their defaults."""
     q: Annotated[float, Interval(0.0, 1.0)] = 0.7
     """Exponent of the probe's GCE."""
+    select: Literal["agreement", "mixture"] = "agreement"
+    """What is trusted: labels that the probe predicts, or labels that a mixture of losses finds probable, as in the
+    paper. Where the tuned model judges (no `reprobe`, or scope `head`) it is always the mixture."""
     tau: Annotated[float, Interval(0.0, 1.0)] = 0.3
-    """A label is trusted above this probability of being right."""
+    """With the mixture: a label is trusted above this probability of being right."""
     balance: str = "all"
     """How the classes are evened out: all, quantile:RHO, floor:K or strict (the paper's minimum)."""
     reprobe: bool = True
@@ -76,6 +81,7 @@ class TURN:
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: TURN(
+            select="mixture",
             balance="strict",
             reprobe=False,
             average=False,
@@ -92,7 +98,7 @@ class TURN:
         """Probe, then tune; with reprobe each cleansing has a phase, and a probe before and after it."""
         reshape = None if self.head == "linear" else self.nmtune().reshape
         probe = Phase("probe", "head", self.probe, self.probe_epoch, reshape=reshape)
-        if not self.reprobe or self.scope == "head":
+        if not self.probes_judge:
             return (probe, Phase("tune", self.scope, self.tune, self.tune_epoch, head="same"))
         once = replace(self.tune, epochs=1)
         again = replace(probe, stage=replace(self.probe, weight_decay=self.reprobe_decay / self.probe.learning_rate))
@@ -130,19 +136,30 @@ class TURN:
         if self.average:
             p_clean = run.ledger.average("p_clean", p_clean)
         run.ledger.write("p_clean", p_clean)
-        keep = rescue(p_clean > self.tau, loss, run.y, run.classes)
+        keep = rescue(self.trusted(run, p_clean), loss, run.y, run.classes)
         plan = Plan.of(balanced(keep, run.y, run.classes, parse_balance(self.balance), run.rng))
         run.learn(run.net, self.tune_loss, plan, passes=self.visits(run, plan))
 
+    @property
+    def probes_judge(self) -> bool:
+        """Whether the last probe judges, and not the model as it is."""
+        return self.reprobe and self.scope == "all"
+
+    def trusted(self, run: Run, p_clean: Tensor) -> Tensor:
+        """Whether each label [N] is trusted: the last probe predicts it, or it is probably right."""
+        if self.probes_judge and self.select == "agreement":
+            return run.ledger["late_p"].argmax(1) == run.y
+        return p_clean > self.tau
+
     def judged(self, run: Run) -> Tensor:
         """Cross-entropy of every sample [N], by the last probe over its later epochs, or by the model as it is."""
-        if self.reprobe and self.scope == "all":
+        if self.probes_judge:
             return run.ledger["late_loss"]
         return run.score(lambda y, logits: losses.cross_entropy(logits, y), run.net)
 
     def visits(self, run: Run, plan: Plan) -> float:
         """Passes over the plan: as many as were asked for, or what this part of the budget pays."""
-        if not self.reprobe or self.scope == "head":
+        if not self.probes_judge:
             return self.passes
         start, end = self.spans()[1 if run.touched else 0] if self.tune.epochs > 1 else (0.0, 1.0)
         return (end - start) * self.budget * len(run.y) / int(plan.keep.sum())
