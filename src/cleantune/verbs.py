@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 import click
 
+from cleantune.auditing import verb as audit_verbs
 from cleantune.compare import verb as compare_verb
 from cleantune.config import ModelSpec, RunSpec
 from cleantune.data import DataSpec
@@ -264,8 +265,13 @@ compare = compare_verb.with_options(
     {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
 )
 
+audit = options_of(DataSpec)(options_of(ModelSpec)(options_of(RunSpec)(audit_verbs.audit)))
+
 VERBS: dict[str, click.Command] = {
     "fit": fit,
+    "audit": audit,
+    "review": audit_verbs.review,
+    "apply": audit_verbs.apply,
     "predict": predict,
     "report": report,
     "compare": compare,
