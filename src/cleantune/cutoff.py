@@ -1,20 +1,23 @@
 """The cut-off: from class probabilities and given labels to a calibrated probability that each label is wrong.
 
-A network or probe that learned noisy labels gives p(x). Where the true label were the only thing it is unsure of, the true
-class would follow softmax(s log p(x)), with a sharpness s above 1: wrong labels flatten probabilities. Beside it stands a
-model of the noise, T_kj(x), the chance that class k was written as j. Both together explain the given label,
+A network or probe that learned noisy labels gives p(x). Where the true label were the only thing it is unsure of,
+the true class would follow softmax(s log p(x)), with a sharpness s above 1: wrong labels flatten probabilities.
+Beside it stands a model of the noise, T_kj(x), the chance that class k was written as j. Both together explain the
+given label,
 
     P(given = j | x) = sum_k softmax(s log p(x))_k T_kj(x),
 
 and Bayes' rule turns them into the probability that the given label is wrong.
 
-Labels alone cannot tell an unsure model from an uncertain label: every s that is too small explains noise as the model's
-doubt. Two settings are told apart by where the probabilities come from:
+Labels alone cannot tell an unsure model from an uncertain label: every s that is too small explains noise as the
+model's doubt. Two settings are told apart by where the probabilities come from:
 
-- `probe`: leave-one-out probabilities of a linear probe on frozen features (`leave_one_out`). They are calibrated to the
-  given labels by construction, and the noise does not depend on how hard a sample is; s is fitted with T by likelihood.
+- `probe`: leave-one-out probabilities of a linear probe on frozen features (`leave_one_out`). They are calibrated
+  to the given labels by construction, and the noise does not depend on how hard a sample is; s is fitted with T by
+  likelihood.
 - `network`: out-of-sample probabilities of networks that learned the noisy labels whole. They partly learn people's
-  mistakes, so the noise may rise with hardness; s is 2 / (1 - d), d the share of labels that the network contradicts.
+  mistakes, so the noise may rise with hardness; s is 2 / (1 - d), d the share of labels that the network
+  contradicts.
 
 The interval repeats the fit over a range of s and takes each label's lowest and highest probability.
 """
@@ -204,7 +207,7 @@ def noise_models(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], source: Source) 
         first = fit_noise(p, y)
         s = first.sharpness
         low, high = (fit_noise(p, y, factor * s) for factor in PROBE_RANGE)
-        return [first, low, high, fit_noise(p, y, s, STRATA)]
+        return [first, low, high, fit_noise(p, y, PROBE_RANGE[1] * s, STRATA)]
     seen = min(contradicted(p, y), 0.9)
     middle = math.sqrt(SHARPNESS * SHARPNESS_RANGE[0]), math.sqrt(SHARPNESS * SHARPNESS_RANGE[1])
     return [fit_noise(p, y, s / (1 - seen), STRATA) for s in (SHARPNESS, *SHARPNESS_RANGE, *middle)]

@@ -1,8 +1,9 @@
 """Probabilities of every sample's classes that were not learned from its own label, without cross-validation.
 
-A ridge probe has its leave-one-out scores in closed form: with the hat values h = diag(X (X'X + l I)^-1 X'), the score that
-sample i would get from a probe fitted without it is (f_i - h_i y_i) / (1 - h_i). Neighbours' votes leave the sample out by
-themselves. A softmax over a weighted sum of both, whose few weights are fitted to the given labels, makes probabilities.
+A ridge probe has its leave-one-out scores in closed form: with the hat values h = diag(X (X'X + l I)^-1 X'), the
+score that sample i would get from a probe fitted without it is (f_i - h_i y_i) / (1 - h_i). Neighbours' votes leave
+the sample out by themselves. A softmax over a weighted sum of both, whose few weights are fitted to the given
+labels, makes probabilities.
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ class Separation(NamedTuple):
         return 1 - self.with_labels > CONTRADICTED and self.doubt > DOUBT
 
 
-DOUBT = 0.7
+DOUBT = 0.67
 """Above it features cannot tell; `benchmarks/audit.py` lists the value of every data set."""
 CONTRADICTED = 0.35
 """1 - kappa with the labels, below which features are good enough whatever the doubt."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ QUERIES = 500
 Progress = Callable[[int, int], None]
 
 
-class Graph(NamedTuple):
+@dataclass(frozen=True)
+class Graph:
     """The k nearest neighbours of every sample, nearest first; a sample is no neighbour of its own."""
 
     index: Int[Tensor, "N K"]
@@ -74,10 +76,11 @@ def neighbour_graph(
 
 def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None) -> Graph:
     try:
-        import faiss
+        import faiss  # type: ignore[import-not-found]
     except ImportError:
         raise UserError(
-            f"neighbours of {len(features):,} samples need faiss: pip install 'cleantune[faiss]', or audit fewer (--limit)"
+            f"neighbours of {len(features):,} samples need faiss: pip install 'cleantune[faiss]', or audit fewer"
+            " (--limit)"
         ) from None
     count, width = features.shape
     cells = max(1, int(4 * np.sqrt(count)))
@@ -127,15 +130,17 @@ def votes(graph: Graph, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, "N 
     """Share of each class among the neighbours' given labels, nearer ones weighing more (exp(10 cos))."""
     weight = torch.exp(10 * (graph.similarity - graph.similarity[:, :1]))
     out = torch.zeros(len(y), classes).scatter_add_(1, y[graph.index], weight)
-    return out / weight.sum(1, keepdim=True)
+    share: Tensor = out / weight.sum(1, keepdim=True)
+    return share
 
 
-def near_duplicates(graph: Graph, closeness: float = 0.98) -> Int[Tensor, "M 2"]:
-    """Pairs of samples that are each other's neighbours and closer than this cosine; the smaller index first."""
+def near_duplicates(graph: Graph, closeness: float = 0.98) -> tuple[Int[Tensor, "M 2"], Float[Tensor, " M"]]:
+    """Pairs of neighbours at least this close, the smaller index first, and their cosines."""
     rows = torch.arange(len(graph.index))[:, None].expand_as(graph.index)
     close = graph.similarity >= closeness
     pairs = torch.stack([rows[close], graph.index[close]], 1).sort(dim=1).values
-    return torch.unique(pairs, dim=0)
+    unique, place = torch.unique(pairs, dim=0, return_inverse=True)
+    return unique, torch.zeros(len(unique)).scatter_reduce_(0, place, graph.similarity[close], "amax")
 
 
 def outliers(graph: Graph) -> Float[Tensor, " N"]:

@@ -265,7 +265,7 @@ compare = compare_verb.with_options(
     {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
 )
 
-audit = options_of(DataSpec)(options_of(ModelSpec)(options_of(RunSpec)(audit_verbs.audit)))
+audit: click.Command = options_of(DataSpec)(options_of(ModelSpec)(options_of(RunSpec)(audit_verbs.audit)))  # type: ignore[assignment]
 
 VERBS: dict[str, click.Command] = {
     "fit": fit,

@@ -131,11 +131,21 @@ def judge_probabilities(
     spread = _Spread(models, some, given, classes)
     low, high = spread.around(rate, count)
     return Verdict(
-        score, p_wrong, p_wrong >= cut, seen.suggested, seen.confidence, cut, rate, (low, high),
-        spread.by_class(seen.wrong, y), _rows(seen.joint), spread.transition(_rows(seen.joint), seen.joint.sum(1)), doubt,
+        score,
+        p_wrong,
+        p_wrong >= cut,
+        seen.suggested,
+        seen.confidence,
+        cut,
+        rate,
+        (low, high),
+        spread.by_class(seen.wrong, y),
+        _rows(seen.joint),
+        spread.transition(_rows(seen.joint), seen.joint.sum(1)),
+        doubt,
         {"self_confidence": seen.own, "confident_learning": seen.confident, "gce_mixture": seen.mixture},
         sharpness=models[0].sharpness,
-    )  # fmt: skip
+    )
 
 
 def tensor(p: Any) -> Tensor:

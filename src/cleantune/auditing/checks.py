@@ -20,7 +20,9 @@ def checked_probabilities(p: Any, name: str) -> Any:
     """
     p = _array(p)
     if p.ndim != 2 or p.shape[1] < 2 or not len(p):
-        raise UserError(f"{name} has the shape {list(p.shape)}; it must be [N, C] with at least one row and two classes")
+        raise UserError(
+            f"{name} has the shape {list(p.shape)}; it must be [N, C] with at least one row and two classes"
+        )
     step = max(256, 8_000_000 // p.shape[1])
     for start in range(0, len(p), step):
         block = np.asarray(p[start : start + step], dtype=np.float32)
@@ -67,7 +69,9 @@ def checked_labels(
     """
     given = np.asarray(labels)
     if given.ndim != 1 or len(given) != count:
-        raise UserError(f"labels have the shape {list(given.shape)}, but there are {count} rows; one label a row is needed")
+        raise UserError(
+            f"labels have the shape {list(given.shape)}, but there are {count} rows; one label a row is needed"
+        )
     if given.dtype.kind == "f" and np.isfinite(given).all() and (given == given.astype(np.int64)).all():
         given = given.astype(np.int64)
     listed = given.tolist()
@@ -78,8 +82,8 @@ def checked_labels(
         wrong = [i for i, v in enumerate(listed) if not isinstance(v, int) or not 0 <= v < classes]
         if wrong:
             raise UserError(
-                f"labels: row {wrong[0]} is {listed[wrong[0]]!r}; beside probabilities of {classes} classes labels are the"
-                f" numbers 0 to {classes - 1}"
+                f"labels: row {wrong[0]} is {listed[wrong[0]]!r}; beside probabilities of {classes} classes labels are"
+                f" the numbers 0 to {classes - 1}"
             )
         values: tuple[Any, ...] = tuple(range(classes))
         return given.astype(np.int64), tuple(map(str, values)), values
@@ -90,9 +94,7 @@ def checked_labels(
     return np.array([number[v] for v in listed], dtype=np.int64), tuple(map(str, values)), values
 
 
-def checked_annotators(
-    others: np.ndarray | None, values: tuple[Any, ...], count: int
-) -> Int[np.ndarray, "A N"] | None:
+def checked_annotators(others: np.ndarray | None, values: tuple[Any, ...], count: int) -> Int[np.ndarray, "A N"] | None:
     """Further labels as numbers, -1 where there is none or another class.
 
     Raises:
@@ -110,4 +112,8 @@ def checked_annotators(
 def _array(value: Any) -> Any:
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
-    return value if isinstance(value, np.ndarray) or (hasattr(value, "shape") and hasattr(value, "dtype")) else np.asarray(value)
+    return (
+        value
+        if isinstance(value, np.ndarray) or (hasattr(value, "shape") and hasattr(value, "dtype"))
+        else np.asarray(value)
+    )

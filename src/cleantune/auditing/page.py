@@ -56,4 +56,5 @@ def _table(path: Path, most: int) -> list[dict[str, Any]]:
     frame = frame.rename(columns={frame.columns[0]: "name"}) if path.name == "by_class.csv" else frame
     if path.name == "by_class.csv":
         frame = frame.sort_values("rate", ascending=False)
-    return frame.head(most).to_dict("records")
+    rows: list[dict[str, Any]] = frame.head(most).to_dict("records")  # type: ignore[assignment]
+    return rows

@@ -41,9 +41,17 @@ def tabulated(data: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_arrays(
-    features: Any, pred_probs: Any, labels: Any, annotators: np.ndarray | None, source: Source, trade: float,
-    out: str | Path | None, overwrite: bool, silent: bool,
-) -> Audit:  # fmt: skip
+    features: Any,
+    pred_probs: Any,
+    labels: Any,
+    annotators: np.ndarray | None,
+    source: Source,
+    trade: float,
+    out: str | Path | None,
+    overwrite: bool,
+    silent: bool,
+    came: dict[str, str] | None = None,
+) -> Audit:
     """The audit of features or probabilities with their labels."""
     start, console = time.perf_counter(), Console(silent)
     if pred_probs is not None:
@@ -62,7 +70,10 @@ def of_arrays(
     if out is None:
         return found
     folder = RunFolder(Path(out), overwrite=overwrite)
-    write_text(folder.path / "config.toml", tomli_w.dumps({"record": {"audit": "arrays", "versions": versions()}}))
+    write_text(
+        folder.path / "config.toml",
+        tomli_w.dumps({"record": {"audit": "arrays", "versions": versions()} | (came or {})}),
+    )
     return write(found, said, rows, folder.path, console, None)
 
 
@@ -86,33 +97,41 @@ def of_data(
             if "pred_probs" in held:
                 given = next((n for n in (table["data"].get("label"), "label", "labels", "given") if n in held), None)
                 if given is None:
-                    raise UserError(f"{data_path} has no array of labels; known: {', '.join(held)}; name it with --label")
+                    raise UserError(
+                        f"{data_path} has no array of labels; known: {', '.join(held)}; name it with --label"
+                    )
                 p, labels = file["pred_probs"], file[given]
-                return of_arrays(None, p, labels, None, source, trade, out, overwrite, silent)
+                came = {"source": str(Path(data_path).resolve()), "label": given}
+                return of_arrays(None, p, labels, None, source, trade, out, overwrite, silent, came)
     config = configure(table)
     data, _ = read_data(config, console)
     backbone = open_model(config.model, data.kind == "features")
     if backbone is not None:
         console.say(f"backbone {backbone.source}: {backbone.feature}, {backbone.width} numbers a sample")
-    others = _columns(config.data, data, annotators) if annotators else None
+    named = _columns(config.data, data, annotators)
     folder = RunFolder(out, overwrite=overwrite)
     material = gather(config, data, backbone, console)
-    read = _read(material.data)
+    read = read_rows(material.data)
     x = np.concatenate([np.asarray(material.features[s], np.float32) for s in read.splits])
-    if others is not None:
-        others = np.stack([[other.get((s, i), -1) for s, i in zip(read.rows.split, read.rows.ids.tolist(), strict=True)]
-                           for other in others])  # fmt: skip
+    keys = list(zip(read.rows.split, read.rows.ids.tolist(), strict=True))
+    others = np.array([[known.get(key, -1) for key in keys] for known in named]) if named else None
     y = torch.from_numpy(read.rows.y)
     with console.bar("neighbours") as told:
         said = judge_features(x, y, len(data.classes), trade=trade, annotators=others, progress=told)
-    record = {"audit": "data", "fingerprint": fingerprint(material), "data_fingerprint": data.fingerprint, "versions": versions()}  # fmt: skip
+    record = {
+        "audit": "data",
+        "fingerprint": fingerprint(material),
+        "data_fingerprint": data.fingerprint,
+        "versions": versions(),
+    }
     write_text(folder.path / "config.toml", tomli_w.dumps(to_table(config) | {"record": record}))
     found = audited(said, read.rows, data.kind, time.perf_counter() - start, leaks=_leaks(material, x, said, read))
     save_nets(folder.path / "model", [_net(said, material)], classes=data.classes, class_values=data.class_values)
     return write(found, said, read.rows, folder.path, console, material.data)
 
 
-def _read(data: Data) -> _Read:
+def read_rows(data: Data) -> _Read:
+    """The labels that an audit judges."""
     splits = [s for s in LISTED if s in data.rows]
     truth = None
     if any(s in data.truth for s in splits):
@@ -121,13 +140,17 @@ def _read(data: Data) -> _Read:
         np.concatenate([data.rows[s].ids for s in splits]),
         np.concatenate([np.full(len(data.rows[s]), s, dtype=object) for s in splits]),
         np.concatenate([data.rows[s].y for s in splits]).astype(np.int64),
-        truth, data.classes, data.class_values,
-    )  # fmt: skip
+        truth,
+        data.classes,
+        data.class_values,
+    )
     return _Read(rows, splits)
 
 
 def _columns(spec: Any, data: Data, names: list[str]) -> list[dict[tuple[str, Any], int]]:
     """For each annotator's column the class by split and id."""
+    if not names:
+        return []
     _, pieces, _ = assemble(spec)
     out = []
     for name in names:
@@ -145,7 +168,8 @@ def _columns(spec: Any, data: Data, names: list[str]) -> list[dict[tuple[str, An
 
 def _net(said: Verdict, material: Material) -> Net:
     """The ridge probe on the frozen backbone, its scores scaled as the audit weighs them."""
-    assert said.ridge is not None and said.stack is not None
+    assert said.ridge is not None
+    assert said.stack is not None
     ridge, weight = said.ridge, said.stack.weights[0]
     head = LinearHead(len(ridge.mean), len(ridge.bias), init="zeros", standardise=(ridge.mean, ridge.std))
     with torch.no_grad():
@@ -171,9 +195,15 @@ def _leaks(material: Material, x: np.ndarray, said: Verdict, read: _Read) -> lis
         best = (torch.nn.functional.normalize(f - mean, dim=1) @ known.T).max(1)
         for k in (best.values >= LEAK).nonzero().flatten().tolist():
             there = int(best.indices[k])
-            out.append({
-                "id": read.rows.ids[there], "other_id": ids[start + k], "split": read.rows.split[there],
-                "other_split": "test", "cosine": float(best.values[k]),
-                "label": read.rows.y[there], "other_label": int(material.data.rows["test"].y[start + k]),
-            })  # fmt: skip
+            out.append(
+                {
+                    "id": read.rows.ids[there],
+                    "other_id": ids[start + k],
+                    "split": read.rows.split[there],
+                    "other_split": "test",
+                    "cosine": float(best.values[k]),
+                    "label": read.rows.y[there],
+                    "other_label": int(material.data.rows["test"].y[start + k]),
+                }
+            )
     return out

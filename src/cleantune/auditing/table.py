@@ -39,12 +39,11 @@ class Rowed:
 
     def labels(self, codes: np.ndarray) -> np.ndarray:
         """The labels as the data write them; -1 is None."""
-        return np.array([*self.values, None], dtype=object)[codes]
+        written: np.ndarray = np.array([*self.values, None], dtype=object)[codes]
+        return written
 
 
-def audited(
-    said: Verdict, rows: Rowed, kind: str, seconds: float, leaks: list[dict[str, Any]] | None = None
-) -> Audit:
+def audited(said: Verdict, rows: Rowed, kind: str, seconds: float, leaks: list[dict[str, Any]] | None = None) -> Audit:
     """The verdict as tables."""
     import pandas as pd
 
@@ -54,34 +53,52 @@ def audited(
     duplicates = _duplicates(said, rows, leaks or [])
     frame = label_frame(said, rows)
     summary: dict[str, Any] = {
-        "audit": True, "kind": kind, "class_names": names, "samples": {"audited": len(rows.y)},
-        "seconds": round(seconds, 3), "cannot_tell": said.doubt or None,
+        "audit": True,
+        "kind": kind,
+        "class_names": names,
+        "samples": {"audited": len(rows.y)},
+        "seconds": round(seconds, 3),
+        "cannot_tell": said.doubt or None,
         "noise": {
-            "rate": said.rate if known else None, "low": said.interval[0] if known else None,
+            "rate": said.rate if known else None,
+            "low": said.interval[0] if known else None,
             "high": said.interval[1] if known else None,
         },
         "issues": {"count": int(said.issue.sum()), "cut": said.cut if known else None},
         "neighbours": None if said.graph is None else {"count": said.graph.index.shape[1], "recall": said.graph.recall},
-        "separation": None if said.separation is None else {
-            "between_probes": said.separation.between, "with_labels": said.separation.with_labels,
+        "separation": None
+        if said.separation is None
+        else {
+            "between_probes": said.separation.between,
+            "with_labels": said.separation.with_labels,
             "doubt": said.separation.doubt,
         },
         "sharpness": said.sharpness,
-        "duplicates": None if duplicates is None else {
-            "pairs": len(duplicates), "conflicting": int(duplicates["conflict"].sum()), "leaks": int(duplicates["leak"].sum()),
+        "duplicates": None
+        if duplicates is None
+        else {
+            "pairs": len(duplicates),
+            "conflicting": int(duplicates["conflict"].sum()),
+            "leaks": int(duplicates["leak"].sum()),
         },
         "outliers": None if "is_outlier" not in frame else int(frame["is_outlier"].sum()),
-    }  # fmt: skip
+    }
     if rows.truth is not None:
         summary["measured"] = _measured(said, rows)
     by_class = pd.DataFrame(said.by_class.numpy(), columns=["rate", "low", "high"], index=names) if known else None
     if by_class is not None:
         by_class.insert(0, "size", np.bincount(rows.y, minlength=len(names)))
     return Audit(
-        frame, said.rate if known else None, said.interval if known else None,
+        frame,
+        said.rate if known else None,
+        said.interval if known else None,
         pd.DataFrame(said.transition.numpy(), index=names, columns=names) if known else None,
-        said.doubt, by_class, pairs, duplicates, summary,
-    )  # fmt: skip
+        said.doubt,
+        by_class,
+        pairs,
+        duplicates,
+        summary,
+    )
 
 
 def label_frame(said: Verdict, rows: Rowed) -> Any:
@@ -89,13 +106,16 @@ def label_frame(said: Verdict, rows: Rowed) -> Any:
     import pandas as pd
 
     columns: dict[str, Any] = {
-        "id": rows.ids, "split": rows.split, "given_label": rows.labels(rows.y),
+        "id": rows.ids,
+        "split": rows.split,
+        "given_label": rows.labels(rows.y),
         "suggested_label": rows.labels(said.suggested.numpy()),
         "suggested_confidence": said.confidence.double().numpy(),
         "label_score": said.score.double().numpy(),
-        "p_wrong": said.p_wrong.double().numpy(), "p_clean": 1 - said.p_wrong.double().numpy(),
+        "p_wrong": said.p_wrong.double().numpy(),
+        "p_clean": 1 - said.p_wrong.double().numpy(),
         "is_label_issue": said.issue.numpy(),
-    }  # fmt: skip
+    }
     columns |= {name: score.double().numpy() for name, score in said.detectors.items()}
     if said.outlier is not None:
         alone = said.outlier.double().numpy()
@@ -116,10 +136,15 @@ def _pairs(said: Verdict, names: list[str]) -> Any:
     top = rate.flatten().topk(min(PAIRS, rate.numel() - len(names)))
     true, given = top.indices // len(names), top.indices % len(names)
     low, high = said.transition_interval[:, true, given]
-    return pd.DataFrame({
-        "true": [names[i] for i in true], "given": [names[i] for i in given], "rate": top.values.double().numpy(),
-        "low": low.double().numpy(), "high": high.double().numpy(),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "true": [names[i] for i in true],
+            "given": [names[i] for i in given],
+            "rate": top.values.double().numpy(),
+            "low": low.double().numpy(),
+            "high": high.double().numpy(),
+        }
+    )
 
 
 def _duplicates(said: Verdict, rows: Rowed, leaks: list[dict[str, Any]]) -> Any:
@@ -127,15 +152,18 @@ def _duplicates(said: Verdict, rows: Rowed, leaks: list[dict[str, Any]]) -> Any:
 
     if said.graph is None:
         return None
-    pairs = near_duplicates(said.graph).numpy()
+    found, cosine = near_duplicates(said.graph)
+    pairs = found.numpy()
     a, b = pairs[:, 0], pairs[:, 1]
-    place = {(int(i), int(j)): float(s) for i, js, ss in zip(range(len(rows.y)), said.graph.index, said.graph.similarity, strict=True)
-             for j, s in zip(js, ss, strict=True) if s >= 0.98}  # fmt: skip
     listed = {
-        "id": rows.ids[a], "other_id": rows.ids[b], "split": rows.split[a], "other_split": rows.split[b],
-        "cosine": [place.get((int(i), int(j)), place.get((int(j), int(i)), 1.0)) for i, j in pairs],
-        "label": rows.labels(rows.y[a]), "other_label": rows.labels(rows.y[b]),
-    }  # fmt: skip
+        "id": rows.ids[a],
+        "other_id": rows.ids[b],
+        "split": rows.split[a],
+        "other_split": rows.split[b],
+        "cosine": cosine.double().numpy(),
+        "label": rows.labels(rows.y[a]),
+        "other_label": rows.labels(rows.y[b]),
+    }
     frame = pd.DataFrame(listed)
     if leaks:
         more = pd.DataFrame(leaks)
@@ -159,8 +187,10 @@ def _measured(said: Verdict, rows: Rowed) -> dict[str, Any]:
         "auroc": metrics.auroc(said.score.double().numpy()[sure], right),
         "precision": hits / int(issue.sum()) if issue.any() else None,
         "recall": hits / int((~right).sum()) if (~right).any() else None,
-        "suggestion_accuracy": float((said.suggested.numpy()[sure] == rows.truth[sure])[~right].mean()) if (~right).any() else None,
-    }  # fmt: skip
+        "suggestion_accuracy": float((said.suggested.numpy()[sure] == rows.truth[sure])[~right].mean())
+        if (~right).any()
+        else None,
+    }
 
 
 def trusted_neighbours(said: Verdict, rows: Rowed) -> Any:
@@ -173,11 +203,18 @@ def trusted_neighbours(said: Verdict, rows: Rowed) -> Any:
     order = (~trusted).int().argsort(dim=1, stable=True)[:, :TRUSTED]
     chosen, sure = index.gather(1, order).numpy(), trusted.gather(1, order).numpy()
     ids, given = rows.ids.tolist(), rows.y
-    return pd.DataFrame({
-        "id": rows.ids,
-        "neighbours": [[str(ids[j]) for j, ok in zip(js, oks, strict=True) if ok] for js, oks in zip(chosen, sure, strict=True)],
-        "labels": [[str(rows.values[given[j]]) for j, ok in zip(js, oks, strict=True) if ok] for js, oks in zip(chosen, sure, strict=True)],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "id": rows.ids,
+            "neighbours": [
+                [str(ids[j]) for j, ok in zip(js, oks, strict=True) if ok] for js, oks in zip(chosen, sure, strict=True)
+            ],
+            "labels": [
+                [str(rows.values[given[j]]) for j, ok in zip(js, oks, strict=True) if ok]
+                for js, oks in zip(chosen, sure, strict=True)
+            ],
+        }
+    )
 
 
 def write(found: Audit, said: Verdict, rows: Rowed, folder: Path, console: Console, data: Data | None) -> Audit:
@@ -215,7 +252,8 @@ def words(found: Audit) -> list[str]:
             f"cannot tell how many of {count:,} labels are wrong: {found.cannot_tell}",
             "no label is called wrong; the list is ranked all the same. Try a stronger or better fitting --model.",
         ]
-    assert found.noise_rate is not None and found.noise_rate_interval is not None
+    assert found.noise_rate is not None
+    assert found.noise_rate_interval is not None
     low, high = found.noise_rate_interval
     return [
         f"noise rate {found.noise_rate:.1%} (95 % interval {low:.1%} to {high:.1%})",
@@ -227,4 +265,3 @@ def suspects(found_labels: Any) -> Any:
     """The rows that a person should look at: issues, or, where nothing can be told, the worst of all."""
     issues = found_labels[found_labels["is_label_issue"]]
     return issues if len(issues) else found_labels.head(max(100, len(found_labels) // 20))
-

@@ -96,9 +96,9 @@ def write_like(spec: DataSpec, noise: str, seed: int, out: str | Path) -> dict[s
         own = {split: piece for split, piece in pieces.items() if piece.part is part}
         table = _relabelled(part, own, noisy, columns)
         if len(parts) > 1:
-            table = _put(table, "split", pa.array(_split_names(part, own)))
+            table = put(table, "split", pa.array(_split_names(part, own)))
         if columns.kind == "image":
-            table = _moved(table, part, columns.sample, out)
+            table = moved_paths(table, part, columns.sample, out)
         tables.append(table)
     write_table(pa.concat_tables(tables, promote_options="default"), columns.kind, columns.sample, columns.label, out)
     return measured
@@ -127,8 +127,8 @@ def _relabelled(part: Part, pieces: dict[str, Piece], noisy: Data, columns: Colu
             given[piece.rows] = table[noisy.rows[split].y]
         if split in noisy.truth:
             true[piece.rows] = table[noisy.truth[split]]
-    relabelled = _put(part.table, columns.label, pa.array(given.tolist()))
-    return _put(relabelled, "true_label", pa.array(true.tolist())).replace_schema_metadata(None)
+    relabelled = put(part.table, columns.label, pa.array(given.tolist()))
+    return put(relabelled, "true_label", pa.array(true.tolist())).replace_schema_metadata(None)
 
 
 def _split_names(part: Part, pieces: dict[str, Piece]) -> list[str | None]:
@@ -138,13 +138,15 @@ def _split_names(part: Part, pieces: dict[str, Piece]) -> list[str | None]:
     return names.tolist()
 
 
-def _put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+def put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """The table with a column of this name, in the place of the one it has."""
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, values)
     return table.append_column(name, values)
 
 
-def _moved(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table:
+def moved_paths(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table:
+    """The table with paths of images relative to where it will lie."""
     if not (pa.types.is_string(table.column(column).type) or pa.types.is_large_string(table.column(column).type)):
         return table
     folder = out.parent
@@ -152,4 +154,4 @@ def _moved(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table:
         None if path is None else Path(os.path.relpath(part.folder / path, folder)).as_posix()
         for path in table.column(column).to_pylist()
     ]
-    return _put(table, column, pa.array(paths, pa.large_string()))
+    return put(table, column, pa.array(paths, pa.large_string()))
