@@ -15,7 +15,11 @@ from jaxtyping import install_import_hook
 
 # Shapes in signatures are checked while the tests run.
 hook = install_import_hook(
-    [f"cleantune.{name}" for name in ("losses", "mixture", "selection", "detect", "metrics")], "beartype.beartype"
+    [
+        f"cleantune.{name}"
+        for name in ("losses", "mixture", "selection", "detect", "metrics", "cutoff", "neighbours", "leave_one_out")
+    ],
+    "beartype.beartype",
 )
 
 torch.set_num_threads(1)

@@ -19,6 +19,9 @@ model's doubt. Two settings are told apart by where the probabilities come from:
   mistakes, so the noise may rise with hardness; s is 2 / (1 - d), d the share of labels that the network
   contradicts.
 
+A probe cannot level off below 1 as a network can, so that the plateau which noise leaves falls to T. Probabilities
+that are calibrated to noisy labels perfectly would be explained by s = 1 and no noise at all: take `network` for them.
+
 The interval repeats the fit over a range of s and takes each label's lowest and highest probability.
 """
 

@@ -87,7 +87,7 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
 
 
 def _block(features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    x = torch.as_tensor(np.asarray(features[start : start + BLOCK], dtype=np.float32))
+    x = torch.from_numpy(np.array(features[start : start + BLOCK], dtype=np.float32))
     target = functional.one_hot(y[start : start + len(x)], len(prior)).float() - prior
     return (x - mean) / std, target
 
@@ -179,7 +179,7 @@ def separation(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float
     """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: 3 * THIRD]
     thirds = [part.sort().values for part in order.chunk(3)]
-    xs = [torch.as_tensor(np.asarray(features[part.numpy()], dtype=np.float32)) for part in thirds]
+    xs = [torch.from_numpy(np.array(features[part.numpy()], dtype=np.float32)) for part in thirds]
     mean, std = torch.cat(xs).mean(0), torch.cat(xs).std(0)
     std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))
     xs = [(x - mean) / std for x in xs]

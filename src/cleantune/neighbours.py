@@ -36,7 +36,7 @@ class Graph:
 
 def unit(features: Any, mean: Float[Tensor, " D"], start: int, end: int) -> Float[Tensor, "n D"]:
     """Centred rows of length 1."""
-    x = torch.as_tensor(np.asarray(features[start:end], dtype=np.float32)) - mean
+    x = torch.from_numpy(np.array(features[start:end], dtype=np.float32)) - mean
     return torch.nn.functional.normalize(x, dim=1)
 
 
@@ -87,7 +87,9 @@ def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None)
     rng = np.random.default_rng(0)
     some = np.sort(rng.choice(count, min(count, 40 * cells), replace=False))
     search = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
-    search.train(torch.nn.functional.normalize(torch.as_tensor(np.asarray(features[some], np.float32)) - mean).numpy())
+    search.train(
+        torch.nn.functional.normalize(torch.from_numpy(np.array(features[some], dtype=np.float32)) - mean).numpy()
+    )
     for start in range(0, count, 65536):
         search.add(unit(features, mean, start, min(start + 65536, count)).numpy())
     search.nprobe = min(cells, 32)
@@ -112,7 +114,7 @@ def _others(search: Any, x: np.ndarray, start: int, k: int) -> tuple[Tensor, Ten
 def _recall(features: Any, mean: Tensor, index: Tensor, asked: np.ndarray, k: int) -> float:
     """Share of the true neighbours of some samples that were found."""
     rows = torch.from_numpy(asked)
-    x = torch.nn.functional.normalize(torch.as_tensor(np.asarray(features[asked], np.float32)) - mean)
+    x = torch.nn.functional.normalize(torch.from_numpy(np.array(features[asked], dtype=np.float32)) - mean)
     best = torch.full((len(rows), k), -torch.inf)
     where = torch.zeros(len(rows), k, dtype=torch.int64)
     for start in range(0, len(features), 16384):

@@ -150,7 +150,7 @@ def judge_probabilities(
 
 def tensor(p: Any) -> Tensor:
     """A block of probabilities as float32."""
-    return torch.as_tensor(np.asarray(p, dtype=np.float32)) if not isinstance(p, Tensor) else p.float()
+    return torch.from_numpy(np.array(p, dtype=np.float32)) if not isinstance(p, Tensor) else p.float()
 
 
 @dataclass

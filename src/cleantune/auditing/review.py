@@ -61,7 +61,7 @@ class Session:
         )
 
     def page(self, asked: dict[str, str]) -> dict[str, Any]:
-        """Some suspects, filtered by given, suggested, score (low, high) and open (undecided): limit many from offset."""
+        """Some suspects by given, suggested, score (low, high) and open (undecided): limit many from offset."""
         rows, keep = self.rows, np.ones(len(self.rows), dtype=bool)
         for column in ("given", "suggested"):
             if asked.get(column):
