@@ -26,10 +26,13 @@ from cleantune.auditing.arrays import judge_features, judge_probabilities
 from cleantune.noise import flip, parse
 
 ARRAYS = {
-    "cifar10n-aggregate-swin": (0.92, 0.02), "cifar10n-aggregate-resnet18": (0.75, 0.02),
-    "cifar10n-worst-swin": (0.95, 0.03), "cifar10n-worst-resnet18": (0.88, 0.03),
-    "cifar10-synthetic20-swin": (0.985, 0.015), "cifar10-synthetic20-resnet18": (0.94, 0.02),
-}  # fmt: skip
+    "cifar10n-aggregate-swin": (0.92, 0.02),
+    "cifar10n-aggregate-resnet18": (0.75, 0.02),
+    "cifar10n-worst-swin": (0.95, 0.03),
+    "cifar10n-worst-resnet18": (0.88, 0.03),
+    "cifar10-synthetic20-swin": (0.985, 0.015),
+    "cifar10-synthetic20-resnet18": (0.94, 0.02),
+}
 """Needed F1, and how far the noise rate may be off."""
 GRID = (1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 3.0)
 LIMIT = 10_000
@@ -91,16 +94,40 @@ def arrays(said: argparse.Namespace) -> str:
         joint = compute_confident_joint(y, p)
         theirs = 1 - np.trace(joint) / joint.sum()
         low, high = found.interval
-        rows.append([
-            name, f"{f1(flags, wrong):.3f}", f"{100 * (theirs - wrong.mean()):+.1f}", f"{f1(p.argmax(1) != y, wrong):.3f}",
-            want, f"**{f1(found.issue.numpy(), wrong):.3f}**", f"±{100 * within:g}", f"**{100 * (found.rate - wrong.mean()):+.1f}**",
-            f"{low:.1%} to {high:.1%}", f"{wrong.mean():.1%}", "yes" if low <= wrong.mean() <= high else "no", f"{seconds:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{f1(flags, wrong):.3f}",
+                f"{100 * (theirs - wrong.mean()):+.1f}",
+                f"{f1(p.argmax(1) != y, wrong):.3f}",
+                want,
+                f"**{f1(found.issue.numpy(), wrong):.3f}**",
+                f"±{100 * within:g}",
+                f"**{100 * (found.rate - wrong.mean()):+.1f}**",
+                f"{low:.1%} to {high:.1%}",
+                f"{wrong.mean():.1%}",
+                "yes" if low <= wrong.mean() <= high else "no",
+                f"{seconds:.0f}",
+            ]
+        )
         scan[name] = [constant(p, y, wrong, s) for s in GRID]
     out = "## Probabilities of networks\n\nRate errors in points.\n\n" + table(
-        ["array", "cleanlab F1", "cleanlab rate", "F1 of model ≠ given", "needed F1", "F1", "needed rate", "rate",
-         "95 % interval", "true rate", "covered", "seconds"], rows,
-    )  # fmt: skip
+        [
+            "array",
+            "cleanlab F1",
+            "cleanlab rate",
+            "F1 of model ≠ given",
+            "needed F1",
+            "F1",
+            "needed rate",
+            "rate",
+            "95 % interval",
+            "true rate",
+            "covered",
+            "seconds",
+        ],
+        rows,
+    )
     return out + left_out(scan)
 
 
@@ -171,15 +198,30 @@ def features(said: argparse.Namespace) -> str:
         rate = (
             "cannot tell" if found.doubt else f"{found.rate:.1%} ({found.interval[0]:.1%} to {found.interval[1]:.1%})"
         )
-        rows.append([
-            name, *[f"{a:.3f} → **{b:.3f}**" for a, b in pairs], f"{seconds:.0f} → **{ours:.0f}**", f"{wrong.mean():.1%}",
-            rate, f"{found.separation.doubt:.2f}, {1 - found.separation.with_labels:.2f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                *[f"{a:.3f} → **{b:.3f}**" for a, b in pairs],
+                f"{seconds:.0f} → **{ours:.0f}**",
+                f"{wrong.mean():.1%}",
+                rate,
+                f"{found.separation.doubt:.2f}, {1 - found.separation.with_labels:.2f}",
+            ]
+        )
         print(rows[-1], flush=True)
     return "\n## Frozen features and labels alone\n\ncleanlab on 5-fold logistic regression → the audit.\n\n" + table(
-        ["data", "AUROC", "average precision", "F1 of the default cut", "seconds", "true rate", "our rate",
-         "doubt, contradicted"], rows,
-    )  # fmt: skip
+        [
+            "data",
+            "AUROC",
+            "average precision",
+            "F1 of the default cut",
+            "seconds",
+            "true rate",
+            "our rate",
+            "doubt, contradicted",
+        ],
+        rows,
+    )
 
 
 def sets(said: argparse.Namespace) -> Any:
@@ -282,9 +324,11 @@ def harm(said: argparse.Namespace) -> str:
             frame = pd.read_parquet(source)
             frame[~(frame["id"].astype(str).isin(bad) & (frame["split"] != "test"))].to_parquet(place / "clean.parquet")
             accuracy = [
-                cleantune.fit(data, encoder(said), out=place / out, method="gce", scope="head", silent=True, **options)
-                .summary["accuracy"]["last"] for data, out in ((source, "all"), (place / "clean.parquet", "cleaned"))
-            ]  # fmt: skip
+                cleantune.fit(
+                    data, encoder(said), out=place / out, method="gce", scope="head", silent=True, **options
+                ).summary["accuracy"]["last"]
+                for data, out in ((source, "all"), (place / "clean.parquet", "cleaned"))
+            ]
         rows.append(
             [
                 name,

@@ -142,18 +142,8 @@ def test_bad_input_is_one_sentence(said: dict[str, Any], names: str) -> None:
 def test_the_command_line_audits_and_writes_the_folder(run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["audit", str(run.parent / "e.npz"), "--out", str(tmp_path / "again"), "--silent"])
     assert done.exit_code == 0, done.output
-    for name in (
-        "labels.csv",
-        "transition.csv",
-        "by_class.csv",
-        "pairs.csv",
-        "duplicates.csv",
-        "report.html",
-        "config.toml",
-    ):
-        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes().replace(b"run", b"run") or name in (
-            "report.html", "config.toml",
-        )  # fmt: skip
+    for name in ("labels.csv", "transition.csv", "by_class.csv", "pairs.csv", "duplicates.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
     assert "About" in (run / "report.html").read_text()
     x = cleantune.load(run).features(ids=[5, 3])
     with np.load(run.parent / "e.npz") as file:
@@ -194,11 +184,11 @@ def test_apply_changes_the_decided_rows_alone(run: Path, tmp_path: Path) -> None
         want[3] = "cat"
         assert (after["label"] == want[keep]).all()
         np.testing.assert_array_equal(after["features"], before["features"][keep])
+    decide(tmp_path / "e.csv", [(3, "relabel", "dgo")])
+    decide(tmp_path / "f.csv", [(9999, "drop", "")])
     with pytest.raises(UserError, match="no class"):
-        decide(tmp_path / "e.csv", [(3, "relabel", "dgo")])
         applied(run, tmp_path / "e.csv", tmp_path / "x.npz")
     with pytest.raises(UserError, match='no row "9999"'):
-        decide(tmp_path / "f.csv", [(9999, "drop", "")])
         applied(run, tmp_path / "f.csv", tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
 

@@ -1,4 +1,4 @@
-"""What an audit is made of: detectors against cleanlab and loops, leave-one-out against refitting, neighbours against all pairs."""
+"""What an audit is made of, against cleanlab, loops, probes that are fitted again, and all pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cut-off: known noise is found, clean labels stay clean, probabilities are calibrated, and cuts are the best ones."""
+"""The cut-off: known noise is found, clean labels stay clean, probabilities come true, cuts are the best ones."""
 
 from __future__ import annotations
 
