@@ -34,7 +34,7 @@ ARRAYS = {
     "cifar10-synthetic20-resnet18": (0.94, 0.02),
 }
 """Needed F1, and how far the noise rate may be off."""
-GRID = (1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 3.0)
+GRID = (1.6, 1.8, 2.0, 2.2, 2.6)
 LIMIT = 10_000
 
 
@@ -156,9 +156,9 @@ def left_out(scan: dict[str, list[tuple[float, float]]]) -> str:
         cells = [f"{a:.3f}, {100 * b:+.1f}" for a, b in values]
         rows.append([name, *cells, GRID[chosen], f"{got[0]:.3f}, {100 * got[1]:+.1f}", passed])
     return (
-        "\n## The one constant of the cut-off\n\nSharpness is s / (1 - d) with s = 2 by default. F1 and error of the rate"
-        " (points) by s. Left out: the s that is best for the other five arrays (least sum of 1 - F1 and error of the"
-        " rate), what it gives on this one, and whether that meets what is needed.\n\n"
+        "\n## The one constant of the cut-off\n\nSharpness is s / (1 - d) with s = 2 by default. F1 and error of the"
+        " rate (points) by s. Left out: the s that is best for the other five arrays (least sum of 1 - F1 and error of"
+        " the rate), what it gives on this one, and whether that meets what is needed.\n\n"
         + table(["array", *[f"s = {s:g}" for s in GRID], "s of the others", "left out", "meets"], rows)
     )
 

@@ -135,7 +135,7 @@ def test_calibrated_probabilities_come_true() -> None:
 
 
 def test_the_model_is_fitted_on_a_bounded_part() -> None:
-    assert len(fitted_rows(1_000_000, 1000)) == 4000
+    assert len(fitted_rows(1_000_000, 1000)) == 2000
     assert len(fitted_rows(100, 10)) == 100
 
 

@@ -50,7 +50,7 @@ STRATA = 8
 FITTED = 12_000
 """Samples that the noise model is fitted on, at the most."""
 CELLS = 600_000
-"""Probabilities that the noise model is fitted on, at the most, as long as 4,000 samples are left."""
+"""Probabilities that the noise model is fitted on, at the most, as long as 2,000 samples are left."""
 PSEUDO = 0.2
 """Wrong labels that every pair of classes begins with."""
 TINY = 1e-6
@@ -187,7 +187,7 @@ def fit_noise(
 
 def fitted_rows(count: int, classes: int) -> Int[Tensor, " M"]:
     """The samples that a noise model is fitted on: all, or a random part, in their order."""
-    most = min(FITTED, max(CELLS // classes, 4000))
+    most = min(FITTED, max(CELLS // classes, 2000))
     if count <= most:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values

@@ -24,8 +24,6 @@ PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 BLOCK = 8192
 TRIED = 20_000
 """Samples that the penalty and the weights of the stack are chosen on, at the most."""
-FLOOR = 0.02
-"""Added to neighbours' votes before the logarithm."""
 
 
 class Ridge(NamedTuple):

@@ -21,10 +21,10 @@ from cleantune.cutoff import (
     label_scores,
     noise_models,
 )
-from cleantune.leave_one_out import FLOOR, Ridge, Separation, Stack, loo_ridge, separation, stack
+from cleantune.leave_one_out import Ridge, Separation, Stack, loo_ridge, separation, stack
 from cleantune.neighbours import Graph, Progress, neighbour_graph, outliers, votes
 
-BLOCK_CELLS = 4_000_000
+BLOCK_CELLS = 2_000_000
 """Probabilities that are in memory at a time."""
 NORMAL = 1.96
 """Standard errors of a 95 % interval."""
@@ -80,9 +80,8 @@ def judge_features(
     ridge = loo_ridge(features, y, classes)
     graph = neighbour_graph(features, ridge.mean, neighbours, progress=progress)
     share = votes(graph, y, classes)
-    parts = [ridge.loo, share, (share + FLOOR).log() / 5]
-    stacked = stack(parts, y)
-    p = torch.softmax(stacked(*parts), 1)
+    stacked = stack([ridge.loo, share], y)
+    p = torch.softmax(stacked(ridge.loo, share), 1)
     apart = separation(features, y, classes, ridge.penalty)
     doubt = ""
     if apart.cannot_tell:

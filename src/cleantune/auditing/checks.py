@@ -23,7 +23,7 @@ def checked_probabilities(p: Any, name: str) -> Any:
         raise UserError(
             f"{name} has the shape {list(p.shape)}; it must be [N, C] with at least one row and two classes"
         )
-    step = max(256, 8_000_000 // p.shape[1])
+    step = max(256, 2_000_000 // p.shape[1])
     for start in range(0, len(p), step):
         block = np.asarray(p[start : start + step], dtype=np.float32)
         total = block.sum(1)
