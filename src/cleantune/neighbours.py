@@ -76,7 +76,7 @@ def neighbour_graph(
 
 def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None) -> Graph:
     try:
-        import faiss  # type: ignore[import-not-found]
+        import faiss
     except ImportError:
         raise UserError(
             f"neighbours of {len(features):,} samples need faiss: pip install 'cleantune[faiss]', or audit fewer"

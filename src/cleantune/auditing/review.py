@@ -143,7 +143,7 @@ class Session:
     def undo(self) -> dict[str, Any]:
         """Take the last decision back."""
         last = self.decisions.undo()
-        match = (
+        match: Any = (
             [] if last is None else np.flatnonzero((self.rows["id"] == last.id) & (self.rows["split"] == last.split))
         )
         return self.state() | {"row": int(match[0]) if len(match) else None}
