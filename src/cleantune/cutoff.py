@@ -49,12 +49,12 @@ STRATA = 8
 """Levels of hardness by which the noise of a network may differ."""
 FITTED = 12_000
 """Samples that the noise model is fitted on, at the most."""
-CELLS = 600_000
+CELLS = 400_000
 """Probabilities that the noise model is fitted on, at the most, as long as 2,000 samples are left."""
 PSEUDO = 0.2
 """Wrong labels that every pair of classes begins with."""
 TINY = 1e-6
-_STEPS = 40
+_STEPS, _FEW = 40, 12
 _FAR = -1e9
 
 
@@ -127,7 +127,11 @@ def _joint(lp: Tensor, y: Tensor, s: Tensor | float, nu: Tensor, others: Tensor,
 
 
 def fit_noise(
-    p: Float[Tensor, "N C"], y: Int[Tensor, " N"], sharpness: float | None = None, strata: int = 1
+    p: Float[Tensor, "N C"],
+    y: Int[Tensor, " N"],
+    sharpness: float | None = None,
+    strata: int = 1,
+    begin: NoiseModel | None = None,
 ) -> NoiseModel:
     """The noise model of highest likelihood, by L-BFGS.
 
@@ -138,6 +142,7 @@ def fit_noise(
         p: Probabilities, none of which was learned from its own label.
         y: Given labels.
         sharpness: s; None fits it.
+        begin: A fitted model to go on from, for a few steps.
         strata: Levels of hardness; with more than one, wrong labels may also follow the sample's own probabilities.
     """
     lp, classes, count = _log(p), p.shape[1], len(y)
@@ -150,8 +155,10 @@ def fit_noise(
         seen = torch.zeros(classes, classes).index_add_(0, y, m).T * (1 - torch.eye(classes))
         start = (seen + PSEUDO + 0.05 * seen.sum(1, keepdim=True) / classes).log()
         half = min(max(0.5 * float((m.argmax(1) != y).float().mean()), 0.01), 0.49)
+    if begin is not None:
+        start, half = begin.others.clamp(min=1e-9).log(), float(torch.sigmoid(begin.hardness.mean()))
     named = start.contiguous().clone().requires_grad_()
-    rate = torch.zeros(classes, requires_grad=True)
+    rate = (torch.zeros(classes) if begin is None else begin.rate.clone()).requires_grad_()
     level = torch.full((strata,), math.log(half / (1 - half)), requires_grad=True)
     log_s = torch.tensor(math.log(sharpness or SHARPNESS), requires_grad=sharpness is None)
     local = torch.tensor(-1.0, requires_grad=strata > 1)
@@ -169,7 +176,9 @@ def fit_noise(
         return out - 2 * (log_s - math.log(1.5)).square() if sharpness is None else out
 
     free = [v for v in (named, rate, level, log_s, local, local_log_s) if v.requires_grad]
-    search = torch.optim.LBFGS(free, max_iter=_STEPS, history_size=10, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        free, max_iter=_STEPS if begin is None else _FEW, history_size=10, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         search.zero_grad()
@@ -209,8 +218,8 @@ def noise_models(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], source: Source) 
     if source == "probe":
         first = fit_noise(p, y)
         s = first.sharpness
-        low, high = (fit_noise(p, y, factor * s) for factor in PROBE_RANGE)
-        return [first, low, high, fit_noise(p, y, PROBE_RANGE[1] * s, STRATA)]
+        low, high = (fit_noise(p, y, factor * s, begin=first) for factor in PROBE_RANGE)
+        return [first, low, high, fit_noise(p, y, PROBE_RANGE[1] * s, STRATA, first)]
     seen = min(contradicted(p, y), 0.9)
     middle = math.sqrt(SHARPNESS * SHARPNESS_RANGE[0]), math.sqrt(SHARPNESS * SHARPNESS_RANGE[1])
     return [fit_noise(p, y, s / (1 - seen), STRATA) for s in (SHARPNESS, *SHARPNESS_RANGE, *middle)]
