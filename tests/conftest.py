@@ -15,7 +15,12 @@ from jaxtyping import install_import_hook
 
 # Shapes in signatures are checked while the tests run.
 hook = install_import_hook(
-    [f"cleantune.{name}" for name in ("losses", "mixture", "selection", "detect", "metrics", "spectrum")],
+    [
+        f"cleantune.{name}"
+        for name in (
+            "losses", "mixture", "selection", "detect", "metrics", "spectrum", "cutoff", "neighbours", "leave_one_out",
+        )
+    ],
     "beartype.beartype",
 )
 

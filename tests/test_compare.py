@@ -406,7 +406,7 @@ def test_a_folder_with_something_in_it_is_refused_and_nothing_is_lost(tmp_path: 
     assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("[method]\nname = 'ce'\n")
-    with pytest.raises(UserError, match="holds another kind of run"):
+    with pytest.raises(UserError, match="holds run and no matrix"):
         small(tmp_path / "run", overwrite=True)
 
 

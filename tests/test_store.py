@@ -81,7 +81,7 @@ def test_overwrite_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
         RunFolder(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
     (tmp_path / "config.toml").write_text("[matrix]\n")
-    with pytest.raises(UserError, match="another kind of run"):
+    with pytest.raises(UserError, match="holds matrix and no run"):
         RunFolder(tmp_path, overwrite=True)
     (tmp_path / "config.toml").write_text("[method]\n")
     (tmp_path / "summary.json").write_text("{}")

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cleantune.auditing import Audit, audit
     from cleantune.compare import Comparison, compare
     from cleantune.errors import UserError
     from cleantune.main_job import Result, fit
@@ -22,13 +23,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 __version__ = "0.1.0"
-__all__ = ["Comparison", "Model", "Result", "UserError", "compare", "fit", "load"]
+__all__ = ["Audit", "Comparison", "Model", "Result", "UserError", "audit", "compare", "fit", "load"]
 
 _HOMES = {
     "fit": ("cleantune.main_job", "fit"),
     "Result": ("cleantune.main_job", "Result"),
     "load": ("cleantune.predict", "load"),
     "Model": ("cleantune.predict", "Model"),
+    "audit": ("cleantune.auditing", "audit"),
+    "Audit": ("cleantune.auditing", "Audit"),
     "compare": ("cleantune.compare", "compare"),
     "Comparison": ("cleantune.compare", "Comparison"),
     "UserError": ("cleantune.errors", "UserError"),

@@ -17,6 +17,11 @@ VERBS: dict[str, dict[str, str]] = {
         "predict": "Predict with the model of a run.",
         "report": "Build the report of a run anew.",
     },
+    "Wrong labels": {
+        "audit": "Find the wrong labels and say how many there are, without fine-tuning.",
+        "review": "Decide on suspects in a page on this machine: keep, relabel, drop, unsure.",
+        "apply": "Write the data with the decisions of a review in it.",
+    },
     "Studies": {
         "compare": "Methods x scopes x noises x models x seeds under equal conditions, as one table.",
         "evaluate": "Measure finished runs on their test split and on other domains, as one table.",

@@ -1,9 +1,16 @@
-"""Detectors as pure functions: how probably each given label is right."""
+"""Detectors as pure functions: how probably each given label is right.
+
+Those that end in `_score` give 0..1, lower is worse; the default of an audit is `cutoff.label_scores`.
+"""
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from cleantune import losses
+from cleantune.mixture import class_mixtures
 
 
 def margin(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -28,3 +35,113 @@ def self_confidence(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tens
 def nats(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Cross-entropy of each given label, -log p_y in nats; a probability of zero counts as 1e-30."""
     return -self_confidence(p, y).clamp(min=1e-30).log()
+
+
+def trajectory_margin_score(p: Float[Tensor, "E N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Margin averaged over a probe's epochs, brought to 0..1.
+
+    Args:
+        p: Probabilities by epoch; early epochs have not learned wrong labels yet, so no cross-validation is needed.
+        y: Given labels.
+
+    Source: arXiv:2510.16211; the area under the margin, arXiv:2001.10528.
+    """
+    return (torch.stack([margin(epoch, y) for epoch in p]).mean(0) + 1) / 2
+
+
+def trajectory_confidence_score(p: Float[Tensor, "E N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Self-confidence averaged over a probe's epochs."""
+    return torch.stack([self_confidence(epoch, y) for epoch in p]).mean(0)
+
+
+def gce_mixture_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], q: float = 0.7) -> Float[Tensor, " N"]:
+    """Posterior of the low component of each class's mixture of GCE losses.
+
+    Args:
+        p: Class probabilities.
+        y: Given labels.
+        q: Exponent of the loss.
+
+    Source: TURN's cleansing (arXiv:2310.17668) on the loss L_q (arXiv:1805.07836).
+    """
+    loss = losses.gce(p.clamp(min=1e-30).log(), y, q)
+    return class_mixtures(loss, y, p.shape[1], max_iter=200, tol=1e-6).posterior(loss, y)
+
+
+def agreement_score(votes: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Share of the neighbours' votes that are for the given label.
+
+    Args:
+        votes: From `neighbours.votes`.
+        y: Given labels.
+
+    Source: SimiFeat's vote (arXiv:2110.06283), with soft weights.
+    """
+    return self_confidence(votes, y)
+
+
+def distance_ratio_score(
+    index: Int[Tensor, "N K"], similarity: Float[Tensor, "N K"], y: Int[Tensor, " N"]
+) -> Float[Tensor, " N"]:
+    """Nearest sample of another label against the nearest of the same: d_other^2 / (d_same^2 + d_other^2).
+
+    Args:
+        index: Neighbours, nearest first.
+        similarity: Their cosines; 1 - cosine is the distance.
+        y: Given labels. A label that no neighbour has (or that all have) counts as farther than the last neighbour.
+
+    Source: SelfClean (arXiv:2305.17048); Differs: distances are looked up among K neighbours, never in an N x N matrix.
+    """
+    distance = (1 - similarity).clamp(min=1e-12)
+    same = y[index] == y[:, None]
+    far = 2 * distance[:, -1]
+    near_same = torch.where(same, distance, far[:, None]).min(1).values.square()
+    near_other = torch.where(~same, distance, far[:, None]).min(1).values.square()
+    return near_other / (near_same + near_other)
+
+
+def confident_thresholds(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " C"]:
+    """Mean self-confidence of each class's given labels; 1 of a class without any.
+
+    Source: confident learning, arXiv:1911.00068, equation 2.
+    """
+    classes = p.shape[1]
+    own = self_confidence(p, y).double()
+    size = torch.bincount(y, minlength=classes)
+    mean = torch.zeros(classes, dtype=torch.float64).index_add_(0, y, own) / size.clamp(min=1)
+    return torch.where(size > 0, mean, torch.ones_like(mean))
+
+
+def confident_learning_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Self-confidence adjusted by the class's threshold and normalised, as confident learning ranks.
+
+    Equals cleanlab's `get_label_quality_scores(..., adjust_pred_probs=True)`.
+
+    Source: arXiv:1911.00068, section 4; cleanlab 2.9.0.
+    """
+    adjusted = p.double() - confident_thresholds(p, y)
+    adjusted = adjusted + confident_thresholds(p, y).max()
+    adjusted = adjusted / adjusted.sum(1, keepdim=True)
+    return self_confidence(adjusted, y)
+
+
+def margin_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """The normalised margin brought to 0..1; equals cleanlab's `normalized_margin`."""
+    return (margin(p, y) + 1) / 2
+
+
+def confident_joint(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Int[Tensor, "C C"]:
+    """Counts of samples given as j (rows) that are confidently k (columns).
+
+    A sample is confidently the most probable class where it reaches the thresholds of several, that class where it
+    reaches one, and none where it reaches none. Every class has at least one sample on the diagonal. Equals
+    cleanlab's `compute_confident_joint(..., calibrate=False)`.
+
+    Source: arXiv:1911.00068, equation 1.
+    """
+    reached: Bool[Tensor, "N C"] = p.double() >= confident_thresholds(p, y) - 1e-6
+    how_many = reached.sum(1)
+    best = torch.where(how_many > 1, p.argmax(1), reached.int().argmax(1))
+    sure, classes = how_many > 0, p.shape[1]
+    joint = torch.bincount(y[sure] * classes + best[sure], minlength=classes * classes).view(classes, classes)
+    return torch.maximum(joint, torch.eye(classes, dtype=joint.dtype))

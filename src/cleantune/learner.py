@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -42,7 +43,9 @@ def standardisation(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, "
 
 def _blocks(features: Any, count: int) -> Any:
     for start in range(0, count, _BLOCK):
-        yield torch.as_tensor(features[start : start + _BLOCK]).double()
+        block = features[start : start + _BLOCK]
+        # A memory map is copied: torch has no tensors that must not be written to.
+        yield (block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))).double()
 
 
 class LinearHead(nn.Module):

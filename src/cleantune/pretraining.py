@@ -129,6 +129,7 @@ def _run(config: Config, folder: RunFolder, console: Console) -> Pretrained:
     material = decoded(config, data, made, console, precisions(folder), trains=True)
     leave_out(material, config.run.max_bad, console, "summary.json")
     todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]
+    folder.clear()
     write_config(folder, config, todo, material)
     loop = _loop(config, material, made)
     loop.started = start

@@ -94,17 +94,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a folder with this config.toml holds: audit, matrix, reproduction, search, run, or something else."""
+    if "audit" in config.get("record", {}):
+        return "audit"
+    marks = {"matrix": "matrix", "stand_in": "reproduction", "search": "search", "method": "run"}
+    return next((kind for key, kind in marks.items() if key in config), "something else")
+
+
 class RunFolder:
     """One run's folder. Nothing is written into it except through here, and nothing is half written."""
 
-    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False, mark: str = "method") -> None:
+    def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False, kind: str = "run") -> None:
         """Open the folder for a run.
 
         Args:
             path: Made where it is missing.
             resume: Take what is there as the run's own.
             overwrite: What is there goes once `clear` is called, so that a run that cannot begin costs nothing.
-            mark: The key by which config.toml tells this kind of run from others.
+            kind: What will stand in it, as `kind_of` says: only what is of the same kind is ever removed.
 
         Raises:
             UserError: It holds something already and neither resume nor overwrite was asked for; or overwrite was, and
@@ -121,26 +129,28 @@ class RunFolder:
                 f"--out {path} is not empty; go on with --resume, start anew with --overwrite, or name another"
             )
         if there and overwrite and not resume:
-            self._refuse_other(mark)
+            self._refuse_other(kind)
             self.stale = True
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the folder {path}: {error.strerror}; choose another --out") from None
 
-    def _refuse_other(self, mark: str) -> None:
+    def _refuse_other(self, kind: str) -> None:
         """Refuse to remove what is no earlier run of this kind."""
         import tomllib
 
         path = self.path / "config.toml"
         try:
-            keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+            there = kind_of(tomllib.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             raise UserError(
                 f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out"
             ) from None
-        if mark not in keys:
-            raise UserError(f"--overwrite: {self.path} holds another kind of run, it is left alone; name another --out")
+        if there != kind:
+            raise UserError(
+                f"--overwrite: {self.path} holds {there} and no {kind}, it is left alone; name another --out"
+            )
 
     def clear(self) -> None:
         """Remove the earlier run that overwrite was asked for."""

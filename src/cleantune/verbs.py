@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 import click
 
 from cleantune import study_verbs
+from cleantune.auditing import verb as audit_verbs
 from cleantune.compare import verb as compare_verb
 from cleantune.config import ModelSpec, RunSpec
 from cleantune.data import DataSpec
@@ -282,9 +283,13 @@ pretrain = study_verbs.with_options(
     option_of,
     HIDDEN | {"head_init", "choose", "do_no_harm", "views", "validation_fraction"},
 )
+audit: click.Command = options_of(DataSpec)(options_of(ModelSpec)(options_of(RunSpec)(audit_verbs.audit)))  # type: ignore[assignment]
 
 VERBS: dict[str, click.Command] = {
     "fit": fit,
+    "audit": audit,
+    "review": audit_verbs.review,
+    "apply": audit_verbs.apply,
     "predict": predict,
     "report": report,
     "compare": compare,

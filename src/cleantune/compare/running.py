@@ -40,7 +40,7 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
     """
     console = Console(silent)
     if out.exists():
-        RunFolder(out, resume=resume, overwrite=overwrite, mark="matrix")  # refused before anything is loaded
+        RunFolder(out, resume=resume, overwrite=overwrite, kind="matrix")  # refused before anything is loaded
     stored = read_toml(out / "config.toml") if resume and (out / "config.toml").is_file() else None
     if stored is not None:
         table = with_stored(stored, table)
@@ -58,7 +58,7 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
     for noise in matrix.noises:
         if parse(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
             corrupt(data, noise, matrix.seeds[0])
-    folder = RunFolder(out, resume=resume, overwrite=overwrite, mark="matrix")
+    folder = RunFolder(out, resume=resume, overwrite=overwrite, kind="matrix")
     folder.clear()
     write_text(out / "config.toml", tomli_w.dumps(resolved_table(matrix) | {"record": {"versions": versions()}}))
     gc.freeze()  # what is there before the first cell is not looked through after each: that takes longer than a probe

@@ -98,7 +98,7 @@ def write_like(spec: DataSpec, noise: str, seed: int, out: str | Path) -> dict[s
         if len(parts) > 1:
             table = put(table, "split", pa.array(_split_names(part, own)))
         if columns.kind == "image":
-            table = moved(table, part, columns.sample, out)
+            table = moved_paths(table, part, columns.sample, out)
         tables.append(table)
     write_table(pa.concat_tables(tables, promote_options="default"), columns.kind, columns.sample, columns.label, out)
     return measured
@@ -139,14 +139,14 @@ def _split_names(part: Part, pieces: dict[str, Piece]) -> list[str | None]:
 
 
 def put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    """The table with a column in the place of one of its name, or at the end."""
+    """The table with a column of this name, in the place of the one it has."""
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, values)
     return table.append_column(name, values)
 
 
-def moved(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table:
-    """The table with paths relative to where it is written."""
+def moved_paths(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table:
+    """The table with paths of images relative to where it will lie."""
     if not (pa.types.is_string(table.column(column).type) or pa.types.is_large_string(table.column(column).type)):
         return table
     folder = out.parent

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cleantune.data.corrupt import moved, put
+from cleantune.data.corrupt import moved_paths, put
 from cleantune.data.readers import read_one
 from cleantune.data.writers import write_table
 from cleantune.errors import UserError
@@ -45,7 +45,7 @@ def write_swapped(
     table = table.replace_schema_metadata(None)
     if image is not None:
         part.need(image, "--image")
-        table = moved(table, part, image, Path(out))
+        table = moved_paths(table, part, image, Path(out))
     write_table(table, "text", caption, caption, Path(out))
     wrong = sum(bool(a != b) for a, b in zip(values, swapped, strict=True))
     return wrong / max(len(values), 1)

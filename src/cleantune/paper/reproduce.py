@@ -82,7 +82,7 @@ def reproduce(
     if seeds is not None:
         made = replace(made, seeds=tuple(range(seeds)))
     cells = select(made.cells(), only)
-    folder, console = RunFolder(Path(out), resume=resume, overwrite=overwrite, mark="stand_in"), Console(silent)
+    folder, console = RunFolder(Path(out), resume=resume, overwrite=overwrite, kind="reproduction"), Console(silent)
     folder.clear()
     remember(folder.path, made, stand_in)
     if stand_in:

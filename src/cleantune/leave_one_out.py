@@ -1,0 +1,207 @@
+"""Probabilities of every sample's classes that were not learned from its own label, without cross-validation.
+
+A ridge probe has its leave-one-out scores in closed form: with the hat values h = diag(X (X'X + l I)^-1 X'), the
+score that sample i would get from a probe fitted without it is (f_i - h_i y_i) / (1 - h_i). Neighbours' votes leave
+the sample out by themselves. A softmax over a weighted sum of both, whose few weights are fitted to the given
+labels, makes probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from cleantune.learner import standardisation
+
+PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
+"""l that are tried, for standardised features."""
+BLOCK = 8192
+TRIED = 20_000
+"""Samples that the penalty and the weights of the stack are chosen on, at the most."""
+
+
+class Ridge(NamedTuple):
+    """A ridge probe and its leave-one-out scores."""
+
+    loo: Float[Tensor, "N C"]
+    weight: Float[Tensor, "D C"]
+    """For standardised features."""
+    bias: Float[Tensor, " C"]
+    mean: Float[Tensor, " D"]
+    std: Float[Tensor, " D"]
+    penalty: float
+    error: float
+    """Mean squared leave-one-out error, summed over classes."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How parts become logits: a sum with these weights, and a bias by class."""
+
+    weights: tuple[float, ...]
+    bias: Float[Tensor, " C"]
+
+    def __call__(self, *parts: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """Logits."""
+        return sum((w * part for w, part in zip(self.weights, parts, strict=True)), self.bias)
+
+
+def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
+    """A ridge probe on standardised features, its penalty chosen by the leave-one-out error on given labels.
+
+    Two passes over blocks of rows; memory is D^2 and N x C.
+
+    Args:
+        features: [N, D], an array or memory-mapped.
+        y: Given labels.
+        classes: C.
+
+    Source: the closed form of leave-one-out ridge, Allen's PRESS (Technometrics 16, 1974).
+    """
+    count, width = features.shape
+    mean, std = standardisation(features)
+    prior = torch.bincount(y, minlength=classes).float() / count
+    gram, cross = torch.zeros(width, width), torch.zeros(width, classes)
+    for start in range(0, count, BLOCK):
+        x, target = _block(features, y, prior, mean, std, start)
+        gram.addmm_(x.T, x)
+        cross.addmm_(x.T, target)
+    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = values.clamp(min=0).float(), vectors.float()
+    rotated = vectors.T @ cross
+    penalty, error = _best_penalty(features, y, prior, mean, std, values, vectors, rotated)
+    inverse = 1 / (values + penalty)
+    loo = torch.empty(count, classes)
+    for start in range(0, count, BLOCK):
+        x, target = _block(features, y, prior, mean, std, start)
+        loo[start : start + len(x)] = _left_out(x @ vectors, target, inverse, rotated, count) + prior
+    return Ridge(loo, vectors @ (inverse[:, None] * rotated), prior, mean, std, penalty, error)
+
+
+def _block(features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    x = torch.from_numpy(np.array(features[start : start + BLOCK], dtype=np.float32))
+    target = functional.one_hot(y[start : start + len(x)], len(prior)).float() - prior
+    return (x - mean) / std, target
+
+
+def _left_out(z: Tensor, target: Tensor, inverse: Tensor, rotated: Tensor, count: int) -> Tensor:
+    own = (z.square() @ inverse + 1 / count).clamp(max=0.999)[:, None]
+    return (z @ (inverse[:, None] * rotated) - own * target) / (1 - own)
+
+
+def _best_penalty(
+    features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, values: Tensor, vectors: Tensor, rotated: Tensor
+) -> tuple[float, float]:
+    starts = range(0, len(y), BLOCK)
+    some = list(starts)[:: max(1, len(starts) * BLOCK // TRIED)]
+    errors, seen = torch.zeros(len(PENALTIES), dtype=torch.float64), 0
+    for start in some:
+        x, target = _block(features, y, prior, mean, std, start)
+        z = x @ vectors
+        seen += len(x)
+        for k, penalty in enumerate(PENALTIES):
+            residual = _left_out(z, target, 1 / (values + penalty), rotated, len(y)) - target
+            errors[k] += residual.square().sum().double()
+    k = int(errors.argmin())
+    return PENALTIES[k], float(errors[k] / seen)
+
+
+def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
+    """The weights under which a softmax over the sum of the parts fits the given labels best.
+
+    Every part must have left each sample's own label out.
+    """
+    rows = torch.arange(len(y))
+    if len(y) > TRIED:
+        rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:TRIED].sort().values
+    some, given = [part[rows] for part in parts], y[rows]
+    weights = torch.full((len(parts),), 5.0, requires_grad=True)
+    bias = torch.zeros(parts[0].shape[1], requires_grad=True)
+    search = torch.optim.LBFGS([weights, bias], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        logits = sum((w * part for w, part in zip(weights, some, strict=True)), bias)
+        loss: Tensor = functional.cross_entropy(logits, given) + 1e-4 * bias.square().mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    search.step(closure)  # type: ignore[no-untyped-call]
+    return Stack(tuple(weights.detach().tolist()), bias.detach())
+
+
+class Separation(NamedTuple):
+    """Whether features tell the classes apart, by probes that share no sample."""
+
+    between: float
+    """Cohen's kappa of the two probes on samples that neither has seen."""
+    with_labels: float
+    """Their mean kappa with the given labels of these."""
+
+    @property
+    def doubt(self) -> float:
+        """Share of the disagreement with labels that the probes have with one another too, 0..1 and a little above."""
+        return (1 - self.between) / max(1 - self.with_labels, 1e-6)
+
+    @property
+    def cannot_tell(self) -> bool:
+        """The probes contradict labels often, and one another nearly as often: their doubt says nothing of labels."""
+        return 1 - self.with_labels > CONTRADICTED and self.doubt > DOUBT
+
+
+DOUBT = 0.67
+"""Above it features cannot tell; `benchmarks/audit.py` lists the value of every data set."""
+CONTRADICTED = 0.35
+"""1 - kappa with the labels, below which features are good enough whatever the doubt."""
+THIRD = 4_000
+"""Samples of each third, at the most."""
+
+
+def separation(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float) -> Separation:
+    """Fit ridge probes on random thirds of the samples and compare two of them on the third of the other, each in turn.
+
+    Where labels are wrong and features good, two probes agree with each other more than with the labels. Where
+    features do not separate the classes, they differ from one another as much as from the labels.
+
+    Args:
+        features: [N, D].
+        y: Given labels.
+        classes: C.
+        penalty: Of the ridge, as for all samples.
+    """
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: 3 * THIRD]
+    thirds = [part.sort().values for part in order.chunk(3)]
+    xs = [torch.from_numpy(np.array(features[part.numpy()], dtype=np.float32)) for part in thirds]
+    mean, std = torch.cat(xs).mean(0), torch.cat(xs).std(0)
+    std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))
+    xs = [(x - mean) / std for x in xs]
+    probes = [_probe(x, y[rows], classes, penalty) for x, rows in zip(xs, thirds, strict=True)]
+    between, with_labels = [], []
+    for k in range(3):
+        one, other = ((xs[k] @ probes[j][0] + probes[j][1]).argmax(1) for j in range(3) if j != k)
+        given = y[thirds[k]]
+        between.append(kappa(one, other, classes))
+        with_labels.append((kappa(one, given, classes) + kappa(other, given, classes)) / 2)
+    return Separation(sum(between) / 3, sum(with_labels) / 3)
+
+
+def _probe(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    target = functional.one_hot(y, classes).float()
+    prior = target.mean(0)
+    gram = x.T @ x + max(penalty, 30.0) * torch.eye(x.shape[1])
+    return torch.linalg.solve(gram, x.T @ (target - prior)), prior
+
+
+def kappa(a: Int[Tensor, " N"], b: Int[Tensor, " N"], classes: int) -> float:
+    """Cohen's kappa: agreement beyond chance, 1 at most, 0 by chance.
+
+    Source: Cohen, Educational and Psychological Measurement 20, 1960.
+    """
+    chance = float((torch.bincount(a, minlength=classes) / len(a)) @ (torch.bincount(b, minlength=classes) / len(b)))
+    return (float((a == b).float().mean()) - chance) / max(1 - chance, 1e-9)

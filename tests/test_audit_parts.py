@@ -1,0 +1,186 @@
+"""What an audit is made of, against cleanlab, loops, probes that are fitted again, and all pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cleantune import detect
+from cleantune.auditing.annotators import weighed
+from cleantune.auditing.arrays import judge_probabilities
+from cleantune.errors import UserError
+from cleantune.leave_one_out import kappa, loo_ridge, separation, stack
+from cleantune.neighbours import Graph, near_duplicates, neighbour_graph, outliers, votes
+
+
+def probabilities(count: int = 400, classes: int = 5) -> tuple[Tensor, Tensor]:
+    p = torch.softmax(2 * torch.randn(count, classes), 1).double()
+    y = p.argmax(1)
+    y[::4] = torch.randint(classes, (len(y[::4]),))
+    return p, y
+
+
+def blobs(count: int = 600, classes: int = 3, width: int = 12, gap: float = 3.0) -> tuple[np.ndarray, Tensor]:
+    y = torch.arange(count) % classes
+    centres = gap * torch.randn(classes, width)
+    return (centres[y] + torch.randn(count, width)).numpy(), y
+
+
+def test_confident_learning_equals_cleanlab() -> None:
+    rank = pytest.importorskip("cleanlab.rank")
+    count = pytest.importorskip("cleanlab.count")
+    p, y = probabilities()
+    ours = detect.confident_learning_score(p, y).numpy()
+    theirs = rank.get_label_quality_scores(y.numpy(), p.numpy(), adjust_pred_probs=True)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(
+        detect.margin_score(p, y).numpy(),
+        rank.get_label_quality_scores(y.numpy(), p.numpy(), method="normalized_margin"), atol=1e-6,
+    )  # fmt: skip
+    assert (
+        detect.confident_joint(p, y).numpy() == count.compute_confident_joint(y.numpy(), p.numpy(), calibrate=False)
+    ).all()
+    np.testing.assert_allclose(judge_probabilities(p, y).detectors["confident_learning"].numpy(), ours, atol=1e-5)
+
+
+def test_trajectory_scores_are_means_over_epochs_within_0_and_1() -> None:
+    p, y = probabilities()
+    early = torch.softmax(torch.randn_like(p), 1)
+    both = torch.stack([early, p])
+    assert torch.allclose(
+        detect.trajectory_confidence_score(both, y),
+        (detect.self_confidence(early, y) + detect.self_confidence(p, y)) / 2,
+    )
+    margin = detect.trajectory_margin_score(both, y)
+    assert torch.allclose(margin, (detect.margin(early, y) + detect.margin(p, y)) / 4 + 0.5)
+    assert ((margin >= 0) & (margin <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "score", [detect.gce_mixture_score, detect.confident_learning_score, detect.margin_score, detect.agreement_score]
+)
+def test_scores_rank_a_contradicted_label_below_a_confirmed_one(score) -> None:  # type: ignore[no-untyped-def]
+    p = torch.full((60, 3), 0.05).double()
+    y = torch.arange(60) % 3
+    p[torch.arange(60), y] = torch.linspace(0.8, 0.9, 60).double()
+    p[:6] = torch.roll(p[:6], 1, 1)
+    p = p / p.sum(1, keepdim=True)
+    values = score(p.float(), y)
+    assert ((values >= 0) & (values <= 1)).all()
+    assert values[:6].max() < values[6:].min()
+
+
+def test_the_distance_ratio_is_that_of_a_loop() -> None:
+    x, y = blobs(60)
+    graph = neighbour_graph(x, torch.from_numpy(x).mean(0), 59)
+    ours = detect.distance_ratio_score(graph.index, graph.similarity, y)
+    unit = functional.normalize(torch.from_numpy(x) - torch.from_numpy(x).mean(0), dim=1)
+    d = 1 - unit @ unit.T
+    for i in range(60):
+        same = min(float(d[i, j]) for j in range(60) if j != i and y[j] == y[i]) ** 2
+        other = min(float(d[i, j]) for j in range(60) if y[j] != y[i]) ** 2
+        assert float(ours[i]) == pytest.approx(other / (same + other), abs=1e-3)
+
+
+def test_leave_one_out_scores_are_those_of_probes_fitted_without_the_sample() -> None:
+    x, y = blobs(80, width=6)
+    ridge = loo_ridge(x, y, 3)
+    z = ((torch.from_numpy(x) - ridge.mean) / ridge.std).double()
+    prior = torch.bincount(y) / 80
+    target = functional.one_hot(y).double() - prior
+    # The prior and the mean stay those of all samples; 1 / N of the hat value stands for the mean that is left out.
+    for i in range(0, 80, 9):
+        rest = torch.arange(80) != i
+        gram = z[rest].T @ z[rest] + ridge.penalty * torch.eye(6)
+        alone = z[i] @ torch.linalg.solve(gram, z[rest].T @ target[rest]) + prior
+        assert torch.allclose(alone.float(), ridge.loo[i], atol=0.03)
+
+
+def test_a_probe_does_not_see_its_own_label() -> None:
+    x, y = blobs()
+    flipped = y.clone()
+    flipped[0] = (y[0] + 1) % 3
+    assert int(loo_ridge(x, flipped, 3).loo[0].argmax()) == int(y[0])
+
+
+def test_stacked_parts_fit_the_labels_no_worse_than_the_best_part() -> None:
+    x, y = blobs(gap=1.0)
+    ridge, noise = loo_ridge(x, y, 3).loo, torch.randn(600, 3)
+    both = functional.cross_entropy(stack([ridge, noise], y)(ridge, noise), y)
+    alone = functional.cross_entropy(stack([ridge], y)(ridge), y)
+    assert both <= alone + 1e-3
+    assert both < functional.cross_entropy(stack([noise], y)(noise), y) - 0.2
+
+
+def test_separation_tells_noise_from_features_that_say_nothing() -> None:
+    x, y = blobs(1500)
+    noisy = torch.where(torch.rand(1500) < 0.4, torch.randint(3, (1500,)), y)
+    good = separation(x, noisy, 3, 100.0)
+    bad = separation(np.random.default_rng(0).normal(size=(1500, 12)).astype("f4"), y, 3, 100.0)
+    assert not good.cannot_tell
+    assert bad.cannot_tell
+    assert good.between > 0.9
+
+
+def test_kappa_is_one_for_agreement_and_about_zero_by_chance() -> None:
+    a, b = torch.randint(4, (20_000,)), torch.randint(4, (20_000,))
+    assert kappa(a, a, 4) == pytest.approx(1.0)
+    assert abs(kappa(a, b, 4)) < 0.03
+
+
+def test_neighbours_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, _ = blobs(200)
+    mean = torch.from_numpy(x).mean(0)
+    unit = functional.normalize(torch.from_numpy(x) - mean, dim=1)
+    all_pairs = (unit @ unit.T).fill_diagonal_(-2)
+    for size in (96_000_000, 4 * 200 * 7):
+        monkeypatch.setattr("cleantune.neighbours.BLOCK_BYTES", size)
+        graph = neighbour_graph(x, mean, 5)
+        assert torch.allclose(graph.similarity, all_pairs.topk(5).values, atol=1e-5)
+        assert not (graph.index == torch.arange(200)[:, None]).any()
+
+
+def test_approximate_neighbours_state_their_recall() -> None:
+    pytest.importorskip("faiss")
+    x, _ = blobs(3000)
+    mean = torch.from_numpy(x).mean(0)
+    exact, near = (neighbour_graph(x, mean, 10, approximate=a) for a in (False, True))
+    share = (exact.index[:, :, None] == near.index[:, None]).any(2).float().mean()
+    assert near.recall == pytest.approx(float(share), abs=0.05)
+    assert near.recall > 0.5
+
+
+def test_missing_faiss_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(UserError, match="pip install"):
+        neighbour_graph(np.zeros((20, 2), "f4"), torch.zeros(2), 3, approximate=True)
+
+
+def test_the_graph_gives_votes_duplicates_and_outliers() -> None:
+    x, y = blobs(90)
+    x[1] = x[0]
+    x[5] = -20 * x.mean(0) + 50
+    graph = neighbour_graph(x, torch.from_numpy(x).mean(0), 5)
+    share = votes(graph, y, 3)
+    assert torch.allclose(share.sum(1), torch.ones(90), atol=1e-5)
+    pairs, cosine = near_duplicates(graph, 0.99999)
+    assert [0, 1] in pairs.tolist()
+    assert (cosine >= 0.99999).all()
+    one = Graph(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[0.9], [0.1]]), 1.0)
+    assert outliers(one).tolist() == pytest.approx([0.1, 0.9])
+
+
+def test_reliable_annotators_outweigh_a_doubtful_probe_and_unreliable_ones_do_not() -> None:
+    true = torch.randint(3, (900,))
+    doubtful = torch.full((900, 3), 0.2)
+    doubtful[torch.arange(900), true] = 0.6
+    other = (true + 1) % 3
+    good = torch.where(torch.rand(2, 900) < 0.95, true, other)
+    bad = torch.randint(3, (2, 900))
+    assert (weighed(doubtful, good).argmax(1) == true).float().mean() > 0.97
+    assert (weighed(doubtful, bad).argmax(1) == true).float().mean() > 0.9
+    nobody = torch.full((1, 900), -1)
+    assert torch.allclose(weighed(doubtful, nobody), doubtful, atol=1e-5)
