@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # No dependency calls home: the hub's telemetry is off before anything imports it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 __version__ = "0.1.0"
 __all__ = ["Comparison", "Model", "Result", "UserError", "compare", "fit", "load"]

@@ -25,6 +25,7 @@ from cleantune.errors import UserError
 from cleantune.inputs import Prepared, ahead, by_length
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
+from cleantune.ranks import ALONE, Ranks
 from cleantune.records import Inputs, View
 
 SHARD = 4096
@@ -163,6 +164,7 @@ def extract(
     key: str,
     progress: Progress | None = None,
     seen: Seen = Seen(),
+    ranks: Ranks = ALONE,
 ) -> Features:
     """The feature of every sample in one view, from the cache where it holds them.
 
@@ -174,21 +176,29 @@ def extract(
         key: From `features_key`, or `view_key` for an augmented view.
         progress: Told about samples done.
         seen: The view.
+        ranks: Each makes some of the shards; all see one cache.
 
     Raises:
         UserError: A feature is not finite; the sentence names the sample.
     """
     found = find(cache, key)
-    if found is not None:
+    if all(ranks.each(found is not None)):
+        assert found is not None
         return found
-    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen)
+    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, ranks)
     done = find(cache, key)
     assert done is not None, f"features-{key} in {cache} was written and cannot be read"
     return done
 
 
 def _write_shards(
-    folder: Path, backbone: Backbone, prepared: Prepared, precision: Precision, progress: Progress | None, seen: Seen
+    folder: Path,
+    backbone: Backbone,
+    prepared: Prepared,
+    precision: Precision,
+    progress: Progress | None,
+    seen: Seen,
+    ranks: Ranks,
 ) -> None:
     """The shards that are not there yet, and then the index that says they all are."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +206,7 @@ def _write_shards(
     training = backbone.training
     backbone.eval()
     try:
-        for k, name in enumerate(names):
+        for k, name in list(enumerate(names))[ranks.rank :: ranks.count]:
             rows = range(k * SHARD, min((k + 1) * SHARD, len(prepared)))
             if not _whole(folder / name, (len(rows), backbone.width)):
                 _write(folder / name, _shard(backbone, prepared, precision, rows, seen))
@@ -205,8 +215,9 @@ def _write_shards(
     finally:
         backbone.train(training)
     shapes = [[min(SHARD, len(prepared) - k * SHARD), backbone.width] for k in range(len(names))]
-    index = {"rows": len(prepared), "shards": names, "shapes": shapes, "bad": prepared.bad}
-    _write(folder / "index.json", json.dumps(index).encode())
+    bad = {int(row): reason for met in ranks.each(prepared.bad) for row, reason in met.items()}
+    index = {"rows": len(prepared), "shards": names, "shapes": shapes, "bad": bad}
+    ranks.first(lambda: _write(folder / "index.json", json.dumps(index).encode()))
 
 
 def _shard(

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from cleantune.features import extract, features_key
 from cleantune.inputs import Prepared, prepare
 from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.precision import Precision, probe_precision
+from cleantune.ranks import ALONE, Ranks
 from cleantune.sources import FeatureSource, SampleSource
 from cleantune.state import Split
 
@@ -59,6 +60,8 @@ class Material:
     device: str
     seconds: float
     """Of decoding and extracting."""
+    ranks: Ranks = ALONE
+    """Who shares the run."""
 
     @property
     def classes(self) -> int:
@@ -125,7 +128,13 @@ def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | 
 
 
 def gather(
-    config: Config, data: Data, backbone: Backbone | None, console: Console, known: Known = None, trains: bool = False
+    config: Config,
+    data: Data,
+    backbone: Backbone | None,
+    console: Console,
+    known: Known = None,
+    trains: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Material:
     """Decode and extract; whatever is cached is taken from there.
 
@@ -136,6 +145,7 @@ def gather(
         console: Told what is found and how far it is.
         known: The precisions of an interrupted run, of extraction and of training, which are kept.
         trains: Whether the backbone will learn, so that its training is timed too.
+        ranks: Who shares the run.
 
     Raises:
         UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
@@ -146,15 +156,20 @@ def gather(
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
-        return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start)
+        return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, ranks)
     _same_kind(backbone, data)
     cache = cache_folder(config.run.cache)
     prepared = {}
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
-            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data))  # type: ignore[arg-type]
+            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks)  # type: ignore[arg-type]
     backbone.to(device)
-    precision, training = known or _precisions(backbone, prepared["train"], config.model, cache, trains)
+    precision, training = known or (
+        Precision(**each)
+        for each in ranks.first(
+            lambda: [asdict(p) for p in _precisions(backbone, prepared["train"], config.model, cache, trains)]
+        )
+    )
     for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
         console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
     if precision.channels_last:
@@ -163,8 +178,10 @@ def gather(
     for name, ready in prepared.items():
         key = features_key(backbone, data.rows[name].samples.fingerprint, precision)
         with console.bar(f"features of {name}") as told:
-            features[name] = extract(backbone, ready, precision, cache, key, told)
-    out = Material(data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0)
+            features[name] = extract(backbone, ready, precision, cache, key, told, ranks=ranks)
+    out = Material(
+        data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0, ranks
+    )
     _leave_out(out, config.run.max_bad, console)
     out.seconds = time.perf_counter() - start
     return out

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cleantune.errors import UserError
 from cleantune.learner import Net, ProjectedHead, bare
 from cleantune.ledger import Ledger
+from cleantune.ranks import ALONE, Ranks, SharedBatchNorm
 from cleantune.records import Inputs, Phase, Plan
 from cleantune.schedule import make_optimiser
 from cleantune.sources import FeatureSource, Source
@@ -66,6 +67,7 @@ class State:
         seed: int,
         new_head: Callable[[Any, int], nn.Module],
         device: str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         """A run before its first phase.
 
@@ -76,7 +78,9 @@ class State:
             seed: Of the only generator.
             new_head: From features [N, D] and the number of the net to a fresh head.
             device: Where the nets compute; labels, ledgers and the generator stay on the CPU.
+            ranks: The processes that share the run; each calls every verb.
         """
+        self.ranks = ranks
         self.device = torch.device(device)
         self.whole = [net.to(self.device) for net in nets]
         self.pretrained = dict(splits)
@@ -145,6 +149,8 @@ class State:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
                 net.backbone.requires_grad_(phase.scope == "all")
+                if not net.freeze_batchnorm:
+                    SharedBatchNorm.become(net.backbone, self.ranks)
         if phase.head == "own":
             for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
                 net.head = head
@@ -280,14 +286,25 @@ class State:
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
-        order, out = source.order(), []
-        with torch.no_grad():
-            for index, xs in source.batches(cut(order, LOOK_BATCH), ("plain",), 0):
+        batches, out = cut(source.order(), LOOK_BATCH), []
+        with torch.no_grad(), self._looking_together(batches):
+            for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0):
                 out.append(fn(index, moved(xs[0], self.device)).cpu())
-        found = torch.cat(out)
+        count = self.ranks.count
+        found = self.ranks.all_rows(torch.cat(out), [sum(map(len, batches[r::count])) for r in range(count)])
         values = torch.empty_like(found)
-        values[order] = found
+        values[torch.cat([batch for r in range(count) for batch in batches[r::count]])] = found
         return values
+
+    @contextmanager
+    def _looking_together(self, batches: list[Tensor]) -> Iterator[None]:
+        """Count the forwards of all ranks, where this one makes a part of them."""
+        before = [net.looked for net in self.whole]
+        yield
+        if self.ranks.count > 1:
+            own, total = (sum(map(len, part)) for part in (self.ranks.mine(batches), batches))
+            for net, looked in zip(self.whole, before, strict=True):
+                net.looked = looked + (net.looked - looked) * total // own
 
 
 def lay_out(optimiser: torch.optim.Optimizer) -> None:

@@ -18,6 +18,7 @@ from cleantune.errors import UserError
 from cleantune.fields import Described, describe
 from cleantune.methods import METHODS
 from cleantune.paper.verb import reproduce
+from cleantune.ranks import here
 from cleantune.records import Choice, Interval, Stage
 
 Command = Callable[..., Any]
@@ -93,7 +94,9 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
     """
     from cleantune.main_job import fit as run
 
-    print_summary(run(settings=list(settings), **{k: v for k, v in said.items() if v is not None}).summary)
+    result = run(settings=list(settings), **{k: v for k, v in said.items() if v is not None})
+    if here().main:
+        print_summary(result.summary)
 
 
 def print_summary(summary: dict[str, Any]) -> None:
