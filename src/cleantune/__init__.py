@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cleantune.errors import UserError
     from cleantune.main_job import Result, fit
     from cleantune.predict import Model, load
+    from cleantune.search import Search, search
 
 # No dependency calls home: the hub's telemetry is off before anything imports it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -23,13 +24,15 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 __version__ = "0.1.0"
-__all__ = ["Comparison", "Model", "Result", "UserError", "compare", "fit", "load"]
+__all__ = ["Comparison", "Model", "Result", "Search", "UserError", "compare", "fit", "load", "search"]
 
 _HOMES = {
     "fit": ("cleantune.main_job", "fit"),
     "Result": ("cleantune.main_job", "Result"),
     "load": ("cleantune.predict", "load"),
     "Model": ("cleantune.predict", "Model"),
+    "search": ("cleantune.search", "search"),
+    "Search": ("cleantune.search", "Search"),
     "compare": ("cleantune.compare", "compare"),
     "Comparison": ("cleantune.compare", "Comparison"),
     "UserError": ("cleantune.errors", "UserError"),

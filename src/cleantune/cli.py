@@ -19,6 +19,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Studies": {
         "compare": "Methods x scopes x noises x models x seeds under equal conditions, as one table.",
+        "search": "Search for a method's settings on the noisy validation split.",
         "corrupt": "Write data with noise in its labels, to rehearse on.",
         "reproduce": "A table or figure of TURN's paper, ours beside its numbers.",
         "demo": "The main job on handwritten digits with 60 % random labels.",

@@ -120,15 +120,15 @@ def fit(
         table = resumed(folder, table)
     if "data" not in table or "data" not in table["data"]:
         raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
-    config, ranks = configure(table), here()
+    known, ranks = configure(table), here()
     ranks.first(lambda: RunFolder(folder, resume=resume, overwrite=overwrite) and None)
-    opened, console, workers = RunFolder(folder, resume=True), Console(silent or not ranks.main), config.run.workers
+    opened, console, workers = RunFolder(folder, resume=True), Console(silent or not ranks.main), known.run.workers
     if ranks.count == workers or workers == 1:
         return run(table, opened, console, ranks)
     if ranks.count > 1:
         raise UserError(f"--workers {workers}: this launcher has started {ranks.count} ranks; leave --workers out")
     if not opened.finished:
-        gpus = pick_device(config.model.device) == "cuda"
+        gpus = pick_device(known.model.device) == "cuda"
         launch(partial(work, table, opened.path.resolve()), workers, opened, console, gpus)
     return Result(opened.path, read_json(opened.path / "summary.json"))
 

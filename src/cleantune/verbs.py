@@ -20,6 +20,7 @@ from cleantune.methods import METHODS
 from cleantune.paper.verb import reproduce
 from cleantune.ranks import here
 from cleantune.records import Choice, Interval, Stage
+from cleantune.search import verb as search_verb
 
 Command = Callable[..., Any]
 
@@ -264,7 +265,12 @@ def demo_text(out: Path, seed: int, overwrite: bool) -> None:
 
 
 compare = compare_verb.with_options(
-    {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec},
+    option_of,
+    HIDDEN | {"noise", "noise_seed", "train_seed", "workers"},
+)
+search = search_verb.with_options(
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"workers", "test_every_epoch"}
 )
 
 VERBS: dict[str, click.Command] = {
@@ -272,6 +278,7 @@ VERBS: dict[str, click.Command] = {
     "predict": predict,
     "report": report,
     "compare": compare,
+    "search": search,
     "corrupt": corrupt,
     "reproduce": reproduce,
     "demo": demo,

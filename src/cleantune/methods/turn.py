@@ -38,9 +38,9 @@ class TURN:
 
     scope: Scope = "all"
     """What learns after the probe: backbone and head, or, where there is no backbone, the head alone."""
-    q: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    q: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.9))] = 0.7
     """Exponent of the probe's GCE."""
-    tau: Annotated[float, Interval(0.0, 1.0)] = 0.3
+    tau: Annotated[float, Interval(0.0, 1.0, search=Interval(0.1, 0.9))] = 0.3
     """A label is trusted above this probability of being right."""
     balance: str = "all"
     """How the classes are evened out: all, quantile:RHO, floor:K or strict (the paper's minimum)."""
