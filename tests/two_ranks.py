@@ -131,8 +131,8 @@ def extracted(ranks: Ranks, cache: Path) -> dict[str, Any]:
     prepared = data.data().rows["train"].samples
     alone = features.extract(body, prepared, Precision(), cache / f"own-{ranks.rank}", "k")  # type: ignore[arg-type]
     made: list[int] = []
-    real = features._shard
-    features._shard = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
+    real = features.shard_of
+    features.shard_of = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
     shared = features.extract(body, prepared, Precision(), cache / "shared", "k", ranks=ranks)  # type: ignore[arg-type]
     return {"equal": bool(np.array_equal(alone, shared)), "made": ranks.each(len(made))}
 

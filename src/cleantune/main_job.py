@@ -274,7 +274,16 @@ def trained(
     if count > 1 and todo[0].scope == "head":
         heads = Heads(material.classes, "normal", seed)
     splits = material.splits(cached_views(material, todo, config, console))
-    loop = Loop(material.nets(count, heads), splits, material.classes, seed, heads, material.device, material.ranks)
+    loop = Loop(
+        material.nets(count, heads),
+        splits,
+        material.classes,
+        seed,
+        heads,
+        material.device,
+        material.ranks,
+        config.run.sharding == "fsdp",
+    )
     loop.started, loop.cost = start, extraction_cost(material, todo, len(wanted(todo, config.run.views)))
     before = material.ranks.first(lambda: counted(folder))
     judge.recall(before)
@@ -283,6 +292,7 @@ def trained(
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
     delivery = deliver(loop, material, material.nets(count, heads), config.run, last_model(todo))
+    loop.gather_nets(material.nets(count, heads))
     console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
 

@@ -157,7 +157,7 @@ def gather(
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
         return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, ranks)
-    _same_kind(backbone, data)
+    check_kind(backbone, data)
     cache = cache_folder(config.run.cache)
     prepared = {}
     for name, rows in data.rows.items():
@@ -230,7 +230,12 @@ def _given_features(rows: Rows) -> Any:
     return torch.from_numpy(np.asarray(rows.samples.read(range(len(rows))), np.float32))
 
 
-def _same_kind(backbone: Backbone, data: Data) -> None:
+def check_kind(backbone: Backbone, data: Data) -> None:
+    """Refuse a model for other data.
+
+    Raises:
+        UserError: It takes images and the data are texts, or the other way round.
+    """
     kind = backbone.architecture.kind
     if backbone.preprocess is not None and kind != data.kind:
         remedy = (

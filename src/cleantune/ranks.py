@@ -150,7 +150,7 @@ class Ranks:
         """
         if self.count == 1:
             return
-        learning = [p for p in parameters if p.grad is not None]
+        learning = [p for p in parameters if p.grad is not None and not is_sharded(p)]
         if not learning:
             return
         flat = torch.cat([p.grad.reshape(-1) for p in learning])  # type: ignore[union-attr]
@@ -201,6 +201,11 @@ def here() -> Ranks:
 
 _groups: dict[int, Any] = {}
 """The group for tensors on the CPU, made once a process, whatever serves tensors on a GPU."""
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of the tensor alone (FSDP); its gradients are summed already."""
+    return hasattr(tensor, "placements")
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):

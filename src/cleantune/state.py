@@ -18,6 +18,7 @@ from cleantune.ledger import Ledger
 from cleantune.ranks import ALONE, Ranks, SharedBatchNorm
 from cleantune.records import Inputs, Phase, Plan
 from cleantune.schedule import make_optimiser
+from cleantune.sharding import like, shard, whole
 from cleantune.sources import FeatureSource, Source
 
 LOOK_BATCH = 256
@@ -68,6 +69,7 @@ class State:
         new_head: Callable[[Any, int], nn.Module],
         device: str = "cpu",
         ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
         """A run before its first phase.
 
@@ -79,8 +81,10 @@ class State:
             new_head: From features [N, D] and the number of the net to a fresh head.
             device: Where the nets compute; labels, ledgers and the generator stay on the CPU.
             ranks: The processes that share the run; each calls every verb.
+            sharded: Whether backbones that learn are divided among them.
         """
         self.ranks = ranks
+        self.sharded = sharded
         self.device = torch.device(device)
         self.whole = [net.to(self.device) for net in nets]
         self.pretrained = dict(splits)
@@ -149,6 +153,8 @@ class State:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
                 net.backbone.requires_grad_(phase.scope == "all")
+                if phase.scope == "all" and self.sharded:
+                    shard(net.backbone, self.ranks)
                 if not net.freeze_batchnorm:
                     SharedBatchNorm.become(net.backbone, self.ranks)
         if phase.head == "own":
@@ -174,7 +180,7 @@ class State:
             for k, (head, optimiser) in enumerate(pairs):
                 tensors |= {f"left.{name}.{k}.head.{key}": value for key, value in head.state_dict().items()}
                 for i, slots in optimiser.state_dict()["state"].items():
-                    tensors |= {f"left.{name}.{k}.slot.{i}.{s}": torch.as_tensor(v) for s, v in slots.items()}
+                    tensors |= {f"left.{name}.{k}.slot.{i}.{s}": whole(torch.as_tensor(v)) for s, v in slots.items()}
         for name, ledger in (("ledger", self.ledger), ("validation", self.validation_ledger)):
             tensors |= {f"{name}.{column}": value for column, value in ledger.state_dict().items()}
         counters = {"cost": asdict(self.cost), "touched": self.touched, "stale": self.stale, "wall": self.wall}
@@ -244,7 +250,21 @@ class State:
         if not self.touched:
             return {}
         states = [net.backbone.state_dict() if net.backbone is not None else {} for net in self.whole]
-        return {f"backbone.{k}.{name}": value for k, state in enumerate(states) for name, value in state.items()}
+        return {f"backbone.{k}.{name}": whole(value) for k, state in enumerate(states) for name, value in state.items()}
+
+    def gather_nets(self, fresh: list[Net]) -> None:
+        """Put nets that are whole in the place of those that are divided among ranks.
+
+        Args:
+            fresh: Nets as they were before the first phase.
+        """
+        if not self.sharded:
+            return
+        tensors = self._learned()
+        for net, old in zip(fresh, self.whole, strict=True):
+            net.head = old.head
+        self.whole = [net.to(self.device) for net in fresh]
+        self._learn_from(tensors)
 
     def _learn_from(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `_learned`."""
@@ -316,7 +336,7 @@ def lay_out(optimiser: torch.optim.Optimizer) -> None:
     for parameter, slots in optimiser.state.items():
         for name, value in slots.items():
             if value.shape == parameter.shape:
-                slots[name] = torch.empty_like(parameter).copy_(value)
+                slots[name] = like(parameter, value)
 
 
 def moved(x: Inputs, device: torch.device) -> Inputs:

@@ -100,6 +100,32 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
         print_summary(result.summary)
 
 
+@click.command()
+@click.argument("data")
+@click.option("--model", required=True, help="Checkpoint folder or hub id. [no default]", metavar="MODEL")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it wins. [default: none]"
+)
+@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options_of(DataSpec)
+@options_of(ModelSpec)
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes of Ray at once.", metavar="N")
+@click.option("--cache", help="Folder that all machines see. [default: $CLEANTUNE_CACHE, else ~/.cache/cleantune]")
+def extract(data: str, model: str, config: Path | None, silent: bool, workers: int, **said: Any) -> None:
+    """Features of all samples into the cache, by many processes or machines; `fit` then finds them there.
+
+    DATA is an image folder or a table of images or texts that every machine sees under the same path.
+    """
+    from cleantune.main_job import tabulate
+    from cleantune.stream import extract_all
+
+    given = {key: value for key, value in said.items() if value is not None}
+    table = tabulate(data, model, None, None, None, None, config, None, given)
+    counts = extract_all(table, workers, silent)
+    for split, count in counts.items():
+        click.echo(f"{split}  {count:,} samples")
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """The few numbers that matter, aligned, on standard output."""
     accuracy, noise = summary["accuracy"], summary["noise"]
@@ -275,6 +301,7 @@ search = search_verb.with_options(
 
 VERBS: dict[str, click.Command] = {
     "fit": fit,
+    "extract": extract,
     "predict": predict,
     "report": report,
     "compare": compare,

@@ -172,7 +172,9 @@ def frame_of(study: Study, tied: Sequence[int] = (), chosen: int | None = None) 
     names = (
         "objective", "standard_error", "accuracy_validation", "gce_validation", "delivered", "forwards", "seconds",
     )  # fmt: skip
-    frame = pd.DataFrame([{**dict.fromkeys(names), **row} for row in rows])
+    frame = pd.DataFrame(
+        [{"trial": row["trial"], "status": row["status"], **dict.fromkeys(names), **row} for row in rows]
+    )
     for name in ("objective", "standard_error", "accuracy_validation", "gce_validation", "seconds"):
         frame[name] = frame[name].astype("float64")
     frame["forwards"] = frame["forwards"].astype("Int64")
