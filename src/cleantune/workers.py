@@ -7,9 +7,8 @@ a restart cheap is the run's own checkpoint: all that a new group of workers doe
 from __future__ import annotations
 
 import os
-import sys
 import threading
-import traceback
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,8 @@ RESTARTS = 8
 """Lost workers that a run survives."""
 SPOKEN, REFUSED, RAY = "spoken.txt", "refused.json", "ray"
 """In the run's folder while it is on its way: what rank 0 says, what the user can put right, and Ray's own records."""
+MOMENT = 10.0
+"""Seconds in which all ranks meet the same obstacle, where it is one for all."""
 POLL = 0.3
 """Seconds between two looks at what rank 0 says."""
 
@@ -102,25 +103,27 @@ def in_worker(given: dict[str, Any]) -> None:
             given["work"](console)
     except UserError as error:
         write_json(folder / REFUSED, {"reason": str(error)})
-        leave()
+        if not all_refuse(folder):
+            raise  # Ray ends the others, and the next workers see what was refused
 
 
-def leave() -> None:
-    """End this rank's connections, so that ranks that wait for it are told."""
-    import torch
-
-    try:
-        torch.distributed.destroy_process_group()
-    except Exception:
-        traceback.print_exc(file=sys.stderr)
+def all_refuse(folder: Path) -> bool:
+    """Whether every rank comes to the same refusal within a moment; else some wait for this one."""
+    (folder / f"{REFUSED}.{os.environ.get('RANK', '0')}").touch()
+    limit = time.monotonic() + MOMENT
+    while time.monotonic() < limit:
+        if len(list(folder.glob(f"{REFUSED}.*"))) == int(os.environ.get("WORLD_SIZE", "1")):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def clear(folder: RunFolder) -> None:
     """Remove what workers leave beside the run."""
     import shutil
 
-    for name in (SPOKEN, REFUSED):
-        (folder.path / name).unlink(missing_ok=True)
+    for path in (folder.path / SPOKEN, *folder.path.glob(f"{REFUSED}*")):
+        path.unlink(missing_ok=True)
     shutil.rmtree(folder.path / RAY, ignore_errors=True)
 
 

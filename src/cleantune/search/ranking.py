@@ -89,6 +89,8 @@ def sentences(ranking: Ranking, objective: Mapping[int, float], *, points: bool)
     best = spell(objective[ranking.best], " %")
     if ranking.best == 0:
         said = [f"the default is best with {best}."]
+    elif 0 not in objective:
+        said = [f"trial {ranking.chosen} is best with {best}; the default was stopped early or failed."]
     elif ranking.crowned:
         said = [f"trial {ranking.chosen} is best with {best}, ahead of the default by more than noise."]
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 from collections.abc import Mapping
@@ -156,7 +158,7 @@ def tune_all(study: Study, left: list[int], material: Material, todo: tuple[Phas
             ),
         )
         try:
-            with live:
+            with live, contextlib.redirect_stdout(io.StringIO()):
                 results = tuner.fit()
         except Exception as error:  # Ray has an exception for every way to fail, all of them end the search
             raise UserError(
@@ -208,7 +210,7 @@ def scheduler(todo: tuple[Phase, ...]) -> Any:
 
     total = sum(phase.stage.epochs for phase in todo)
     before = sum(phase.stage.epochs for phase in todo[: next(i for i, p in enumerate(todo) if p.scope == "all")])
-    return ASHAScheduler(time_attr="row", grace_period=before + 1, max_t=max(total, before + 2), reduction_factor=3)
+    return ASHAScheduler(time_attr="row", grace_period=before + 1, max_t=max(total, before + 1) + 1, reduction_factor=3)
 
 
 def conclude(study: Study, material: Material, console: Console) -> Path:
