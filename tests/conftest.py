@@ -51,7 +51,7 @@ def ray_session() -> Iterator[None]:
         source = str(Path(__file__).resolve().parents[1] / "src")
         patch.setenv("PYTHONPATH", os.pathsep.join([source, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_worker_niceness", "0")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()

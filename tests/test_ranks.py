@@ -61,6 +61,14 @@ def test_a_batch_smaller_than_the_ranks_passes_all_the_same(said: dict[str, Any]
     assert said["empty share"]
 
 
+def test_a_backbone_divided_by_fsdp_ends_as_a_whole_one_and_resumes_to_the_bit(said: dict[str, Any]) -> None:
+    found = said["divided"]
+    assert found["held"] < 0.6, "each of two ranks holds about half of the weights"
+    assert found["difference"] < 5e-3
+    assert found["resumed"]
+    assert found["gathered"], "what is delivered is whole"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 64])
 def test_shares_of_all_ranks_are_the_batch(count: int, rows: int) -> None:

@@ -104,6 +104,34 @@ def test_fine_tuning_is_searched_by_asha_and_losers_stop_early(tmp_path: Path) -
     assert not frame.loc[frame["chosen"], "stopped"].any()
 
 
+def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_path: Path) -> None:
+    from cleantune.features import find
+    from cleantune.main_job import tabulate
+    from cleantune.stream import extract_all
+
+    pictures(tmp_path / "data.parquet")
+    save_tiny("resnet", tmp_path / "model")
+    made = {}
+    for who in ("streamed", "fitted"):
+        options = {"label": "label", "precision": "float32", "device": "cpu", "cache": str(tmp_path / who)}
+        data, model = tmp_path / "data.parquet", tmp_path / "model"
+        if who == "streamed":
+            table = tabulate(data, model, None, None, None, None, None, None, options)
+            counts = extract_all(table, workers=2, silent=True)
+            assert counts == {"train": 108, "validation": 12}
+        cleantune.fit(
+            data, model, method="ce", scope="head", out=tmp_path / f"run-{who}", silent=True,
+            settings=["method.probe.epochs=1", "method.probe.least_steps=0"], **options,
+        )  # fmt: skip
+        made[who] = {path.name.split("-")[1] for path in (tmp_path / who).glob("features-*")}
+    assert made["streamed"] == made["fitted"], "fit has made none of its own"
+    for key in made["fitted"]:
+        one, other = find(tmp_path / "streamed", key), find(tmp_path / "fitted", key)
+        assert one is not None
+        assert other is not None
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
 def training_workers() -> list[psutil.Process]:
     """Ray's training workers, by Ray's own name for them."""
     return [p for p in psutil.process_iter(["cmdline"]) if "TrainWorker" in " ".join(p.info["cmdline"] or [])]

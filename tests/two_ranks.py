@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-from test_contract import InMemory, backbone, blobs, loop_for, quick
+from test_contract import CLASSES, InMemory, Vectors, backbone, blobs, loop_for, new_head, quick
+from tiny import save_tiny
 from torch import nn
 
 from cleantune import features
@@ -22,7 +23,9 @@ from cleantune.loop import Loop
 from cleantune.methods import METHODS
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE, Ranks, SharedBatchNorm, here
-from cleantune.records import Method, Scope
+from cleantune.records import Method, Scope, Stage
+from cleantune.sources import FeatureSource, SampleSource
+from cleantune.state import Split
 from cleantune.train import phases, train
 
 SIZE = 97
@@ -147,6 +150,51 @@ def empty_share(ranks: Ranks) -> bool:
     return torch.allclose(net(x).logits, alone, atol=1e-6)
 
 
+class Pictures(Vectors):
+    """Pictures whose weak views are the pictures."""
+
+    def weak(self, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return self.x[indices]
+
+
+def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """A small ViT fine-tuned whole, divided among the ranks, and divided and resumed after its first epoch."""
+    if ranks.main:
+        save_tiny("vit", folder / "vit")
+    ranks.wait()
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 3, 32, 32, generator=rng), torch.arange(40) % CLASSES
+    method = replace(short("ce", "all"), tune=Stage(epochs=3, learning_rate=1e-2, batch_size=16))  # type: ignore[type-var]
+
+    def run(shared: Ranks, sharded: bool, memory: InMemory | None = None) -> Loop:
+        body = open_backbone(folder / "vit")
+        with torch.no_grad():
+            features = FeatureSource(body.eval()(x))
+        split = Split(y, features, SampleSource(Pictures(x)))
+        net = Net(body, new_head(features.plain, 0))
+        loop = Loop([net], {"train": split}, CLASSES, 0, new_head, ranks=shared, sharded=sharded)
+        list(train(phases(method, 1e-3), loop, lambda run, looks: {}, memory))
+        return loop
+
+    memory = Shared(ranks)
+    alone, mine = run(ALONE, False), run(ranks, True, memory)
+    memory.saved = memory.saved[:1]
+    torn = run(ranks, True, memory)
+    a, b, c = numbers(alone), numbers(mine), numbers(torn)
+    body = mine.whole[0].backbone
+    assert body is not None
+    held = sum(p.to_local().numel() for p in body.parameters())  # type: ignore[attr-defined]
+    whole = sum(p.numel() for p in body.parameters())
+    mine.gather_nets([Net(open_backbone(folder / "vit"), new_head(torch.zeros(2, 16), 0))])
+    gathered = mine.whole[0].backbone
+    assert gathered is not None
+    same = all(torch.equal(v, b[f"backbone.0.{k}"]) for k, v in gathered.state_dict().items())
+    return {
+        "difference": difference(a, b), "held": held / whole, "resumed": all(torch.equal(b[k], c[k]) for k in b),
+        "gathered": same,
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ranks, out = here(), Path(sys.argv[1])
@@ -155,6 +203,7 @@ if __name__ == "__main__":
     said["ce all, BatchNorm learns"] = compared("ce", "all", ranks, freeze_batchnorm=False)
     said["resumed"], said["batch norm"] = resumed(ranks), batch_normed(ranks)
     said["extracted"], said["empty share"] = extracted(ranks, out), empty_share(ranks)
+    said["divided"] = divided(ranks, out)
     said["count"] = ranks.count
     if ranks.main:
         (out / "said.json").write_text(json.dumps(said))

@@ -144,6 +144,7 @@ def session(cpus: int) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves a training beside any other work
     quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": "ERROR"}
     try:
         if os.environ.get("RAY_ADDRESS"):
