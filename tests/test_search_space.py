@@ -173,3 +173,37 @@ def test_values_are_scaled_for_plots() -> None:
     words = Dimension("method.b", Choice(("sgd", "adamw")))
     assert scaled(words, ["sgd", "adamw", "sgd"]).tolist() == [0, 1, 0]
     assert scaled(log, [1e-3, 1e-3]).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"objective": "test"}, '--objective "test"'),
+        ({"trials": 1}, "there must be two at the least"),
+        ({"workers": 2}, "a search runs its trials side by side"),
+        ({"validation_fraction": 0.0}, "there is none: set --validation-fraction"),
+        ({"space": "nowhere.toml"}, "no configuration file nowhere.toml"),
+    ],
+)
+def test_a_search_that_cannot_be_is_one_sentence_before_anything_runs(
+    given: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    import cleantune
+
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    with pytest.raises(UserError, match=words):
+        cleantune.search((x, np.arange(40) % 2), method="ce", out=tmp_path / "out", silent=True, **given)  # type: ignore[operator]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_ray_the_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    import cleantune
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    with pytest.raises(UserError, match=r"pip install 'cleantune\[ray\]'"):
+        cleantune.search((x, np.arange(40) % 2), method="ce", out=tmp_path / "out", silent=True)  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"pip install 'cleantune\[ray\]'"):
+        cleantune.fit((x, np.arange(40) % 2), method="ce", out=tmp_path / "run", workers=2, silent=True)

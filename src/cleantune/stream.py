@@ -8,6 +8,7 @@ is not made again. The features are those that `fit` would make, under the same 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> di
 def stream(ray: Any, given: dict[str, Any], count: int, workers: int, gpus: int, told: Any) -> None:
     """Every shard of a split, each by one of the workers."""
     shards = -(-count // SHARD)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
         ray.data.range(shards, override_num_blocks=shards)

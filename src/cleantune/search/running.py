@@ -64,6 +64,8 @@ def run(
     if trials is not None and trials < 2:
         raise UserError(f"--trials {trials}: the default is one trial, so there must be two at the least")
     config = configure(table)
+    if config.run.workers != 1:
+        raise UserError("run.workers: a search runs its trials side by side, each in one process; leave workers out")
     data, noise = read_data(config, console)
     if "validation" not in data.rows:
         raise UserError(
