@@ -15,6 +15,7 @@ from cleantune.backbones import Backbone, open_backbone
 from cleantune.learner import LinearHead, Net
 
 STEPS, BATCH, CLASSES = 24, 64, 10
+BESIDE = "../shared/models/mobilenet_v2_0.35"
 
 
 def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) -> tuple[list[float], torch.Tensor]:
@@ -39,7 +40,7 @@ def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) ->
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    backbone = open_backbone(sys.argv[1], image_size=48).eval()
+    backbone = open_backbone(sys.argv[1] if len(sys.argv) > 1 else BESIDE, image_size=48).eval()
     x, y = torch.randn(STEPS * BATCH, 3, 48, 48), torch.randint(CLASSES, (STEPS * BATCH,))
     (whole, a), (halves, b) = trained(backbone, x, y, 1), trained(backbone, x, y, 2)
     print("gradient of step 2, relative difference:", float((a - b).norm() / a.norm()))
