@@ -17,7 +17,7 @@ install: .venv/installed  ## makes .venv with the tested versions
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cleantune needs Python 3.11 or newer; try PYTHON=python3.12 make install")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,ray]'
 	@touch $@
 
 .venv/installed-text: .venv/installed

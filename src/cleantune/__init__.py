@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from cleantune.errors import UserError
     from cleantune.main_job import Result, fit
     from cleantune.predict import Model, load
+    from cleantune.search import Search, search
 
 # No dependency calls home: the hub's telemetry is off before anything imports it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 __version__ = "0.1.0"
-__all__ = ["Audit", "Comparison", "Model", "Result", "UserError", "audit", "compare", "fit", "load"]
+__all__ = [
+    "Audit", "Comparison", "Model", "Result", "Search", "UserError", "audit", "compare", "fit", "load", "search",
+]  # fmt: skip
 
 _HOMES = {
     "fit": ("cleantune.main_job", "fit"),
@@ -32,6 +36,8 @@ _HOMES = {
     "Model": ("cleantune.predict", "Model"),
     "audit": ("cleantune.auditing", "audit"),
     "Audit": ("cleantune.auditing", "Audit"),
+    "search": ("cleantune.search", "search"),
+    "Search": ("cleantune.search", "Search"),
     "compare": ("cleantune.compare", "compare"),
     "Comparison": ("cleantune.compare", "Comparison"),
     "UserError": ("cleantune.errors", "UserError"),

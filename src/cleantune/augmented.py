@@ -64,7 +64,9 @@ def cached_views(material: Material, todo: tuple[Phase, ...], config: Config, co
     for seen in views:
         with console.bar(f"{seen.view} view {seen.number + 1}") as told:
             key = view_key(plain, seen, augment)
-            made.append(extract(material.backbone, prepared, material.precision, cache, key, told, seen))
+            made.append(
+                extract(material.backbone, prepared, material.precision, cache, key, told, seen, material.ranks)
+            )
     strong = sum(seen.view == "strong" for seen in views)
     plain_features = np.asarray(material.features["train"], np.float32)
     return FeatureSource(Views([plain_features, *made]), strong if strong < len(views) else 0)

@@ -14,6 +14,7 @@ from cleantune.errors import UserError, nearest
 VERBS: dict[str, dict[str, str]] = {
     "The main job": {
         "fit": "Train on noisy labels; write the model, the list of probably wrong labels and the report.",
+        "extract": "Features of all samples into the cache, by many processes or machines.",
         "predict": "Predict with the model of a run.",
         "report": "Build the report of a run anew.",
     },
@@ -24,6 +25,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Studies": {
         "compare": "Methods x scopes x noises x models x seeds under equal conditions, as one table.",
+        "search": "Search for a method's settings on the noisy validation split.",
         "evaluate": "Measure finished runs on their test split and on other domains, as one table.",
         "spectrum": "Singular values of features over models and data sets, as a table and a page.",
         "pretrain": "Train a backbone from random weights on labels that may be wrong.",

@@ -56,6 +56,10 @@ class RunSpec:
     """Seed of initial weights, order, views and selection."""
     max_bad: Annotated[float, Interval(0.0, 1.0)] = 0.01
     """Share of unreadable samples up to which the run goes on without them."""
+    workers: Annotated[int, Interval(1, 100_000)] = 1
+    """Processes that share the run, started by Ray: on this machine, or where RAY_ADDRESS says."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """With several processes: fsdp divides a backbone that learns among them, for those that do not fit whole."""
     cache: str | None = None
     """Folder of decoded images and features; left out: $CLEANTUNE_CACHE, else ~/.cache/cleantune."""
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 PATIENCE = 2.0
 """A bar appears over what takes longer than this, in seconds."""
@@ -29,9 +29,10 @@ COLUMNS = (
 class Console:
     """Where a run speaks. A silent one says nothing; a terminal gets bars, a log file does not."""
 
-    def __init__(self, silent: bool = False) -> None:
-        """Speak to standard error, which leaves standard output to results."""
+    def __init__(self, silent: bool = False, out: TextIO | None = None) -> None:
+        """Speak to standard error, which leaves standard output to results, or into a file."""
         self.silent = silent
+        self._out = out
         self.told: list[str] = []
         self._headed = False
 
@@ -43,7 +44,7 @@ class Console:
     def mention(self, text: str) -> None:
         """One line that is not worth a note."""
         if not self.silent:
-            print(text, file=sys.stderr, flush=True)
+            print(text, file=self._out or sys.stderr, flush=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A line of the table of epochs, with the heading before the first."""
@@ -56,7 +57,7 @@ class Console:
     @contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A function to be told `(done, total)`; on a terminal it draws a bar once two seconds have passed."""
-        if self.silent or not sys.stderr.isatty():
+        if self.silent or not (self._out or sys.stderr).isatty():
             yield lambda done, total: None
             return
         from rich.console import Console as Terminal

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -25,12 +27,50 @@ from cleantune.errors import UserError
 from cleantune.inputs import Prepared, ahead, by_length
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
+from cleantune.ranks import ALONE, Ranks
 from cleantune.records import Inputs, View
 
 SHARD = 4096
 """Rows of a shard."""
 BATCH = 64
 """Samples of a forward."""
+
+
+OPEN = 1024
+"""Shards that are mapped at a time: Linux maps at most 65,530 files into a process, which 268 M rows would need."""
+
+
+class Mapped(Sequence[np.ndarray]):
+    """The shards of a folder, each mapped into memory when it is asked for."""
+
+    def __init__(self, folder: Path, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+        """Of these files, whose shapes are known."""
+        self._folder, self._names = folder, names
+        self.shapes = [tuple(shape) for shape in shapes]
+        self._open: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def __getitem__(self, k: Any) -> Any:
+        """One shard; the one that was asked for longest ago is closed where too many are open."""
+        if k in self._open:
+            self._open.move_to_end(k)
+            return self._open[k]
+        self._open[k] = np.load(self._folder / self._names[k], mmap_mode="r", allow_pickle=False)
+        if len(self._open) > OPEN:
+            self._open.popitem(last=False)
+        return self._open[k]
+
+    def whole(self) -> bool:
+        """Whether every file is as long as its shape needs."""
+        return all(
+            (self._folder / name).stat().st_size >= 4 * rows * width
+            for name, (rows, width) in zip(self._names, self.shapes, strict=True)
+        )
 
 
 class Features:
@@ -43,8 +83,10 @@ class Features:
 
     def __init__(self, shards: Sequence[np.ndarray], rows: Int[np.ndarray, " N"], bad: dict[int, str]) -> None:
         """Rows by their number in the concatenated shards; `bad` is numbered so too."""
-        self._shards = list(shards)
-        self._ends = np.cumsum([0, *(len(s) for s in shards)])
+        self._shards = shards
+        shapes = shards.shapes if isinstance(shards, Mapped) else [s.shape for s in shards]
+        self._ends = np.cumsum([0, *(shape[0] for shape in shapes)])
+        self._width = int(shapes[0][1])
         self._rows = rows
         self._bad = bad
 
@@ -54,7 +96,7 @@ class Features:
     @property
     def shape(self) -> tuple[int, int]:
         """N and D."""
-        return len(self._rows), self._shards[0].shape[1]
+        return len(self._rows), self._width
 
     @property
     def bad(self) -> dict[int, str]:
@@ -146,10 +188,10 @@ def find(cache: Path, key: str) -> Features | None:
     folder = cache / f"features-{key}"
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        shards = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in index["shards"]]
+        shards = Mapped(folder, index["shards"], index["shapes"])
+        if not shards.whole():
+            return None
     except (OSError, ValueError):
-        return None
-    if [list(s.shape) for s in shards] != index["shapes"]:
         return None
     bad = {int(row): reason for row, reason in index["bad"].items()}
     return Features(shards, np.arange(index["rows"]), bad)
@@ -163,6 +205,7 @@ def extract(
     key: str,
     progress: Progress | None = None,
     seen: Seen = Seen(),
+    ranks: Ranks = ALONE,
 ) -> Features:
     """The feature of every sample in one view, from the cache where it holds them.
 
@@ -174,45 +217,65 @@ def extract(
         key: From `features_key`, or `view_key` for an augmented view.
         progress: Told about samples done.
         seen: The view.
+        ranks: Each makes some of the shards; all see one cache.
 
     Raises:
         UserError: A feature is not finite; the sentence names the sample.
     """
     found = find(cache, key)
-    if found is not None:
+    if all(ranks.each(found is not None)):
+        assert found is not None
         return found
-    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen)
+    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, ranks)
     done = find(cache, key)
     assert done is not None, f"features-{key} in {cache} was written and cannot be read"
     return done
 
 
 def _write_shards(
-    folder: Path, backbone: Backbone, prepared: Prepared, precision: Precision, progress: Progress | None, seen: Seen
+    folder: Path,
+    backbone: Backbone,
+    prepared: Prepared,
+    precision: Precision,
+    progress: Progress | None,
+    seen: Seen,
+    ranks: Ranks,
 ) -> None:
     """The shards that are not there yet, and then the index that says they all are."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{k:06d}.npy" for k in range(max(1, -(-len(prepared) // SHARD)))]
+    count = max(1, -(-len(prepared) // SHARD))
     training = backbone.training
     backbone.eval()
     try:
-        for k, name in enumerate(names):
+        for k in range(count)[ranks.rank :: ranks.count]:
             rows = range(k * SHARD, min((k + 1) * SHARD, len(prepared)))
-            if not _whole(folder / name, (len(rows), backbone.width)):
-                _write(folder / name, _shard(backbone, prepared, precision, rows, seen))
+            if not has_shard(folder, k, (len(rows), backbone.width)):
+                write_shard(folder / shard_name(k), shard_of(backbone, prepared, precision, rows, seen))
             if progress is not None:
                 progress(rows.stop, len(prepared))
     finally:
         backbone.train(training)
-    shapes = [[min(SHARD, len(prepared) - k * SHARD), backbone.width] for k in range(len(names))]
-    index = {"rows": len(prepared), "shards": names, "shapes": shapes, "bad": prepared.bad}
-    _write(folder / "index.json", json.dumps(index).encode())
+    bad = {int(row): reason for met in ranks.each(prepared.bad) for row, reason in met.items()}
+    ranks.first(lambda: write_index(folder, len(prepared), backbone.width, bad))
 
 
-def _shard(
+def shard_name(k: int) -> str:
+    """The file of a shard."""
+    return f"{k:06d}.npy"
+
+
+def write_index(folder: Path, rows: int, width: int, bad: dict[int, str]) -> None:
+    """What says that all shards are there."""
+    count = max(1, -(-rows // SHARD))
+    shapes = [[min(SHARD, rows - k * SHARD), width] for k in range(count)]
+    index = {"rows": rows, "shards": [shard_name(k) for k in range(count)], "shapes": shapes, "bad": bad}
+    write_shard(folder / "index.json", json.dumps(index).encode())
+
+
+def shard_of(
     backbone: Backbone, prepared: Prepared, precision: Precision, rows: range, seen: Seen
 ) -> Float[np.ndarray, "n D"]:
-    """Features of these rows; texts of about one length share a batch."""
+    """Features [n, D] of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
     device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
@@ -250,16 +313,22 @@ def _refuse_non_finite(f: Tensor, batch: list[int], prepared: Prepared) -> None:
         )
 
 
-def _whole(path: Path, shape: tuple[int, int]) -> bool:
+def has_shard(folder: Path, k: int, shape: tuple[int, int]) -> bool:
+    """Whether a shard is there and whole."""
     try:
-        return bool(np.load(path, mmap_mode="r", allow_pickle=False).shape == shape)
+        return bool(np.load(folder / shard_name(k), mmap_mode="r", allow_pickle=False).shape == shape)
     except (OSError, ValueError):
         return False
 
 
-def _write(path: Path, content: np.ndarray | bytes) -> None:
-    """The whole file, or none of it."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def write_shard(path: Path, content: np.ndarray | bytes) -> None:
+    """The whole file, or none of it; two who write the same one at a time write the same bytes.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
     try:
         with draft.open("wb") as file:
             if isinstance(content, bytes):
@@ -269,6 +338,10 @@ def _write(path: Path, content: np.ndarray | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or name another --cache, then --resume"
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -19,6 +19,7 @@ from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
 from cleantune.data import Samples
 from cleantune.errors import UserError
 from cleantune.pixels import BLOCK, Decoder, Progress, decode_all, write_pixels
+from cleantune.ranks import ALONE, Ranks
 from cleantune.records import Inputs
 
 T = TypeVar("T")
@@ -196,6 +197,7 @@ def prepare(
     cache: Path,
     progress: Progress | None = None,
     augment: ImageAugment | TextAugment | None = None,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
     """Samples in the form the network takes.
 
@@ -205,13 +207,14 @@ def prepare(
         cache: A folder for pixels that do not fit in a quarter of the free memory; they are decoded once.
         progress: Told about samples done.
         augment: How far views stray; the default of their kind where None.
+        ranks: Several on one machine share one file of pixels.
 
     Raises:
         UserError: The kinds of samples and preprocessing differ.
     """
     if isinstance(preprocess, ImagePreprocess) and samples.kind == "image":
         chosen = augment if isinstance(augment, ImageAugment) else ImageAugment()
-        return _prepare_images(samples, preprocess, cache, progress, chosen)
+        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks)
     if isinstance(preprocess, TextPreprocess) and samples.kind == "text":
         chosen_text = augment if isinstance(augment, TextAugment) else TextAugment()
         return _prepare_texts(samples, preprocess, progress, chosen_text)
@@ -220,24 +223,32 @@ def prepare(
 
 
 def _prepare_images(
-    samples: Samples, preprocess: ImagePreprocess, cache: Path, progress: Progress | None, augment: ImageAugment
+    samples: Samples,
+    preprocess: ImagePreprocess,
+    cache: Path,
+    progress: Progress | None,
+    augment: ImageAugment,
+    ranks: Ranks,
 ) -> PreparedImages:
     import psutil
 
     bad: dict[int, str] = {}
     shape = (len(samples), *preprocess.size, 3)
     size, rows = int(np.prod(shape)), np.arange(len(samples))
-    if size <= MEMORY_SHARE * psutil.virtual_memory().available:
+    if ranks.count == 1 and size <= MEMORY_SHARE * psutil.virtual_memory().available:
         pixels = np.zeros(shape, np.uint8)
         decode_all(Decoder(samples, preprocess, bad), pixels, progress)
         return PreparedImages(samples, preprocess, pixels, rows, bad, augment)
     cache.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{samples.fingerprint} {preprocess.fingerprint}".encode()).hexdigest()[:32]
     final = cache / f"pixels-{key}"
-    if not (final / "bad.json").is_file():
-        if size > DISK_SHARE * psutil.disk_usage(str(cache)).free:
-            return PreparedImages(samples, preprocess, Decoder(samples, preprocess, bad), rows, bad, augment)
-        write_pixels(final, shape, Decoder(samples, preprocess, bad), progress)
+    with ranks.one_by_machine():
+        there = (final / "bad.json").is_file()
+        if not there and size <= DISK_SHARE * psutil.disk_usage(str(cache)).free:
+            write_pixels(final, shape, Decoder(samples, preprocess, bad), progress)
+            there = True
+    if not there:
+        return PreparedImages(samples, preprocess, Decoder(samples, preprocess, bad), rows, bad, augment)
     stored = json.loads((final / "bad.json").read_text(encoding="utf-8"))
     pixels = np.load(final / "pixels.npy", mmap_mode="r", allow_pickle=False)
     return PreparedImages(samples, preprocess, pixels, rows, {int(k): v for k, v in stored.items()}, augment)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cleantune.backbones import Backbone
 from cleantune.mlp_head import MLPHead
 from cleantune.precision import Precision
+from cleantune.ranks import ALONE
 from cleantune.records import Inputs, Output
 
 STD_FLOOR = 1e-6
@@ -174,6 +175,7 @@ class Net(nn.Module):
         precision: In which the backbone learns; the head is always in float32.
         looking: In which it computes without a gradient.
         freeze_batchnorm: Keep running statistics of the backbone as pre-trained, also in training mode.
+        sharing: The ranks among which the rows of a batch are divided for the backbone.
         looked: Samples that went through the backbone without a gradient.
         trained: Samples that went through it with one.
     """
@@ -193,6 +195,7 @@ class Net(nn.Module):
         self.precision = precision or Precision()
         self.looking = looking or self.precision
         self.freeze_batchnorm = freeze_batchnorm
+        self.sharing = ALONE
         self.looked = 0
         self.trained = 0
         if backbone is not None and self.precision.channels_last:
@@ -227,8 +230,8 @@ class Net(nn.Module):
         else:
             self.looked += count
         with chosen.autocast(device):
-            f: Tensor = self.backbone(x)
-        return f.float()
+            f: Tensor = self.backbone(self.sharing.part(x))
+        return self.sharing.join(f.float(), count)
 
     def train(self, mode: bool = True) -> Net:
         """Training or evaluation mode, but for BatchNorm where its statistics are frozen."""

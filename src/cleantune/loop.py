@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cleantune.errors import UserError
 from cleantune.learner import Net
+from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, set_rates
 from cleantune.state import State, cut, moved
@@ -62,8 +63,12 @@ class Loop(State):
         with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
             for module in modules:
                 module.train()
+            for net in self.whole:
+                net.sharing = self.ranks
             for done in range(math.ceil(passes)):
                 self._one_pass((modules, optimisers, loss), plan, views, done, passes)
+            for net in self.whole:
+                net.sharing = ALONE
 
     # -- the inside of learn -----------------------------------------------------------------------------------------
 
@@ -86,6 +91,7 @@ class Loop(State):
                 set_rates(optimiser, rate)
                 optimiser.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
+            self._join_gradients(modules)
             for optimiser in optimisers:
                 optimiser.step()
             total += value.detach().cpu() * len(batch.rows)
@@ -106,6 +112,27 @@ class Loop(State):
         if value.warning is not None and value.warning not in self.row.get("warnings", []):
             self.row["warnings"] = [*self.row.get("warnings", []), value.warning]
         return value.total
+
+    def _join_gradients(self, modules: list[nn.Module]) -> None:
+        """Backbones saw a share of the rows on each rank; heads saw all of them on every rank."""
+        for module in modules:
+            if isinstance(module, Net) and module.backbone is not None:
+                self.ranks.sum_gradients(module.backbone.parameters())
+
+    def settle(self) -> None:
+        """Make sure that all ranks have come to the same nets, ledgers and luck.
+
+        Raises:
+            UserError: They have not.
+        """
+        assert self.phase is not None
+        heads = [value for net in self.whole for value in net.head.state_dict().values()]
+        ledgers = [value for ledger in (self.ledger, self.validation_ledger) for value in ledger.state_dict().values()]
+        if not self.ranks.alike([self.rng.get_state(), *heads, *ledgers]):
+            raise UserError(
+                f"phase {self.phase.name}, epoch {self.epoch}: the ranks have come to different numbers;"
+                " run them on machines with the same processor, GPU and versions of the libraries"
+            )
 
     def _least_passes(self, samples: int) -> float:
         """Passes an epoch that give the stage's least number of steps."""
@@ -160,7 +187,7 @@ class Loop(State):
         source = self._source("train")
         seed = int(torch.randint(2**62, (), generator=self.rng))
         # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + self.ranks.rank)
         stream = source.batches(batches, views, seed)
         beside = source.batches(rest, views, seed + 1) if rest else None
         for index, xs in stream:

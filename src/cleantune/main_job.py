@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tomli_w
+from torch import Tensor
 
 from cleantune import evidence
 from cleantune.adapters import merge as merge_adapters
@@ -24,14 +26,25 @@ from cleantune.fields import assignment, describe, merge, nested
 from cleantune.judging import Judge
 from cleantune.learner import Net
 from cleantune.loop import Loop
-from cleantune.material import Heads, Material, backbone_rate, fingerprint, gather, open_model, read_data
+from cleantune.material import (
+    Heads,
+    Material,
+    backbone_rate,
+    fingerprint,
+    gather,
+    open_model,
+    pick_device,
+    read_data,
+)  # fmt: skip
 from cleantune.methods import METHODS
 from cleantune.precision import Precision
-from cleantune.records import Method, Phase
+from cleantune.ranks import ALONE, Ranks, here
+from cleantune.records import Method, Phase, Row
 from cleantune.state import Cost
 from cleantune.store import RunFolder, read_json, write_json, write_text
 from cleantune.summary import summary, versions
 from cleantune.train import phases, train
+from cleantune.workers import launch
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,8 +132,22 @@ def fit(
         table = resumed(folder, table)
     if "data" not in table or "data" not in table["data"]:
         raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
-    configure(table)
-    return run(table, RunFolder(folder, resume=resume, overwrite=overwrite), Console(silent))
+    known, ranks = configure(table), here()
+    ranks.first(lambda: RunFolder(folder, resume=resume, overwrite=overwrite) and None)
+    opened, console, workers = RunFolder(folder, resume=True), Console(silent or not ranks.main), known.run.workers
+    if ranks.count == workers or workers == 1:
+        return run(table, opened, console, ranks)
+    if ranks.count > 1:
+        raise UserError(f"--workers {workers}: this launcher has started {ranks.count} ranks; leave --workers out")
+    if not opened.finished:
+        gpus = pick_device(known.model.device) == "cuda"
+        launch(partial(work, table, opened.path.resolve()), workers, opened, console, gpus)
+    return Result(opened.path, read_json(opened.path / "summary.json"))
+
+
+def work(table: dict[str, Any], path: Path, console: Console) -> None:
+    """The part of one worker."""
+    run(table, RunFolder(path, resume=True), console, here())
 
 
 def tabulate(
@@ -185,8 +212,8 @@ def resumed(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     return merge(stored, table)
 
 
-def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
-    """A run from its table to its last file."""
+def run(table: dict[str, Any], folder: RunFolder, console: Console, ranks: Ranks = ALONE) -> Result:
+    """A run from its table to its last file; where several ranks share it, the first one writes."""
     if folder.finished:
         console.mention(f"{folder.path} is finished already")
         return Result(folder.path, read_json(folder.path / "summary.json"))
@@ -200,9 +227,9 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
         console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
     todo = phases(config.method, backbone_rate(backbone, config.model))
     trains = any(phase.scope == "all" for phase in todo)
-    material = gather(config, data, backbone, console, precisions(folder), trains)
-    folder.clear()
-    write_config(folder, config, todo, material)
+    material = gather(config, data, backbone, console, precisions(folder), trains, ranks)
+    ranks.first(folder.clear)
+    ranks.first(lambda: write_config(folder, config, todo, material))
     ended = trained(config, material, todo, folder, console, noise, start)
     return conclude(ended, folder, console)
 
@@ -262,20 +289,36 @@ def trained(
     if count > 1 and todo[0].scope == "head":
         heads = Heads(material.classes, "normal", seed)
     splits = material.splits(cached_views(material, todo, config, console))
-    loop = Loop(material.nets(count, heads), splits, material.classes, seed, heads, material.device)
+    loop = Loop(
+        material.nets(count, heads),
+        splits,
+        material.classes,
+        seed,
+        heads,
+        material.device,
+        material.ranks,
+        config.run.sharding == "fsdp",
+    )
     loop.started, loop.cost = start, extraction_cost(material, todo, len(wanted(todo, config.run.views)))
-    saved = folder.load()
-    folder.keep_rows(saved[1]["rows"] if saved else 0)
-    judge.recall(folder.rows())
-    for row in folder.rows():
+    before = material.ranks.first(lambda: counted(folder))
+    judge.recall(before)
+    for row in before:
         console.row(row)
     for row in train(todo, loop, judge, folder, config.run.choose):
         console.row(row)
         for words in row.get("warnings", ()):
             console.say(words)
     delivery = deliver(loop, material, material.nets(count, heads), config.run, last_model(todo))
+    loop.gather_nets(material.nets(count, heads))
     console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
+
+
+def counted(folder: RunFolder) -> list[Row]:
+    """The rows that the checkpoint knows, which alone are left."""
+    saved = folder.load()
+    folder.keep_rows(saved[1]["rows"] if saved else 0)
+    return folder.rows()
 
 
 def last_model(todo: tuple[Phase, ...]) -> str:
@@ -309,10 +352,16 @@ def probe_baseline(material: Material, heads: Heads) -> Baseline:
 
 def conclude(ended: Ended, folder: RunFolder, console: Console) -> Result:
     """Every file of the finished run; the summary comes last and says that it is finished."""
+    looks = evidence.look(ended)
+    ended.material.ranks.first(lambda: write_result(ended, looks, folder, console))
+    return Result(folder.path, read_json(folder.path / "summary.json"))
+
+
+def write_result(ended: Ended, looks: dict[str, Tensor], folder: RunFolder, console: Console) -> None:
+    """Labels, evidence, model, summary and report."""
     from cleantune.report import build
 
     data: Data = ended.material.data
-    looks = evidence.look(ended)
     said = evidence.verdict(ended, looks)
     frame = evidence.write_labels(folder, data, said)
     evidence.write_evidence(folder, ended, looks, frame)
@@ -328,4 +377,3 @@ def conclude(ended: Ended, folder: RunFolder, console: Console) -> Result:
     report = build(folder.path)
     console.mention(f"{told['issues']['count']:,} of {len(frame):,} labels look wrong: {folder.path / 'labels.csv'}")
     console.mention(f"report: {report}")
-    return Result(folder.path, told)

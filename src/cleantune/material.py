@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from cleantune.features import extract, features_key
 from cleantune.inputs import Prepared, prepare
 from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.precision import Precision, probe_precision
+from cleantune.ranks import ALONE, Ranks
 from cleantune.sources import FeatureSource, SampleSource
 from cleantune.state import Split
 
@@ -61,6 +62,8 @@ class Material:
     device: str
     seconds: float
     """Of decoding and extracting."""
+    ranks: Ranks = ALONE
+    """Who shares the run."""
     lora_rank: int = 0
     """Of the adapters that learn in the place of the backbone's weights; 0: none."""
 
@@ -132,7 +135,13 @@ def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | 
 
 
 def gather(
-    config: Config, data: Data, backbone: Backbone | None, console: Console, known: Known = None, trains: bool = False
+    config: Config,
+    data: Data,
+    backbone: Backbone | None,
+    console: Console,
+    known: Known = None,
+    trains: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Material:
     """Decode and extract; whatever is cached is taken from there.
 
@@ -143,6 +152,7 @@ def gather(
         console: Told what is found and how far it is.
         known: The precisions of an interrupted run, of extraction and of training, which are kept.
         trains: Whether the backbone will learn, so that its training is timed too.
+        ranks: Who shares the run.
 
     Raises:
         UserError: Data and model do not fit, or too much cannot be read; the sentence says what and where.
@@ -152,20 +162,26 @@ def gather(
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
-        return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start)
-    out = decoded(config, data, backbone, console, known, trains)
+        return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, ranks)
+    out = decoded(config, data, backbone, console, known, trains, ranks)
     cache = cache_folder(config.run.cache)
     for name, ready in out.prepared.items():
         key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision)
         with console.bar(f"features of {name}") as told:
-            out.features[name] = extract(backbone, ready, out.precision, cache, key, told)
+            out.features[name] = extract(backbone, ready, out.precision, cache, key, told, ranks=ranks)
     leave_out(out, config.run.max_bad, console, "evidence/bad_samples.csv")
     out.seconds = time.perf_counter() - start
     return out
 
 
 def decoded(
-    config: Config, data: Data, backbone: Backbone, console: Console, known: Known = None, trains: bool = False
+    config: Config,
+    data: Data,
+    backbone: Backbone,
+    console: Console,
+    known: Known = None,
+    trains: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Material:
     """Samples ready for the backbone, on its device, and the precisions to compute in; there are no features yet.
 
@@ -174,22 +190,28 @@ def decoded(
     """
     start = time.perf_counter()
     keep_pages()
-    _same_kind(backbone, data)
+    check_kind(backbone, data)
     cache, device = cache_folder(config.run.cache), pick_device(config.model.device)
     prepared = {}
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
-            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data))  # type: ignore[arg-type]
+            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks)  # type: ignore[arg-type]
     backbone.to(device)
-    precision, training = known or _precisions(backbone, prepared["train"], config.model, cache, trains)
+    precision, training = known or (
+        Precision(**each)
+        for each in ranks.first(
+            lambda: [asdict(p) for p in _precisions(backbone, prepared["train"], config.model, cache, trains)]
+        )
+    )
     for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
         console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spent = time.perf_counter() - start
     return Material(
-        data, backbone, precision, training, {}, prepared, [], device, spent, config.model.lora_rank if trains else 0
-    )
+        data, backbone, precision, training, {}, prepared, [], device, spent, ranks,
+        config.model.lora_rank if trains else 0,
+    )  # fmt: skip
 
 
 def _views(config: Config, data: Data) -> ImageAugment | TextAugment:
@@ -242,7 +264,12 @@ def _given_features(rows: Rows) -> Any:
     return torch.from_numpy(np.asarray(rows.samples.read(range(len(rows))), np.float32))
 
 
-def _same_kind(backbone: Backbone, data: Data) -> None:
+def check_kind(backbone: Backbone, data: Data) -> None:
+    """Refuse a model for other data.
+
+    Raises:
+        UserError: It takes images and the data are texts, or the other way round.
+    """
     kind = backbone.architecture.kind
     if backbone.preprocess is not None and kind != data.kind:
         remedy = (

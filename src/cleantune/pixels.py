@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -53,7 +54,7 @@ class Decoder:
 def write_pixels(final: Path, shape: tuple[int, ...], decoder: Decoder, progress: Progress | None) -> None:
     """The pixel file under a name of this process, and under its own once it is whole."""
     final.mkdir(parents=True, exist_ok=True)
-    draft = final / f"pixels.{os.getpid()}.tmp"
+    draft = final / f"pixels.{uuid4().hex}.tmp"
     try:
         pixels = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
         decode_all(decoder, pixels, progress)
@@ -61,7 +62,7 @@ def write_pixels(final: Path, shape: tuple[int, ...], decoder: Decoder, progress
         draft.replace(final / "pixels.npy")
     finally:
         draft.unlink(missing_ok=True)
-    note = final / f"bad.{os.getpid()}.tmp"
+    note = final / f"bad.{uuid4().hex}.tmp"
     note.write_text(json.dumps(decoder.bad), encoding="utf-8")
     note.replace(final / "bad.json")
 

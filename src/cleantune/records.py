@@ -83,11 +83,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Interval:
-    """The range of a hyper-parameter: what a search draws from, and what a value outside is refused by."""
+    """The range of a hyper-parameter: what a value outside is refused by."""
 
     low: float
     high: float
     log: bool = False
+    search: Interval | Choice | None = None
+    """What a search draws from; none: it leaves the field alone unless its space names it."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Choice:
     """The values a hyper-parameter can take."""
 
     values: tuple[Any, ...]
+    search: Interval | Choice | None = None
+    """As of an interval."""
 
 
 class Row(dict[str, Any]):
@@ -158,11 +162,13 @@ class Stage:
 
     epochs: Annotated[int, Interval(0, 1000)] = 20
     """Epochs of the phase; 0 leaves the phase out."""
-    learning_rate: Annotated[float, Interval(1e-6, 10.0, log=True)] = 1e-3
+    learning_rate: Annotated[float, Interval(1e-6, 10.0, log=True, search=Interval(1e-5, 1e-2, log=True))] = 1e-3
     """Learning rate of the head."""
-    backbone_learning_rate: Annotated[float | None, Interval(1e-7, 1.0, log=True)] = None
+    backbone_learning_rate: Annotated[
+        float | None, Interval(1e-7, 1.0, log=True, search=Interval(1e-6, 1e-2, log=True))
+    ] = None
     """Learning rate of the backbone where it learns; none: the recommendation for its architecture."""
-    weight_decay: Annotated[float, Interval(0.0, 10_000.0)] = 1e-4
+    weight_decay: Annotated[float, Interval(0.0, 10_000.0, search=Interval(1e-6, 1e-1, log=True))] = 1e-4
     """Weight decay of head and backbone."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
@@ -170,7 +176,7 @@ class Stage:
     """How the learning rate moves over the phase; cosine and linear end at zero."""
     warmup: Annotated[float, Interval(0.0, 0.9)] = 0.0
     """Share of the phase over which the learning rate rises from zero."""
-    batch_size: Annotated[int, Interval(1, 65536, log=True)] = 128
+    batch_size: Annotated[int, Interval(1, 65536, log=True, search=Choice((32, 64, 128)))] = 128
     """Samples a step."""
     rate_width: Annotated[int, Interval(0, 1_000_000)] = 0
     """Length of features that `learning_rate` is meant for; shorter ones raise it in proportion, to 0.01; 0: never."""

@@ -17,8 +17,10 @@ from cleantune.errors import UserError
 from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
 from cleantune.mlp_head import MLPHead
+from cleantune.ranks import ALONE, Ranks, SharedBatchNorm
 from cleantune.records import Inputs, Phase, Plan, Reshape
 from cleantune.schedule import make_optimiser
+from cleantune.sharding import like, shard, whole
 from cleantune.sources import FeatureSource, Source
 
 LOOK_BATCH = 256
@@ -68,6 +70,8 @@ class State:
         seed: int,
         new_head: Callable[[Any, int], nn.Module],
         device: str = "cpu",
+        ranks: Ranks = ALONE,
+        sharded: bool = False,
     ) -> None:
         """A run before its first phase.
 
@@ -78,7 +82,11 @@ class State:
             seed: Of the only generator.
             new_head: From features [N, D] and the number of the net to a fresh head.
             device: Where the nets compute; labels, ledgers and the generator stay on the CPU.
+            ranks: The processes that share the run; each calls every verb.
+            sharded: Whether backbones that learn are divided among them.
         """
+        self.ranks = ranks
+        self.sharded = sharded
         self.device = torch.device(device)
         self.whole = [net.to(self.device) for net in nets]
         self.pretrained = dict(splits)
@@ -149,6 +157,10 @@ class State:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
                 learnable(net.backbone, phase.scope == "all")
+                if phase.scope == "all" and self.sharded:
+                    shard(net.backbone, self.ranks)
+                if not net.freeze_batchnorm:
+                    SharedBatchNorm.become(net.backbone, self.ranks)
         if phase.head == "own":
             for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
                 net.head = head
@@ -180,7 +192,7 @@ class State:
             for k, (head, optimiser) in enumerate(pairs):
                 tensors |= {f"left.{name}.{k}.head.{key}": value for key, value in head.state_dict().items()}
                 for i, slots in optimiser.state_dict()["state"].items():
-                    tensors |= {f"left.{name}.{k}.slot.{i}.{s}": torch.as_tensor(v) for s, v in slots.items()}
+                    tensors |= {f"left.{name}.{k}.slot.{i}.{s}": whole(torch.as_tensor(v)) for s, v in slots.items()}
         for name, ledger in (("ledger", self.ledger), ("validation", self.validation_ledger)):
             tensors |= {f"{name}.{column}": value for column, value in ledger.state_dict().items()}
         counters = {"cost": asdict(self.cost), "touched": self.touched, "stale": self.stale, "wall": self.wall}
@@ -258,7 +270,21 @@ class State:
         if not self.touched:
             return {}
         states = [net.backbone.state_dict() if net.backbone is not None else {} for net in self.whole]
-        return {f"backbone.{k}.{name}": value for k, state in enumerate(states) for name, value in state.items()}
+        return {f"backbone.{k}.{name}": whole(value) for k, state in enumerate(states) for name, value in state.items()}
+
+    def gather_nets(self, fresh: list[Net]) -> None:
+        """Put nets that are whole in the place of those that are divided among ranks.
+
+        Args:
+            fresh: Nets as they were before the first phase.
+        """
+        if not self.sharded:
+            return
+        tensors = self._learned()
+        for net, old in zip(fresh, self.whole, strict=True):
+            net.head = old.head
+        self.whole = [net.to(self.device) for net in fresh]
+        self._learn_from(tensors)
 
     def _learn_from(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `_learned`."""
@@ -300,14 +326,25 @@ class State:
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
-        order, out = source.order(), []
-        with torch.no_grad():
-            for index, xs in source.batches(cut(order, LOOK_BATCH), ("plain",), 0):
+        batches, out = cut(source.order(), LOOK_BATCH), []
+        with torch.no_grad(), self._looking_together(batches):
+            for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0):
                 out.append(fn(index, moved(xs[0], self.device)).cpu())
-        found = torch.cat(out)
+        count = self.ranks.count
+        found = self.ranks.all_rows(torch.cat(out), [sum(map(len, batches[r::count])) for r in range(count)])
         values = torch.empty_like(found)
-        values[order] = found
+        values[torch.cat([batch for r in range(count) for batch in batches[r::count]])] = found
         return values
+
+    @contextmanager
+    def _looking_together(self, batches: list[Tensor]) -> Iterator[None]:
+        """Count the forwards of all ranks, where this one makes a part of them."""
+        before = [net.looked for net in self.whole]
+        yield
+        if self.ranks.count > 1:
+            own, total = (sum(map(len, part)) for part in (self.ranks.mine(batches), batches))
+            for net, looked in zip(self.whole, before, strict=True):
+                net.looked = looked + (net.looked - looked) * total // own
 
 
 def lay_out(optimiser: torch.optim.Optimizer) -> None:
@@ -319,7 +356,7 @@ def lay_out(optimiser: torch.optim.Optimizer) -> None:
     for parameter, slots in optimiser.state.items():
         for name, value in slots.items():
             if value.shape == parameter.shape:
-                slots[name] = torch.empty_like(parameter).copy_(value)
+                slots[name] = like(parameter, value)
 
 
 def moved(x: Inputs, device: torch.device) -> Inputs:

@@ -96,10 +96,9 @@ def _plain(value: Any) -> Any:
 
 def kind_of(config: Mapping[str, Any]) -> str:
     """What a folder with this config.toml holds: audit, matrix, reproduction, search, run, or something else."""
-    if "audit" in config.get("record", {}):
-        return "audit"
-    marks = {"matrix": "matrix", "stand_in": "reproduction", "search": "search", "method": "run"}
-    return next((kind for key, kind in marks.items() if key in config), "something else")
+    named = next((kind for kind in ("audit", "search") if kind in config.get("record", {})), None)
+    marks = {"matrix": "matrix", "stand_in": "reproduction", "method": "run"}
+    return named or next((kind for key, kind in marks.items() if key in config), "something else")
 
 
 class RunFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -60,6 +61,7 @@ def train(
     saved = memory.load() if memory is not None else None
     counters: dict[str, Any] = saved[1] if saved else {"phase": 0, "epoch": -1, "rows": 0, "best": -1.0}
     first, rows, best = counters["phase"], counters["rows"], counters["best"]
+    run.ranks.wait()  # nobody writes a state while another still reads the one before
     for p, phase in enumerate(todo[first:], start=first):
         if saved and p == first:
             run.resume(list(todo[: p + 1]), *saved)
@@ -68,6 +70,7 @@ def train(
         for epoch in range(counters["epoch"] + 1 if p == first else 0, phase.stage.epochs):
             run.epoch, run.row = epoch, {}
             phase.epoch(run)
+            run.settle()
             looks = (look or remember)(run)
             row = Row({"phase": phase.name, "round": p, "epoch": epoch} | run.row | judge(run, looks))
             row |= {"forwards": run.cost.forwards, "seconds": round(run.wall, 3)}
@@ -78,10 +81,15 @@ def train(
                 run.keep("best")
             rows += 1
             if memory is not None:
-                tensors, state = run.state()
-                memory.add_row(row)
-                memory.save(tensors, state | {"phase": p, "epoch": epoch, "rows": rows, "best": best})
+                place = {"phase": p, "epoch": epoch, "rows": rows, "best": best}
+                run.ranks.first(partial(keep, memory, row, *run.state(), place))
             yield row
+
+
+def keep(memory: Memory, row: Row, tensors: dict[str, Tensor], state: dict[str, Any], place: dict[str, Any]) -> None:
+    """The row, and then the state that counts it."""
+    memory.add_row(row)
+    memory.save(tensors, state | place)
 
 
 EVIDENCE = ("loss", "late_loss", "late_p")

@@ -20,7 +20,9 @@ from cleantune.errors import UserError
 from cleantune.fields import Described, describe
 from cleantune.methods import METHODS
 from cleantune.paper.verb import reproduce
+from cleantune.ranks import here
 from cleantune.records import Choice, Interval, Reshape, Stage
+from cleantune.search import verb as search_verb
 
 Command = Callable[..., Any]
 
@@ -95,7 +97,35 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
     """
     from cleantune.main_job import fit as run
 
-    print_summary(run(settings=list(settings), **{k: v for k, v in said.items() if v is not None}).summary)
+    result = run(settings=list(settings), **{k: v for k, v in said.items() if v is not None})
+    if here().main:
+        print_summary(result.summary)
+
+
+@click.command()
+@click.argument("data")
+@click.option("--model", required=True, help="Checkpoint folder or hub id. [no default]", metavar="MODEL")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it wins. [default: none]"
+)
+@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options_of(DataSpec)
+@options_of(ModelSpec)
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes of Ray at once.", metavar="N")
+@click.option("--cache", help="Folder that all machines see. [default: $CLEANTUNE_CACHE, else ~/.cache/cleantune]")
+def extract(data: str, model: str, config: Path | None, silent: bool, workers: int, **said: Any) -> None:
+    """Features of all samples into the cache, by many processes or machines; `fit` then finds them there.
+
+    DATA is an image folder or a table of images or texts that every machine sees under the same path.
+    """
+    from cleantune.main_job import tabulate
+    from cleantune.stream import extract_all
+
+    given = {key: value for key, value in said.items() if value is not None}
+    table = tabulate(data, model, None, None, None, None, config, None, given)
+    counts = extract_all(table, workers, silent)
+    for split, count in counts.items():
+        click.echo(f"{split}  {count:,} samples")
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -273,7 +303,12 @@ def demo_text(out: Path, seed: int, overwrite: bool) -> None:
 
 
 compare = compare_verb.with_options(
-    {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"noise", "noise_seed", "train_seed"}
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec},
+    option_of,
+    HIDDEN | {"noise", "noise_seed", "train_seed", "workers"},
+)
+search = search_verb.with_options(
+    {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"workers", "test_every_epoch"}
 )
 
 spectrum = study_verbs.with_options(study_verbs.spectrum, {"data": DataSpec, "model": ModelSpec}, option_of, HIDDEN)
@@ -287,12 +322,14 @@ audit: click.Command = options_of(DataSpec)(options_of(ModelSpec)(options_of(Run
 
 VERBS: dict[str, click.Command] = {
     "fit": fit,
+    "extract": extract,
     "audit": audit,
     "review": audit_verbs.review,
     "apply": audit_verbs.apply,
     "predict": predict,
     "report": report,
     "compare": compare,
+    "search": search,
     "evaluate": study_verbs.evaluate,
     "spectrum": spectrum,
     "pretrain": pretrain,

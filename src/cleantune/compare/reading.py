@@ -72,6 +72,8 @@ def resolve(table: Mapping[str, Any], features_only: bool | None = None) -> Matr
         part, key = path.split(".")
         if key in table.get(part, {}):
             raise UserError(f'key "{path}": a matrix sets it itself, by {instead}')
+    if table.get("run", {}).get("workers", 1) != 1:
+        raise UserError('key "run.workers": the cells of a matrix run in one process; leave workers out')
     models = tuple(as_list(axes.get("models", []), "matrix.models")) or (None,)
     entries = resolve_entries(table, axes, features_only)
     noises = tuple(dict.fromkeys(spell(parse(str(n))) for n in as_list(axes.get("noises", ["none"]), "matrix.noises")))

@@ -45,13 +45,13 @@ class DivideMix:
 
     scope: Scope = "head"
     """What learns: the heads on cached views, or backbones and heads on samples."""
-    tau: Annotated[float, Interval(0.0, 1.0)] = 0.5
+    tau: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.7))] = 0.5
     """A label is kept above this probability of being right; the authors take 0.6 at 90 % noise."""
     temperature: Annotated[float, Interval(0.05, 1.0)] = 0.5
     """Sharpens targets: p^(1/T)."""
     alpha: Annotated[float, Interval(0.05, 16.0, log=True)] = 4.0
     """MixUp draws from Beta(alpha, alpha)."""
-    lambda_u: Annotated[float, Interval(0.0, 500.0)] = 5.0
+    lambda_u: Annotated[float, Interval(0.0, 500.0, search=Interval(1.0, 50.0, log=True))] = 5.0
     """Weight of the samples without a label. The paper's 25 to 150 suit hundreds of epochs from random weights."""
     ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
     """Share of the epochs after the warm-up over which lambda_u rises."""

@@ -36,9 +36,9 @@ class ELR:
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
-    beta: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    beta: Annotated[float, Interval(0.0, 1.0, search=Interval(0.5, 0.95))] = 0.7
     """Share of the old target that stays at each visit: 0.7, or 0.9 for many classes and asymmetric noise."""
-    strength: Annotated[float, Interval(0.0, 100.0)] = 3.0
+    strength: Annotated[float, Interval(0.0, 100.0, search=Interval(1.0, 10.0))] = 3.0
     """Weight of the regulariser, the paper's lambda: 1 to 7, and 0 is cross-entropy."""
     clamp: Annotated[float, Interval(0.0, 0.01)] = 1e-4
     """Probabilities are kept this far from 0 and 1, as in the authors' code; 0: not."""

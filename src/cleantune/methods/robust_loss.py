@@ -61,7 +61,7 @@ class GCE:
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
-    q: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    q: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.9))] = 0.7
     """Exponent of the loss: 0 is cross-entropy, 1 the mean absolute error."""
     probe: Stage = PROBE
     """The only phase of scope `head`."""

@@ -43,12 +43,12 @@ class TURN:
     """What learns after the probe: backbone and head, or, where there is no backbone, the head alone."""
     head: Literal["linear", "mlp", "nmtune"] = "linear"
     """What the probes train: a linear head, or the MLP head of `mlp` or `nmtune`, by their defaults."""
-    q: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    q: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.9))] = 0.7
     """Exponent of the probe's GCE."""
     select: Literal["agreement", "mixture"] = "agreement"
     """What is trusted: labels that the probe predicts, or labels that a mixture of losses finds probable, as in the
     paper. Where the tuned model judges (no `reprobe`, or scope `head`) it is always the mixture."""
-    tau: Annotated[float, Interval(0.0, 1.0)] = 0.3
+    tau: Annotated[float, Interval(0.0, 1.0, search=Interval(0.1, 0.9))] = 0.3
     """With the mixture: a label is trusted above this probability of being right."""
     balance: str = "all"
     """How the classes are evened out: all, quantile:RHO, floor:K or strict (the paper's minimum)."""

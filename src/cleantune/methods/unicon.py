@@ -57,7 +57,7 @@ class UNICON:
     """Sharpens targets: p^(1/T)."""
     alpha: Annotated[float, Interval(0.05, 16.0, log=True)] = 4.0
     """MixUp draws from Beta(alpha, alpha)."""
-    lambda_u: Annotated[float, Interval(0.0, 500.0)] = 5.0
+    lambda_u: Annotated[float, Interval(0.0, 500.0, search=Interval(1.0, 50.0, log=True))] = 5.0
     """Weight of the samples without a label. The paper's 30 suits hundreds of epochs from random weights."""
     ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
     """Share of the epochs after the warm-up over which lambda_u rises."""

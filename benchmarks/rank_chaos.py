@@ -1,0 +1,48 @@
+"""How fast two trainings part that differ by nothing but the order of a sum: a backbone's gradient of a whole batch,
+against the sum over the two halves that two ranks would have. One process, no rank.
+
+    python benchmarks/rank_chaos.py MODEL
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import torch
+
+from cleantune.backbones import Backbone, open_backbone
+from cleantune.learner import LinearHead, Net
+
+STEPS, BATCH, CLASSES = 24, 64, 10
+BESIDE = "../shared/models/mobilenet_v2_0.35"
+
+
+def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) -> tuple[list[float], torch.Tensor]:
+    """Loss of each step, and the gradient of the second one."""
+    net = Net(copy.deepcopy(backbone), LinearHead(backbone.width, CLASSES, init="zeros")).train()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=5e-4, fused=True)
+    losses, gradient = [], torch.zeros(())
+    for step in range(STEPS):
+        optimiser.zero_grad()
+        total = 0.0
+        for rows in torch.arange(step * BATCH, (step + 1) * BATCH).chunk(parts):
+            loss = torch.nn.functional.cross_entropy(net(x[rows]).logits, y[rows], reduction="sum") / BATCH
+            loss.backward()
+            total += float(loss.detach())
+        if step == 1:
+            gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).clone()
+        optimiser.step()
+        losses.append(total)
+    return losses, gradient
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    backbone = open_backbone(sys.argv[1] if len(sys.argv) > 1 else BESIDE, image_size=48).eval()
+    x, y = torch.randn(STEPS * BATCH, 3, 48, 48), torch.randint(CLASSES, (STEPS * BATCH,))
+    (whole, a), (halves, b) = trained(backbone, x, y, 1), trained(backbone, x, y, 2)
+    print("gradient of step 2, relative difference:", float((a - b).norm() / a.norm()))
+    for step in range(0, STEPS, 4):
+        print(step + 1, whole[step], halves[step], abs(whole[step] - halves[step]) / whole[step])

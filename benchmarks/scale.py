@@ -1,0 +1,185 @@
+"""What no test machine can hold, simulated: the numbers of docs/scale.md that are not measured by a fit.
+
+    python benchmarks/scale.py mixture --samples 100_000_000 --classes 1000
+    python benchmarks/scale.py index --rows 1_000_000_000
+    python benchmarks/scale.py steps
+    python benchmarks/scale.py table
+
+`mixture` fits one mixture a class, selects and balances, in blocks of classes over losses on disk, and checks a block
+against the fit of the whole on fewer samples. `index` makes a store of so many rows (sparse files of width 1), opens
+it and reads rows at random. `steps` times a step of a head beside the message that dividing it would need. `table`
+works out hours, disk, network and memory of five data sets from the constants at its head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cleantune.features import SHARD, find, shard_name, write_index
+from cleantune.learner import LinearHead
+from cleantune.mixture import class_mixtures
+from cleantune.selection import balanced, parse_balance, rescue
+
+TAU = 0.3
+
+
+def peak() -> float:
+    """GiB of memory at the most so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def say(**numbers: object) -> None:
+    print(json.dumps(numbers), flush=True)
+
+
+def synthetic(
+    folder: Path, samples: int, classes: int, block: int = 5_000_000
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Losses, given labels and which are right, on disk; four labels in ten are wrong."""
+    rng = np.random.default_rng(0)
+    loss, y, right = (
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (samples,))
+        for name, kind in (("loss", np.float32), ("y", np.int16), ("right", np.bool_))
+    )
+    for start in range(0, samples, block):
+        end = min(start + block, samples)
+        good = rng.random(end - start) > 0.4
+        right[start:end], y[start:end] = good, rng.integers(0, classes, end - start)
+        loss[start:end] = np.where(good, rng.gamma(2.0, 0.4, end - start), 4 + rng.normal(0, 1.2, end - start)).clip(0)
+    return loss, y, right
+
+
+def judged(loss: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """TURN's verdict and selection on some classes."""
+    p_clean = class_mixtures(loss, y, classes, max_iter=10, tol=1e-2).posterior(loss, y)
+    keep = rescue(p_clean > TAU, loss, y, classes)
+    return p_clean, balanced(keep, y, classes, parse_balance("all"), torch.Generator().manual_seed(0))
+
+
+def mixture(samples: int, classes: int, blocks: int) -> None:
+    """In blocks of classes: classes are fitted alone, so a block is what the whole would give."""
+    with tempfile.TemporaryDirectory() as name:
+        loss, y, right = synthetic(Path(name), samples, classes)
+        start, kept, hits = time.perf_counter(), 0, 0
+        for low in range(0, classes, -(-classes // blocks)):
+            high = min(low + -(-classes // blocks), classes)
+            members = np.flatnonzero((y >= low) & (y < high))
+            own_y = torch.from_numpy(y[members].astype(np.int64) - low)
+            _, keep = judged(torch.from_numpy(loss[members]), own_y, high - low)
+            kept, hits = kept + int(keep.sum()), hits + int(right[members][keep.numpy()].sum())
+        seconds = time.perf_counter() - start
+        say(what="mixture", samples=samples, classes=classes, blocks=blocks, seconds=round(seconds, 1),
+            nanoseconds_a_sample=round(1e9 * seconds / samples), peak_gib=round(peak(), 2), kept=kept,
+            purity=round(hits / kept, 4))  # fmt: skip
+        few = min(samples, 2_000_000)
+        own, labels = torch.from_numpy(loss[:few].copy()), torch.from_numpy(y[:few].astype(np.int64))
+        whole, _ = judged(own, labels, classes)
+        mine = labels < classes // blocks
+        part, _ = judged(own[mine], labels[mine], classes // blocks)
+        say(what="a block against the whole", largest_difference=float((whole[mine] - part).abs().max()))
+
+
+def index(rows: int) -> None:
+    """A store of sparse shards: what its index costs to write, to open and to read from."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "features-k"
+        folder.mkdir()
+        np.save(folder / shard_name(0), np.zeros((SHARD, 1), np.float32))
+        head = (folder / shard_name(0)).read_bytes()[:128]
+        count = -(-rows // SHARD)
+        start = time.perf_counter()
+        for k in range(count):
+            with (folder / shard_name(k)).open("wb") as file:
+                file.write(head if (k + 1) * SHARD <= rows else b"\x93NUMPY\x01\x00" + head[8:])
+                file.truncate(128 + 4 * SHARD)
+        made = time.perf_counter() - start
+        start = time.perf_counter()
+        write_index(folder, rows, 1, {})
+        written = time.perf_counter() - start
+        start = time.perf_counter()
+        features = find(Path(name), "k")
+        opened = time.perf_counter() - start
+        assert features is not None
+        chosen = np.random.default_rng(0).integers(0, rows - SHARD, 4096)
+        start = time.perf_counter()
+        read = features[chosen]
+        seconds = time.perf_counter() - start
+        size = (folder / "index.json").stat().st_size
+        say(what="index", rows=rows, shards=count, index_megabytes=round(size / 1e6, 1),
+            seconds_to_make=round(made, 1), seconds_to_write=round(written, 2), seconds_to_open=round(opened, 2),
+            rows_read=len(read), seconds_to_read=round(seconds, 2), peak_gib=round(peak(), 2))  # fmt: skip
+
+
+def steps(width: int = 768, batch: int = 128) -> None:
+    """Why a head is not divided: its step against the message that dividing it would need, at 25 microseconds each."""
+    for classes in (10, 100, 1000, 21_841):
+        head = LinearHead(width, classes)
+        optimiser = torch.optim.AdamW(head.parameters(), fused=True)
+        x, y = torch.randn(batch, width), torch.randint(classes, (batch,))
+        times = []
+        for _ in range(12):
+            start = time.perf_counter()
+            loss = torch.nn.functional.cross_entropy(head(x).logits, y)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            times.append(time.perf_counter() - start)
+        say(what="step of a head", classes=classes, width=width, batch=batch, threads=torch.get_num_threads(),
+            milliseconds=round(1e3 * float(np.median(times)), 2),
+            gradient_megabytes=round(4e-6 * classes * (width + 1), 2))  # fmt: skip
+
+
+SETS = {
+    "CIFAR-100": (50_000, 100, 0.002),
+    "Clothing1M": (1_000_000, 14, 0.03),
+    "WebVision 1.0": (2_400_000, 1000, 0.12),
+    "ImageNet-21k": (14_200_000, 21_841, 0.09),
+    "1 B samples": (1_000_000_000, 1000, 0.05),
+}
+"""Samples, classes, megabytes of an image as stored (assumed)."""
+FORWARDS = 1500.0
+"""Assumed: ViT-B/16 forwards a second at 224 px on one H100 in bfloat16. Not measured here: no GPU was at hand."""
+MIXTURE = 4400e-9
+"""Seconds a sample of mixture, verdict and selection: `mixture` above on one thread of a busy machine."""
+WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 4.0, 2
+"""Of ViT-B/16, of an image in the pixel cache, and of TURN's defaults."""
+
+
+def table(gpus: int = 8) -> None:
+    """TURN's defaults: one look for features, `BUDGET` passes at three forwards each, a look after each round."""
+    for name, (n, classes, megabytes) in SETS.items():
+        forwards = n * (1 + 3 * BUDGET + ROUNDS)
+        say(data=name, samples=n, forwards=forwards, gpu_hours=round(forwards / FORWARDS / 3600, 1),
+            hours_on_gpus=round(forwards / FORWARDS / 3600 / gpus, 2), gpus=gpus,
+            mixtures_minutes=round(ROUNDS * n * MIXTURE / 60, 2),
+            images_gb=round(n * megabytes / 1e3, 1), pixels_gb=round(n * PIXELS / 1e9, 1),
+            features_gb=round(4 * n * WIDTH / 1e9, 1), losses_gb_a_rank=round(8 * n * 5 / 1e9, 2),
+            ledger_p_gb_a_rank=round(2 * 4 * n * classes / 1e9, 1),
+            labels_gb_a_rank=round((8 + 8 + 8) * n / 1e9, 2))  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb")
+    one = verbs.add_parser("mixture")
+    one.add_argument("--samples", type=int, default=2_000_000)
+    one.add_argument("--classes", type=int, default=1000)
+    one.add_argument("--blocks", type=int, default=25)
+    two = verbs.add_parser("index")
+    two.add_argument("--rows", type=int, default=10_000_000)
+    verbs.add_parser("steps")
+    verbs.add_parser("table")
+    said = vars(parser.parse_args())
+    verb = said.pop("verb")
+    for each in [verb] if verb else ["mixture", "index", "steps", "table"]:
+        chosen = {"mixture": mixture, "index": index, "steps": steps, "table": table}[each]
+        chosen(**(said if verb else {"mixture": {"samples": 2_000_000, "classes": 1000, "blocks": 25},
+                                     "index": {"rows": 10_000_000}}.get(each, {})))  # fmt: skip

@@ -1,0 +1,165 @@
+"""Features of all samples into the cache by many processes or machines, streamed by Ray Data, a shard a block.
+
+A shard is read, decoded and passed through the backbone by whoever is free, and appears in the cache whole or not at
+all. A lost process or machine loses the shard that it was at; Ray Data gives that one to another. What is in the cache
+is not made again. The features are those that `fit` would make, under the same key.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cleantune.config import configure
+from cleantune.console import Console
+from cleantune.data import load
+from cleantune.errors import UserError
+from cleantune.features import (
+    SHARD,
+    Seen,
+    features_key,
+    find,
+    has_shard,
+    shard_name,
+    shard_of,
+    write_index,
+    write_shard,
+)
+from cleantune.inputs import prepare
+from cleantune.material import cache_folder, check_kind, open_model, pick_device
+from cleantune.precision import Precision, probe_precision
+from cleantune.workers import first_line, session, surroundings
+
+PROBED = 256
+"""Samples with which the precision is timed, as in `fit`."""
+
+
+def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> dict[str, int]:
+    """Fill the cache for a run.
+
+    Args:
+        table: As of `fit`: data, model and run.cache.
+        workers: Processes at once.
+        silent: Say nothing.
+
+    Returns:
+        Samples by split.
+
+    Raises:
+        UserError: Data or model are missing or do not fit, Ray is missing, or was lost.
+    """
+    console, config = Console(silent), configure(table)
+    data = load(config.data)
+    if data.kind == "features":
+        raise UserError("these data are features already: there is nothing to extract")
+    backbone = open_model(config.model, False)
+    assert backbone is not None
+    check_kind(backbone, data)
+    cache = cache_folder(config.run.cache).resolve()
+    gpus = int(pick_device(config.model.device) == "cuda")
+    with session(workers) as ray:
+        given = {"table": table | {"run": table.get("run", {}) | {"cache": str(cache)}}, **surroundings()}
+        said = ray.get(ray.remote(num_gpus=gpus)(precision_in_worker).remote(given))
+        precision = Precision(**said)
+        console.say(f"features in {precision.fingerprint} ({precision.why})")
+        for name, rows in data.rows.items():
+            key = features_key(backbone, rows.samples.fingerprint, precision)
+            if find(cache, key) is not None:
+                continue
+            try:
+                with console.bar(f"features of {name}") as told:
+                    stream(ray, given | {"split": name, "key": key, "precision": said}, len(rows), workers, gpus, told)
+            except UserError:
+                raise
+            except Exception as error:  # Ray has an exception for every way to fail
+                raise UserError(
+                    f"Ray ended the extraction: {first_line(error)};"
+                    " what is finished is in the cache, the same command goes on"
+                ) from error
+            write_index(cache / f"features-{key}", len(rows), backbone.width, bad_of(cache / f"features-{key}"))
+            console.mention(f"{name}: {len(rows):,} samples, {cache / f'features-{key}'}")
+    return {name: len(rows) for name, rows in data.rows.items()}
+
+
+def stream(ray: Any, given: dict[str, Any], count: int, workers: int, gpus: int, told: Any) -> None:
+    """Every shard of a split, each by one of the workers."""
+    shards = -(-count // SHARD)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    done = (
+        ray.data.range(shards, override_num_blocks=shards)
+        .map_batches(
+            Extractor, fn_constructor_args=(given,), batch_size=1, num_gpus=gpus or None, num_cpus=None if gpus else 1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, shards)),
+        )
+    )  # fmt: skip
+    for number, _ in enumerate(done.iter_rows(), start=1):
+        told(min(number * SHARD, count), count)
+
+
+class Extractor:
+    """One worker: data and backbone once, then a shard at a time."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        """Open what the driver has opened; paths hold on every machine."""
+        if Path(given["place"]).is_dir():
+            os.chdir(given["place"])
+        config = configure(given["table"])
+        self.cache = cache_folder(config.run.cache)
+        self.samples = load(config.data).rows[given["split"]].samples
+        backbone = open_model(config.model, False)
+        assert backbone is not None
+        self.precision = Precision(**given["precision"])
+        self.backbone = backbone.to(pick_device(config.model.device)).eval()
+        if self.precision.channels_last:
+            import torch
+
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.folder = self.cache / f"features-{given['key']}"
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The shards of these numbers, unless they are there."""
+        for k in batch["id"].tolist():
+            start, end = k * SHARD, min((k + 1) * SHARD, len(self.samples))
+            if has_shard(self.folder, k, (end - start, self.backbone.width)):
+                continue
+            part = prepare(self.samples.take(np.arange(start, end)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
+            f = shard_of(self.backbone, part, self.precision, range(len(part)), Seen())
+            bad = {str(start + row): reason for row, reason in part.bad.items()}
+            if bad:
+                write_shard(self.folder / f"{shard_name(k)}.bad.json", json.dumps(bad).encode())
+            write_shard(self.folder / shard_name(k), f)
+        return batch
+
+
+def bad_of(folder: Path) -> dict[int, str]:
+    """Samples that the workers could not read."""
+    out: dict[int, str] = {}
+    for path in sorted(folder.glob("*.bad.json")):
+        out |= {int(row): reason for row, reason in json.loads(path.read_text(encoding="utf-8")).items()}
+    return out
+
+
+def precision_in_worker(given: dict[str, Any]) -> dict[str, Any]:
+    """The precision that a worker's machine is fastest in, as `fit` would find it there."""
+    from dataclasses import asdict
+
+    import torch
+
+    if Path(given["place"]).is_dir():
+        os.chdir(given["place"])
+    config = configure(given["table"])
+    samples = load(config.data).rows["train"].samples
+    backbone = open_model(config.model, False)
+    assert backbone is not None
+    cache = cache_folder(config.run.cache)
+    first = prepare(samples.take(np.arange(min(2 * PROBED, len(samples)))), backbone.preprocess, cache)  # type: ignore[arg-type]
+    good = [i for i in range(len(first)) if i not in first.bad][:PROBED]
+    backbone.to(pick_device(config.model.device))
+    x = first.plain(torch.tensor(good))
+    return asdict(probe_precision(backbone, x, config.model.precision, memory=cache / "precision"))
