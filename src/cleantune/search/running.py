@@ -125,7 +125,8 @@ def open_folder(study: Study, config: Config, *, resume: bool, overwrite: bool) 
                 )
     RunFolder(out, resume=resume, overwrite=overwrite, kind="search").clear()
     write_json(out / "search.json", mine)
-    write_text(out / "config.toml", tomli_w.dumps(to_table(config) | {"record": {"search": True, "versions": versions()}}))
+    record = {"search": True, "versions": versions()}
+    write_text(out / "config.toml", tomli_w.dumps(to_table(config) | {"record": record}))
 
 
 def tune_all(study: Study, left: list[int], material: Material, todo: tuple[Phase, ...], console: Console) -> None:
