@@ -23,6 +23,7 @@ class Recording:
         self.ledger, self.rng = Ledger(N), torch.Generator().manual_seed(0)
         self.progress, self.touched = 0.0, False
         self.ledger.write("late_loss", torch.rand(N, generator=self.rng))  # what the driver leaves after a probe
+        self.ledger.write("late_p", torch.rand(N, C, generator=self.rng).softmax(1))
         self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
         self.transcript: list[str] = []
         self.plans: list[Plan | None] = []
@@ -69,6 +70,16 @@ def test_turn_probes_on_all_then_looks_before_it_learns_from_the_trusted() -> No
         ("probe", "head", ["learn A from all"]),
         ("tune", "all", ["score A", "learn A from plan"]),
     ]
+
+
+def test_turns_default_trusts_exactly_the_labels_that_the_last_probe_predicts() -> None:
+    run = Recording()
+    method = METHODS["turn"]()
+    method.tune_epoch(run)  # type: ignore[attr-defined]
+    (plan,) = run.plans
+    assert plan is not None
+    predicted = [max(range(run.classes), key=lambda c: float(p[c])) for p in run.ledger["late_p"]]
+    assert plan.keep.tolist() == [p == int(y) for p, y in zip(predicted, run.y, strict=True)]
 
 
 def test_turns_default_probes_before_each_cleansing_and_after_the_last() -> None:
