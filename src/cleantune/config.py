@@ -30,6 +30,8 @@ class ModelSpec:
     """Initial weights of a head: zeros, or N(0, 0.02^2) as in the paper and for two heads on the same features."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the backbone's arithmetic; auto times both on this machine."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """Program that makes features of a frozen backbone; auto takes OpenVINO where it is installed and pays."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the nets compute; auto takes a GPU where there is one."""
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.backbones import Backbone
+from cleantune.engine import compiled
 from cleantune.errors import UserError
-from cleantune.inputs import Prepared, ahead, by_length
+from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
 from cleantune.records import Inputs, View
@@ -113,11 +115,11 @@ class Seen:
     number: int = 0
     """Of several views of one kind; each is drawn anew."""
 
-    def of(self, prepared: Prepared, rows: list[int]) -> Inputs:
-        """These rows, drawn the same way whenever they are asked for."""
+    def of(self, prepared: Prepared, rows: list[int], raw: bool = False) -> Inputs:
+        """These rows, drawn the same way whenever they are asked for; `raw`: plain images as bytes."""
         index = torch.tensor(rows)
         if self.view == "plain":
-            return prepared.plain(index)
+            return prepared.pixels(index) if raw and isinstance(prepared, PreparedImages) else prepared.plain(index)
         digest = sha256(f"{self.view} {self.number} {rows[0]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return (prepared.weak if self.view == "weak" else prepared.strong)(index, generator)
@@ -215,17 +217,31 @@ def _shard(
     """Features of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
-    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    with torch.inference_mode():
-        for batch, x in ahead((batch, seen.of(prepared, batch)) for batch in batches):
-            f = forward(backbone, x, precision, device).float().cpu()
-            _refuse_non_finite(f, batch, prepared)
-            out[np.array(batch) - rows.start] = f.numpy()
+    made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
+    for batch, f in _stream(backbone, ahead(made), precision):
+        _refuse_non_finite(f, batch, prepared)
+        out[np.array(batch) - rows.start] = f.numpy()
     for i in prepared.bad:  # images decoded on demand show only now that they are bad
         if i in rows:
             out[i - rows.start] = 0
     return out
+
+
+def _stream(
+    backbone: Backbone, items: Iterator[tuple[list[int], Inputs]], precision: Precision
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches with their features, by the program of the precision."""
+    if precision.engine == "openvino":
+        first = next(items, None)
+        if first is not None:
+            yield from compiled(backbone, first[1], precision).stream(chain([first], items))
+        return
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    for batch, x in items:
+        with torch.inference_mode():
+            f = forward(backbone, x, precision, device).float().cpu()
+        yield batch, f
 
 
 def forward(backbone: Backbone, x: Any, precision: Precision, device: torch.device) -> Float[Tensor, "B D"]:

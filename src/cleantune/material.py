@@ -19,9 +19,10 @@ from cleantune.backbones import Backbone, open_backbone
 from cleantune.config import Config, ModelSpec
 from cleantune.console import Console
 from cleantune.data import Data, Rows, corrupt, load
+from cleantune.engine import choose
 from cleantune.errors import UserError
 from cleantune.features import extract, features_key
-from cleantune.inputs import Prepared, prepare
+from cleantune.inputs import Prepared, PreparedImages, prepare
 from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.precision import Precision, probe_precision
 from cleantune.sources import FeatureSource, SampleSource
@@ -154,9 +155,10 @@ def gather(
         with console.bar(f"reading {name}") as told:
             prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data))  # type: ignore[arg-type]
     backbone.to(device)
-    precision, training = known or _precisions(backbone, prepared["train"], config.model, cache, trains)
+    count = sum(len(ready) for ready in prepared.values())
+    precision, training = known or _precisions(backbone, prepared["train"], config.model, cache, trains, count)
     for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
-        console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
+        console.say(f"{name} {chosen.words} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = {}
@@ -225,12 +227,15 @@ def _same_kind(backbone: Backbone, data: Data) -> None:
 
 
 def _precisions(
-    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool
+    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool, count: int
 ) -> tuple[Precision, Precision]:
-    """The fastest precision to look in and to learn in, timed on this machine the first time and kept in the cache."""
-    good = [i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED]
-    x, memory = train.plain(torch.tensor(good)), cache / "precision"
-    look = probe_precision(backbone, x, model.precision, memory=memory)
+    """The fastest way to look and to learn, timed on this machine the first time and kept in the cache."""
+    good = torch.tensor([i for i in range(min(2 * PROBED, len(train))) if i not in train.bad][:PROBED])
+    x, memory = train.plain(good), cache / "precision"
+    raw = train.pixels(good) if isinstance(train, PreparedImages) else None
+    look = choose(
+        backbone, x, precision=model.precision, engine=model.engine, count=count, memory=memory, pixels=raw
+    )  # fmt: skip
     if not trains:
         return look, look
     return look, probe_precision(backbone, x, model.precision, training=True, memory=memory)
