@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cleantune.errors import UserError
 from cleantune.learner import Net
 from cleantune.records import Batch, Inputs, Plan, View
-from cleantune.schedule import factor, set_rates
+from cleantune.schedule import factor, forget_gradients, set_rates
 from cleantune.state import State, cut, moved
 
 Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor]]
@@ -82,7 +82,7 @@ class Loop(State):
             value = loss(*modules, batch)
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
-                optimiser.zero_grad()
+                forget_gradients(optimiser)
             value.backward()  # type: ignore[no-untyped-call]
             for optimiser in optimisers:
                 optimiser.step()

@@ -54,7 +54,7 @@ class ClassMixtures:
         Source: arXiv:2310.17668, section 3 (the posterior, not the density: spec 1.10, ambiguity 2).
         """
         if len(losses) > ROWS:
-            parts = zip(losses.split(ROWS), y.split(ROWS), strict=True)
+            parts = zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True)
             return torch.cat([self.posterior(a, b, monotone=monotone) for a, b in parts])
         x = (losses.double() - self.offset[y]) / self.scale[y]
         log_joint = _log_joint(x, self.mean[y], self.variance[y], self.weight[y])

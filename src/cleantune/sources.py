@@ -116,7 +116,7 @@ class FeatureSource:
     @staticmethod
     def _rows(features: Any, index: Tensor) -> Float[Tensor, "B D"]:
         if isinstance(features, Tensor):
-            return features[index].float()
+            return features.index_select(0, index).float()
         return torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
 
 
