@@ -56,6 +56,8 @@ class RunSpec:
     """Seed of initial weights, order, views and selection."""
     max_bad: Annotated[float, Interval(0.0, 1.0)] = 0.01
     """Share of unreadable samples up to which the run goes on without them."""
+    store: Literal["float16", "float32"] = "float16"
+    """Format of cached features; float16 takes half the disk, and is not used where it would change the features."""
     cache: str | None = None
     """Folder of decoded images and features; left out: $CLEANTUNE_CACHE, else ~/.cache/cleantune."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ SHARD = 4096
 """Rows of a shard."""
 BATCH = 64
 """Samples of a forward."""
+ROUNDING = 0.01
+"""A shard is kept in float16 where that moves no dimension by more than this share of its standard deviation."""
+Store = Literal["float16", "float32"]
 
 
 class Features:
@@ -72,12 +75,26 @@ class Features:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self._gather(self._rows).astype(dtype or self.dtype, copy=False)
 
+    @property
+    def bytes(self) -> int:
+        """As they are stored."""
+        return int(self.stored_as.itemsize * np.prod(self.shape))
+
+    @property
+    def stored_as(self) -> np.dtype[Any]:
+        """float16 where all shards are, else float32."""
+        return np.result_type(*(shard.dtype for shard in self._shards))
+
+    def stored(self) -> np.ndarray:
+        """All rows [N, D] in memory, in the format in which they are stored."""
+        return self._gather(self._rows, self.stored_as)
+
     def take(self, indices: Int[np.ndarray, " M"]) -> Features:
         """These rows alone, in this order; nothing is copied."""
         return Features(self._shards, self._rows[indices], self._bad)
 
-    def _gather(self, rows: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
-        out = np.empty((len(rows), self.shape[1]), np.float32)
+    def _gather(self, rows: Int[np.ndarray, " B"], dtype: Any = np.float32) -> Float[np.ndarray, "B D"]:
+        out = np.empty((len(rows), self.shape[1]), dtype)
         shard = np.searchsorted(self._ends, rows, side="right") - 1
         for k in np.unique(shard):
             here = shard == k
@@ -130,16 +147,19 @@ def view_key(key: str, seen: Seen, augment: object) -> str:
     return sha256(f"{key} {seen.view} {seen.number} {augment!r}".encode()).hexdigest()[:32]
 
 
-def features_key(backbone: Backbone, fingerprint: str, precision: Precision) -> str:
+def features_key(backbone: Backbone, fingerprint: str, precision: Precision, store: Store = "float32") -> str:
     """The name of features in a cache: weights, preprocessing, data and precision decide it.
 
     Args:
         backbone: Its weights as they are now.
         fingerprint: Of the samples.
-        precision: In which the backbone computes.
+        precision: In which the backbone computes, and by which program.
+        store: Format of the shards.
     """
     preprocess = backbone.preprocess.fingerprint if backbone.preprocess is not None else "ready"
     parts = ["1", backbone.fingerprint, preprocess, fingerprint, precision.fingerprint, str(BATCH), str(SHARD)]
+    if store != "float32":
+        parts.append(store)
     return sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -165,17 +185,19 @@ def extract(
     key: str,
     progress: Progress | None = None,
     seen: Seen = Seen(),
+    store: Store = "float32",
 ) -> Features:
     """The feature of every sample in one view, from the cache where it holds them.
 
     Args:
         backbone: Put into evaluation mode for the time and moved nowhere.
         prepared: Samples; bad ones get zeros and are noted in the index.
-        precision: In which the backbone computes; features are kept as float32.
+        precision: In which the backbone computes, and by which program.
         cache: Where features live, by key.
         key: From `features_key`, or `view_key` for an augmented view.
         progress: Told about samples done.
         seen: The view.
+        store: Format of the shards; a shard that float16 would change (`ROUNDING`) is kept as float32 all the same.
 
     Raises:
         UserError: A feature is not finite; the sentence names the sample.
@@ -183,14 +205,20 @@ def extract(
     found = find(cache, key)
     if found is not None:
         return found
-    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen)
+    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, store)
     done = find(cache, key)
     assert done is not None, f"features-{key} in {cache} was written and cannot be read"
     return done
 
 
 def _write_shards(
-    folder: Path, backbone: Backbone, prepared: Prepared, precision: Precision, progress: Progress | None, seen: Seen
+    folder: Path,
+    backbone: Backbone,
+    prepared: Prepared,
+    precision: Precision,
+    progress: Progress | None,
+    seen: Seen,
+    store: Store,
 ) -> None:
     """The shards that are not there yet, and then the index that says they all are."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,7 +229,10 @@ def _write_shards(
         for k, name in enumerate(names):
             rows = range(k * SHARD, min((k + 1) * SHARD, len(prepared)))
             if not _whole(folder / name, (len(rows), backbone.width)):
-                _write(folder / name, _shard(backbone, prepared, precision, rows, seen))
+                f = _shard(backbone, prepared, precision, rows, seen)
+                if store == "float16" and (k == 0 or np.load(folder / names[0], mmap_mode="r").dtype == np.float16):
+                    f = narrowed(f, judge=k == 0)
+                _write(folder / name, f)
             if progress is not None:
                 progress(rows.stop, len(prepared))
     finally:
@@ -209,6 +240,26 @@ def _write_shards(
     shapes = [[min(SHARD, len(prepared) - k * SHARD), backbone.width] for k in range(len(names))]
     index = {"rows": len(prepared), "shards": names, "shapes": shapes, "bad": prepared.bad}
     _write(folder / "index.json", json.dumps(index).encode())
+
+
+def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarray, "n D"]:
+    """The features in float16, or as they are where that would lose what tells them apart.
+
+    Large numbers that hardly vary, or numbers beyond 65,504, are the cases: heads see standardised features.
+
+    Args:
+        f: A shard; the first one decides for those after it.
+        judge: Look at the deviations, not only for numbers that are too large.
+    """
+    with np.errstate(over="ignore"):
+        half = f.astype(np.float16)
+    if not np.isfinite(half).all():
+        return f
+    if judge:
+        moved, deviation = np.square(half.astype(np.float32) - f).mean(0), f.std(0)
+        if not ((np.sqrt(moved) <= ROUNDING * deviation) | (deviation == 0)).all():
+            return f
+    return half
 
 
 def _shard(

@@ -163,9 +163,9 @@ def gather(
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     features = {}
     for name, ready in prepared.items():
-        key = features_key(backbone, data.rows[name].samples.fingerprint, precision)
+        key = features_key(backbone, data.rows[name].samples.fingerprint, precision, config.run.store)
         with console.bar(f"features of {name}") as told:
-            features[name] = extract(backbone, ready, precision, cache, key, told)
+            features[name] = extract(backbone, ready, precision, cache, key, told, store=config.run.store)
     out = Material(data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0)
     _leave_out(out, config.run.max_bad, console)
     out.seconds = time.perf_counter() - start
