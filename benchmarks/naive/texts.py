@@ -29,6 +29,15 @@ def _encode(folder, texts, batch_size=32):
         tokens = model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1).float()
         sentences = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
-        for i, vector in zip(rows, torch.nn.functional.normalize(sentences, dim=1)):
+        for i, vector in zip(rows, torch.nn.functional.normalize(sentences, dim=1), strict=True):
             out[i] = vector
     return torch.stack(out)
+
+
+def name():
+    """What `encode` runs here."""
+    try:
+        from sentence_transformers import __version__
+    except ImportError:
+        return "its steps, written out; the package is not installed"
+    return f"sentence-transformers {__version__}"
