@@ -102,17 +102,13 @@ def method_seconds(
 def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Features, torch.Tensor]:
     """float16 features on disk in shards, a Gaussian a class, of which four in ten labels are wrong."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    centre = rng.normal(size=(classes, width)).astype(np.float32) * 0.25
-    y = rng.integers(0, classes, count)
-    names = []
-    for k, start in enumerate(range(0, count, SHARD)):
-        path = folder / f"{k:06d}.npy"
-        rows = y[start : start + SHARD]
+    centre = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
+    shards, labels = [], []
+    for k in range(-(-count // SHARD)):
+        rng, path = np.random.default_rng([1, k]), folder / f"{k:06d}.npy"
+        y = rng.integers(0, classes, SHARD)
+        labels.append(np.where(rng.random(SHARD) < 0.4, rng.integers(0, classes, SHARD), y))
         if not path.is_file():
-            x = centre[rows] + rng.standard_normal((len(rows), width), np.float32)
-            np.save(path, x.astype(np.float16))
-        names.append(path)
-    shards = [np.load(path, mmap_mode="r") for path in names]
-    given = np.where(rng.random(count) < 0.4, rng.integers(0, classes, count), y)
-    return Features(shards, np.arange(count), {}), torch.from_numpy(given)
+            np.save(path, (centre[y] + rng.standard_normal((SHARD, width), np.float32)).astype(np.float16))
+        shards.append(np.load(path, mmap_mode="r"))
+    return Features(shards, np.arange(count), {}), torch.from_numpy(np.concatenate(labels)[:count])

@@ -131,7 +131,7 @@ def jpegs(source: Path, out: Path, count: int) -> Path:
         file = io.BytesIO()
         Image.open(io.BytesIO(cell["bytes"])).convert("RGB").resize((224, 224)).save(file, "JPEG", quality=90)
         cells.append({"bytes": file.getvalue(), "path": None})
-    pd.DataFrame({"image": cells, "label": frame["label"].tolist()}).to_parquet(out)
+    pd.DataFrame({"image": cells, "label": [i % 7 for i in range(len(frame))]}).to_parquet(out)
     return out
 
 

@@ -306,6 +306,12 @@ def _refuse_other_features(
         raise ValueError(f"its features differ from torch's by {error:.1%}")
 
 
+def rate(backbone: Backbone, fed: Inputs, precision: Precision) -> float:
+    """Samples a second of OpenVINO on this batch."""
+    some = _first(fed, GRAIN if isinstance(fed, Tensor) else 64)
+    return 1 / _timed(compiled(backbone, some, precision), some, precision.streams)
+
+
 def _timed(network: Compiled, some: Inputs, streams: int) -> float:
     """The best seconds a sample of two rounds in which every stream is busy."""
     best, count = float("inf"), len(_rows(some))

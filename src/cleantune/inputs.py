@@ -18,7 +18,7 @@ from cleantune.augment import ImageAugment, TextAugment, augment_images, drop_to
 from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
 from cleantune.data import Samples
 from cleantune.errors import UserError
-from cleantune.pixels import BLOCK, Decoder, Progress, decode_all, write_pixels
+from cleantune.pixels import BLOCK, Decoder, Filling, Progress, decode_all, write_pixels
 from cleantune.records import Inputs
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class PreparedImages:
         self,
         samples: Samples,
         preprocess: ImagePreprocess,
-        store: UInt8[np.ndarray, "n H W 3"] | Decoder,
+        store: UInt8[np.ndarray, "n H W 3"] | Decoder | Filling,
         rows: Int[np.ndarray, " N"],
         bad: dict[int, str],
         augment: ImageAugment,
@@ -102,6 +102,11 @@ class PreparedImages:
         rows = self._rows[indices.numpy()]
         block = self._store[rows] if isinstance(self._store, np.ndarray) else self._store.decode(rows)
         return torch.from_numpy(np.asarray(block)).permute(0, 3, 1, 2)
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Decode what has not been asked for yet, where pixels are decoded ahead."""
+        if isinstance(self._store, Filling):
+            self._store.finish(progress)
 
     def plain(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
         """Normalised pixels."""
@@ -196,6 +201,8 @@ def prepare(
     cache: Path,
     progress: Progress | None = None,
     augment: ImageAugment | TextAugment | None = None,
+    *,
+    lazily: bool = False,
 ) -> Prepared:
     """Samples in the form the network takes.
 
@@ -205,13 +212,15 @@ def prepare(
         cache: A folder for pixels that do not fit in a quarter of the free memory; they are decoded once.
         progress: Told about samples done.
         augment: How far views stray; the default of their kind where None.
+        lazily: Images that fit in memory are decoded by threads ahead of where they are used; which of them are bad is
+            known only of those that were.
 
     Raises:
         UserError: The kinds of samples and preprocessing differ.
     """
     if isinstance(preprocess, ImagePreprocess) and samples.kind == "image":
         chosen = augment if isinstance(augment, ImageAugment) else ImageAugment()
-        return _prepare_images(samples, preprocess, cache, progress, chosen)
+        return _prepare_images(samples, preprocess, cache, progress, chosen, lazily)
     if isinstance(preprocess, TextPreprocess) and samples.kind == "text":
         chosen_text = augment if isinstance(augment, TextAugment) else TextAugment()
         return _prepare_texts(samples, preprocess, progress, chosen_text)
@@ -220,7 +229,12 @@ def prepare(
 
 
 def _prepare_images(
-    samples: Samples, preprocess: ImagePreprocess, cache: Path, progress: Progress | None, augment: ImageAugment
+    samples: Samples,
+    preprocess: ImagePreprocess,
+    cache: Path,
+    progress: Progress | None,
+    augment: ImageAugment,
+    lazily: bool,
 ) -> PreparedImages:
     import psutil
 
@@ -229,6 +243,10 @@ def _prepare_images(
     size, rows = int(np.prod(shape)), np.arange(len(samples))
     if size <= MEMORY_SHARE * psutil.virtual_memory().available:
         pixels = np.zeros(shape, np.uint8)
+        if lazily:
+            return PreparedImages(
+                samples, preprocess, Filling(Decoder(samples, preprocess, bad), pixels), rows, bad, augment
+            )
         decode_all(Decoder(samples, preprocess, bad), pixels, progress)
         return PreparedImages(samples, preprocess, pixels, rows, bad, augment)
     cache.mkdir(parents=True, exist_ok=True)

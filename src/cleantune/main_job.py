@@ -25,6 +25,7 @@ from cleantune.learner import Net
 from cleantune.loop import Loop
 from cleantune.material import Heads, Material, fingerprint, gather, open_model, read_data
 from cleantune.methods import METHODS
+from cleantune.plan import SHORT, foresee
 from cleantune.precision import Precision
 from cleantune.records import Method, Phase
 from cleantune.state import Cost
@@ -195,6 +196,8 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console) -> Result:
         console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
     todo = phases(config.method, backbone.learning_rate if backbone is not None else 0.0)
     trains = any(phase.scope == "all" for phase in todo)
+    if not console.silent and folder.load() is None and sum(map(len, data.rows.values())) >= SHORT:
+        console.mention("\n".join(foresee(config, data, backbone, todo).lines()))
     material = gather(config, data, backbone, console, precisions(folder), trains)
     write_config(folder, config, todo, material)
     ended = trained(config, material, todo, folder, console, noise, start)

@@ -153,7 +153,9 @@ def gather(
     prepared = {}
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
-            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data))  # type: ignore[arg-type]
+            prepared[name] = prepare(
+                rows.samples, backbone.preprocess, cache, told, _views(config, data), lazily=True  # type: ignore[arg-type]
+            )  # fmt: skip
     backbone.to(device)
     count = sum(len(ready) for ready in prepared.values())
     precision, training = known or _precisions(backbone, prepared["train"], config.model, cache, trains, count)
@@ -166,6 +168,9 @@ def gather(
         key = features_key(backbone, data.rows[name].samples.fingerprint, precision, config.run.store)
         with console.bar(f"features of {name}") as told:
             features[name] = extract(backbone, ready, precision, cache, key, told, store=config.run.store)
+        if trains and isinstance(ready, PreparedImages):
+            with console.bar(f"reading {name}") as told:
+                ready.finish(told)
     out = Material(data, backbone, precision, training, features, prepared, _skipped(data, features), device, 0.0)
     _leave_out(out, config.run.max_bad, console)
     out.seconds = time.perf_counter() - start
