@@ -181,3 +181,25 @@ def test_the_key_knows_the_engine(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
     ways = [Precision(), Precision(engine="openvino"), Precision("bfloat16", engine="openvino")]
     assert len({features_key(backbone, "data", way) for way in ways}) == 3
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["mobilenet_v2", "bert"])
+def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, tmp_path):
+    from cleantune.learner import LinearHead, Net
+    from cleantune.loop import Loop
+    from cleantune.sources import FeatureSource, SampleSource
+    from cleantune.state import Split
+
+    backbone = open_backbone(save_tiny(name, tmp_path / "m"))
+    prepared = prepared_of(backbone, tmp_path, 37)
+    source, made = SampleSource(prepared), {}
+    for program in ("torch", "openvino"):
+        net = Net(backbone, LinearHead(backbone.width, 3), looking=Precision(engine=program))
+        split = Split(torch.arange(37) % 3, FeatureSource(torch.zeros(37, backbone.width)), source)
+        run = Loop([net], {"train": split}, 3, 0, lambda f, k: LinearHead(backbone.width, 3))
+        run.stale = True
+        run._refresh()
+        made[program] = run.splits["train"].features.plain
+        assert run.cost.forwards == 37
+    assert error(made["openvino"], made["torch"]) < AGREES["float32"]

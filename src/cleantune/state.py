@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from cleantune.engine import Compiled
 from cleantune.errors import UserError
 from cleantune.learner import Net, ProjectedHead, bare
 from cleantune.ledger import Ledger
@@ -270,13 +271,37 @@ class State:
         net = self.whole[0]
         assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
         net.eval()
+        network: Compiled | None = None
         for split, data in self.splits.items():
             assert data.samples is not None
             name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
             with self.cost.timed(name), self._spending(account):
-                features = self._pass_over(data.samples, lambda _, x: net.features(x))
+                if net.looking.engine == "openvino" and net.backbone is not None:
+                    network = network or self._compile(net, data.samples)
+                    features = self._streamed(network, net, data.samples)
+                else:
+                    features = self._pass_over(data.samples, lambda _, x: net.features(x))
             self.splits[split] = replace(data, features=FeatureSource(features))
         self.stale = False
+
+    @staticmethod
+    def _compile(net: Net, samples: Source) -> Compiled:
+        """The tuned backbone as OpenVINO computes it: where that paid for the first features, it pays again."""
+        first = next(iter(samples.batches([torch.arange(min(2, len(samples)))], ("plain",), 0)))
+        assert net.backbone is not None
+        return Compiled(net.backbone, first[1][0], net.looking)
+
+    @staticmethod
+    def _streamed(network: Compiled, net: Net, samples: Source) -> Tensor:
+        """Features of all samples by the compiled backbone, in the order of the rows."""
+        out = torch.empty(len(samples), network.width)
+        looks = cut(samples.order(), LOOK_BATCH)
+        for some in (looks[k : k + 16] for k in range(0, len(looks), 16)):  # what is computed at a time stays in memory
+            items = ((index, xs[0]) for index, xs in samples.batches(some, ("plain",), 0))
+            for index, f in network.stream(items):
+                out[index] = f
+        net.looked += len(samples)
+        return out
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
