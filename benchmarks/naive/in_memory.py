@@ -6,8 +6,8 @@ import time
 import torch
 
 
-def rates(model, pixels, dtypes, repeats=3, batch_size=16):
-    """Images/s by way: torch and OpenVINO in each number format, channels last, the best of the repeats.
+def ways(model, pixels, dtypes, batch_size=16):
+    """A function to run by each way: torch (channels last) and OpenVINO in each number format, warmed up.
 
     Args:
         model: From pixels [B, 3, H, W] to one tensor.
@@ -16,21 +16,21 @@ def rates(model, pixels, dtypes, repeats=3, batch_size=16):
     """
     batches = [b.contiguous(memory_format=torch.channels_last) for b in pixels.split(batch_size)]
     model = model.eval().to(memory_format=torch.channels_last)
-    ways = {}
+    out = {}
     for dtype in dtypes:
-        ways[f"torch {dtype}"] = lambda dtype=dtype: _torch(model, batches, dtype)
+        _torch(model, batches[:1], dtype)
+        out[f"torch {dtype}"] = lambda dtype=dtype: _torch(model, batches, dtype)
         with contextlib.suppress(ImportError):
-            ways[f"openvino {dtype}"] = _openvino(model, pixels, batch_size, dtype)
-    best = {}
-    for way, run in ways.items():
-        run()
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-        best[way] = len(pixels) / min(seconds)
-    return best
+            out[f"openvino {dtype}"] = _openvino(model, pixels, batch_size, dtype)
+            out[f"openvino {dtype}"]()
+    return out
+
+
+def rate(run, count):
+    """Images/s of one run over so many images."""
+    start = time.perf_counter()
+    run()
+    return count / (time.perf_counter() - start)
 
 
 @torch.inference_mode()
