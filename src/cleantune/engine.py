@@ -212,8 +212,8 @@ def choose(
     if engine not in ENGINES:
         raise UserError(f'unknown engine "{engine}"{nearest(engine, ENGINES)}')
     known = _remembered(backbone, inputs, precision, engine, memory)
-    if known is not None and (engine != "auto" or known.engine == "torch" or _worth(backbone, inputs, known, count)):
-        return known
+    if known is not None and (engine != "auto" or known[1] * count > PAYS):
+        return known[0]
     plain = probe_precision(backbone, inputs, precision, memory=memory)
     if engine == "torch":
         return plain
@@ -223,39 +223,41 @@ def choose(
         reason = "OpenVINO is not installed: pip install 'cleantune[cpu]'"
     if engine == "openvino" and reason:
         raise UserError(f"--engine openvino: {reason}; or leave --engine out")
-    if reason or (engine == "auto" and not _worth(backbone, inputs, plain, count)):
+    if reason:
         return plain
-    chosen = _raced(backbone, inputs if pixels is None else pixels, inputs, plain, engine == "openvino")
+    seconds = known[1] if known is not None else seconds_a_sample(backbone, inputs, plain)
+    if engine == "auto" and seconds * count <= PAYS:
+        return plain
+    chosen = _raced(backbone, inputs if pixels is None else pixels, inputs, plain, engine == "openvino", seconds)
     if memory is not None:
         path = _path(backbone, inputs, precision, engine, memory)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps(asdict(chosen)) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(asdict(chosen) | {"torch_seconds": seconds}) + "\n", encoding="utf-8")
         draft.replace(path)
     return chosen
 
 
 def _path(backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path) -> Path:
-    version = importlib.util.find_spec("openvino")
-    name = question(backbone, inputs, f"{precision} {engine} {version is not None}", False)
+    name = question(backbone, inputs, f"{precision} {engine}", False)
     return memory / f"{name.replace('precision', 'engine')}.json"
 
 
 def _remembered(
     backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path | None
-) -> Precision | None:
+) -> tuple[Precision, float] | None:
+    """An earlier choice, and the seconds that torch took for a sample."""
     if memory is None or engine == "torch" or not installed():
         return None
     path = _path(backbone, inputs, precision, engine, memory)
-    return Precision(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    seconds = float(stored.pop("torch_seconds"))
+    return Precision(**stored), seconds
 
 
-def _worth(backbone: Backbone, inputs: Inputs, precision: Precision, count: int) -> bool:
-    """Whether torch would take so long that a conversion can pay."""
-    return seconds_a_sample(backbone, inputs, precision) * count > PAYS
-
-
-def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, forced: bool) -> Precision:
+def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, forced: bool, torchs: float) -> Precision:
     """OpenVINO beside torch in one format, by the seconds a sample.
 
     Raises:
@@ -282,7 +284,7 @@ def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, fo
             ) from None
         return replace(plain, why=f"{plain.why}; OpenVINO cannot take this network ({words})")
     best = min(seconds, key=lambda p: seconds[p])
-    ratio = seconds[best] / seconds_a_sample(backbone, inputs, plain)
+    ratio = seconds[best] / torchs
     took = time.perf_counter() - begun
     words = f"OpenVINO with {best.streams} streams takes {ratio:.2f} of torch's time, found out in {took:.0f} s"
     if forced or ratio * _GAIN < 1:
