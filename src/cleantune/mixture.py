@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+A = TypeVar("A")
+B = TypeVar("B")
 Normalise = Literal["none", "class", "global"]
 
 LOG_2_PI = 1.8378770664093453
@@ -54,8 +57,8 @@ class ClassMixtures:
         Source: arXiv:2310.17668, section 3 (the posterior, not the density: spec 1.10, ambiguity 2).
         """
         if len(losses) > ROWS:
-            parts = zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True)
-            return torch.cat([self.posterior(a, b, monotone=monotone) for a, b in parts])
+            parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
+            return torch.cat(_side_by_side(lambda part: self.posterior(*part, monotone=monotone), parts))
         x = (losses.double() - self.offset[y]) / self.scale[y]
         log_joint = _log_joint(x, self.mean[y], self.variance[y], self.weight[y])
         p = torch.sigmoid(log_joint[:, 0] - log_joint[:, 1])
@@ -115,7 +118,8 @@ def class_mixtures(
     variance = torch.full((classes, 2), reg_covar, dtype=torch.float64)
     there = size.nonzero().flatten()
     ends = torch.cumsum(size, 0)
-    for block in _blocks(size[there]):
+
+    def fit(block: slice) -> None:
         mine = there[block]
         n = size[mine]
         start = int(ends[mine[0]] - n[0])
@@ -125,9 +129,22 @@ def class_mixtures(
         mean[mine], variance[mine], weight[mine] = _expectation_maximisation(
             z, n, begun, fitted[mine], max_iter, tol, reg_covar
         )
+
+    _side_by_side(fit, list(_blocks(size[there])))
     swap = (mean[:, 0] > mean[:, 1])[:, None]
     mean, variance, weight = (torch.where(swap, a.flip(1), a) for a in (mean, variance, weight))
     return ClassMixtures(mean, variance, weight, fitted, cut, size, offset, scale, replaced)
+
+
+def _side_by_side(work: Callable[[A], B], parts: list[A]) -> list[B]:
+    """What the work gives for each part, on as many threads as torch uses, each computing alone."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        done = list(pool.map(work, parts))
+    torch.set_num_threads(threads)  # what threads of the future begin with
+    return done
 
 
 def _blocks(size: Tensor) -> Iterator[slice]:
