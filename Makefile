@@ -42,7 +42,7 @@ type: .venv/installed  ## types of src, strict
 docs: .venv/installed  ## the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/installed  ## the claims with numbers, in benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: .venv/installed  ## speed as ratios, both sides measured; writes benchmarks/results/
+	$(BIN)/python benchmarks/run.py --json runs/bench.json
 
 check: lint type docs test  ## all that has to pass before a change is handed in

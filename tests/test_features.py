@@ -211,3 +211,30 @@ def test_decoding_on_demand_finds_its_bad_images_while_extracting(image, tmp_pat
     f = extract(image, prepared_of(image, tmp_path, bad=[9]), Precision(), tmp_path, "k")
     assert list(f.bad) == [9]
     assert not f[9].any()
+
+
+def test_float16_is_taken_where_it_changes_nothing_that_matters():
+    rng = np.random.default_rng(0)
+    usual = rng.normal(0, 3, (50, 8)).astype(np.float32)
+    assert features.narrowed(usual).dtype == np.float16
+    constant = usual.copy()
+    constant[:, 0] = 5
+    assert features.narrowed(constant).dtype == np.float16
+    hardly_varies = usual.copy()
+    hardly_varies[:, 0] = 1000 + usual[:, 0] / 100
+    too_large = usual.copy()
+    too_large[3, 3] = 1e6
+    for f in (hardly_varies, too_large):
+        assert features.narrowed(f) is f
+
+
+def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
+    prepared = prepared_of(image, tmp_path)
+    full = np.asarray(extract(image, prepared, Precision(), tmp_path, "full"))
+    half = extract(image, prepared, Precision(), tmp_path, "half", store="float16")
+    assert half.stored().dtype == np.float16
+    assert half[:].dtype == np.asarray(half).dtype == np.float32
+    assert half.bytes == 2 * 50 * image.width
+    np.testing.assert_allclose(half, full, rtol=1e-3, atol=1e-6)
+    assert features_key(image, "d", Precision()) != features_key(image, "d", Precision(), "float16")

@@ -173,3 +173,37 @@ def test_ahead_leaves_no_thread_when_it_is_left_early():
 def test_a_quarter_of_free_memory_is_the_limit():
     assert inputs.MEMORY_SHARE == 0.25
     assert psutil.virtual_memory().available > 0
+
+
+def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked_for(tmp_path, monkeypatch):
+    from cleantune import pixels
+
+    monkeypatch.setattr(pixels, "BLOCK", 4)
+    monkeypatch.setattr(pixels, "AHEAD", 2)
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
+    samples = fake_images(50, bad=[7, 40])
+    whole = prepare(samples, backbone.preprocess, tmp_path)
+    samples.reads.clear()
+    ahead = prepare(samples, backbone.preprocess, tmp_path, lazily=True)
+    assert samples.reads == []
+    first = torch.arange(6)
+    assert torch.equal(ahead.pixels(first), whole.pixels(first))
+    told = []
+    ahead.finish(lambda *now: told.append(now))
+    assert told[-1] == (50, 50)
+    assert sorted(samples.reads) == list(range(50))
+    order = torch.randperm(50)
+    assert torch.equal(ahead.plain(order), whole.plain(order))
+    assert ahead.bad == whole.bad == {7: "photo 7: truncated", 40: "photo 40: truncated"}
+
+
+def test_features_that_are_cached_leave_images_unread(tmp_path):
+    from cleantune.features import extract
+    from cleantune.precision import Precision
+
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
+    samples = fake_images(50)
+    extract(backbone, prepare(samples, backbone.preprocess, tmp_path), Precision(), tmp_path, "k")
+    samples.reads.clear()
+    extract(backbone, prepare(samples, backbone.preprocess, tmp_path, lazily=True), Precision(), tmp_path, "k")
+    assert samples.reads == []

@@ -161,3 +161,21 @@ def test_large_equal_offsets_lose_no_digits() -> None:
 def test_losses_none_of_which_is_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="no loss is finite"):
         class_mixtures(torch.full((20,), math.nan), torch.zeros(20, dtype=torch.long), 1)
+
+
+def test_blocks_parts_and_threads_leave_the_fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cleantune import mixture
+
+    loss, y, _ = two_clusters(C=7, n=90)
+    loss, y = torch.cat([loss, torch.tensor([0.4, 0.2])]), torch.cat([y, torch.tensor([9, 11])])
+    whole = class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
+    p = whole.posterior(loss, y)
+    for rows, threads in ((64, 1), (200, 1), (200, 3)):  # smaller than a class, and a few classes
+        monkeypatch.setattr(mixture, "ROWS", rows)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        other = class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
+        torch.testing.assert_close(other.mean, whole.mean, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.variance, whole.variance, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.posterior(loss, y), p, rtol=1e-6, atol=1e-7)
+        monkeypatch.undo()
+    torch.set_num_threads(1)

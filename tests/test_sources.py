@@ -114,3 +114,26 @@ def test_single_cached_view_serves_every_view():
     source = FeatureSource(torch.randn(1, 10, 3))
     ((_, (a, b)),) = source.batches(BATCHES[:1], ("weak", "strong"), 0)
     assert torch.equal(a, b)
+
+
+def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
+    from cleantune import sources
+    from cleantune.features import Features
+
+    rng = np.random.default_rng(0)
+    shards = [rng.normal(size=(n, 3)).astype(np.float16) for n in (16, 16, 5)]
+    features = Features(shards, rng.permutation(37), {})
+    monkeypatch.setattr(sources, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(sources, "BLOCK", 11)
+    source, batches = FeatureSource(features), torch.randperm(37).split(4)
+    assert not isinstance(source.features, torch.Tensor)
+    seen = list(source.batches(batches, ("weak", "weak"), 0))
+    assert [index.tolist() for index, _ in seen] == [batch.tolist() for batch in batches]
+    for index, (a, b) in seen:
+        assert a is b
+        assert np.array_equal(a.numpy(), features[index.numpy()])
+    monkeypatch.setattr(sources, "MEMORY_SHARE", 1.0)
+    inside = FeatureSource(features)
+    assert inside.features.dtype == torch.float16
+    for (_, (a, _)), (_, (b, _)) in zip(seen, inside.batches(batches, ("weak", "weak"), 0), strict=True):
+        assert torch.equal(a, b)

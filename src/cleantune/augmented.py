@@ -59,14 +59,17 @@ def cached_views(material: Material, todo: tuple[Phase, ...], config: Config, co
             f" {disk / 2**30:.1f} GiB left; take fewer views, or name another --cache"
         )
     augment = config.views.image if material.data.kind == "image" else config.views.text
-    plain = features_key(material.backbone, rows.samples.fingerprint, material.precision)
+    plain = features_key(material.backbone, rows.samples.fingerprint, material.precision, config.run.store)
     made = []
     for seen in views:
         with console.bar(f"{seen.view} view {seen.number + 1}") as told:
             key = view_key(plain, seen, augment)
             made.append(
-                extract(material.backbone, prepared, material.precision, cache, key, told, seen, material.ranks)
-            )
+                extract(
+                    material.backbone, prepared, material.precision, cache, key, told, seen,
+                    ranks=material.ranks, store=config.run.store,
+                )
+            )  # fmt: skip
     strong = sum(seen.view == "strong" for seen in views)
     plain_features = np.asarray(material.features["train"], np.float32)
     return FeatureSource(Views([plain_features, *made]), strong if strong < len(views) else 0)

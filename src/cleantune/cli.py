@@ -14,6 +14,7 @@ from cleantune.errors import UserError, nearest
 VERBS: dict[str, dict[str, str]] = {
     "The main job": {
         "fit": "Train on noisy labels; write the model, the list of probably wrong labels and the report.",
+        "plan": "What fit would take: forwards, minutes, disk, memory; nothing is trained.",
         "extract": "Features of all samples into the cache, by many processes or machines.",
         "predict": "Predict with the model of a run.",
         "report": "Build the report of a run anew.",

@@ -32,6 +32,8 @@ class ModelSpec:
     """Rank of the LoRA adapters that learn in the place of the backbone's weights; 0: none. --scope lora sets 8."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the backbone's arithmetic; auto times both on this machine."""
+    engine: Literal["auto", "torch", "openvino"] = "auto"
+    """Program that makes features of a frozen backbone; auto takes OpenVINO where it is installed and pays."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the nets compute; auto takes a GPU where there is one."""
 
@@ -60,6 +62,8 @@ class RunSpec:
     """Processes that share the run, started by Ray: on this machine, or where RAY_ADDRESS says."""
     sharding: Literal["none", "fsdp"] = "none"
     """With several processes: fsdp divides a backbone that learns among them, for those that do not fit whole."""
+    store: Literal["float16", "float32"] = "float16"
+    """Format of cached features; float16 takes half the disk, and is not used where it would change the features."""
     cache: str | None = None
     """Folder of decoded images and features; left out: $CLEANTUNE_CACHE, else ~/.cache/cleantune."""
 

@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -23,8 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.backbones import Backbone
+from cleantune.engine import compiled
 from cleantune.errors import UserError
-from cleantune.inputs import Prepared, ahead, by_length
+from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE, Ranks
@@ -34,8 +36,9 @@ SHARD = 4096
 """Rows of a shard."""
 BATCH = 64
 """Samples of a forward."""
-
-
+ROUNDING = 0.01
+"""A shard is kept in float16 where that moves no dimension by more than this share of its standard deviation."""
+Store = Literal["float16", "float32"]
 OPEN = 1024
 """Shards that are mapped at a time: Linux maps at most 65,530 files into a process, which 268 M rows would need."""
 
@@ -43,10 +46,17 @@ OPEN = 1024
 class Mapped(Sequence[np.ndarray]):
     """The shards of a folder, each mapped into memory when it is asked for."""
 
-    def __init__(self, folder: Path, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
-        """Of these files, whose shapes are known."""
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        formats: Sequence[Store] | None = None,
+    ) -> None:
+        """Of these files, whose shapes and formats are known; without formats, all are float32."""
         self._folder, self._names = folder, names
         self.shapes = [tuple(shape) for shape in shapes]
+        self.formats = [np.dtype(name) for name in formats or ["float32"] * len(names)]
         self._open: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
@@ -68,8 +78,8 @@ class Mapped(Sequence[np.ndarray]):
     def whole(self) -> bool:
         """Whether every file is as long as its shape needs."""
         return all(
-            (self._folder / name).stat().st_size >= 4 * rows * width
-            for name, (rows, width) in zip(self._names, self.shapes, strict=True)
+            (self._folder / name).stat().st_size >= kind.itemsize * rows * width
+            for name, (rows, width), kind in zip(self._names, self.shapes, self.formats, strict=True)
         )
 
 
@@ -85,6 +95,7 @@ class Features:
         """Rows by their number in the concatenated shards; `bad` is numbered so too."""
         self._shards = shards
         shapes = shards.shapes if isinstance(shards, Mapped) else [s.shape for s in shards]
+        self._formats = set(shards.formats if isinstance(shards, Mapped) else [s.dtype for s in shards])
         self._ends = np.cumsum([0, *(shape[0] for shape in shapes)])
         self._width = int(shapes[0][1])
         self._rows = rows
@@ -112,12 +123,26 @@ class Features:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self._gather(self._rows).astype(dtype or self.dtype, copy=False)
 
+    @property
+    def bytes(self) -> int:
+        """As they are stored."""
+        return int(self.stored_as.itemsize * np.prod(self.shape))
+
+    @property
+    def stored_as(self) -> np.dtype[Any]:
+        """float16 where all shards are, else float32."""
+        return np.result_type(*self._formats)
+
+    def stored(self) -> np.ndarray:
+        """All rows [N, D] in memory, in the format in which they are stored."""
+        return self._gather(self._rows, self.stored_as)
+
     def take(self, indices: Int[np.ndarray, " M"]) -> Features:
         """These rows alone, in this order; nothing is copied."""
         return Features(self._shards, self._rows[indices], self._bad)
 
-    def _gather(self, rows: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
-        out = np.empty((len(rows), self.shape[1]), np.float32)
+    def _gather(self, rows: Int[np.ndarray, " B"], dtype: Any = np.float32) -> Float[np.ndarray, "B D"]:
+        out = np.empty((len(rows), self.shape[1]), dtype)
         shard = np.searchsorted(self._ends, rows, side="right") - 1
         for k in np.unique(shard):
             here = shard == k
@@ -155,11 +180,11 @@ class Seen:
     number: int = 0
     """Of several views of one kind; each is drawn anew."""
 
-    def of(self, prepared: Prepared, rows: list[int]) -> Inputs:
-        """These rows, drawn the same way whenever they are asked for."""
+    def of(self, prepared: Prepared, rows: list[int], raw: bool = False) -> Inputs:
+        """These rows, drawn the same way whenever they are asked for; `raw`: plain images as bytes."""
         index = torch.tensor(rows)
         if self.view == "plain":
-            return prepared.plain(index)
+            return prepared.pixels(index) if raw and isinstance(prepared, PreparedImages) else prepared.plain(index)
         digest = sha256(f"{self.view} {self.number} {rows[0]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return (prepared.weak if self.view == "weak" else prepared.strong)(index, generator)
@@ -170,16 +195,19 @@ def view_key(key: str, seen: Seen, augment: object) -> str:
     return sha256(f"{key} {seen.view} {seen.number} {augment!r}".encode()).hexdigest()[:32]
 
 
-def features_key(backbone: Backbone, fingerprint: str, precision: Precision) -> str:
+def features_key(backbone: Backbone, fingerprint: str, precision: Precision, store: Store = "float32") -> str:
     """The name of features in a cache: weights, preprocessing, data and precision decide it.
 
     Args:
         backbone: Its weights as they are now.
         fingerprint: Of the samples.
-        precision: In which the backbone computes.
+        precision: In which the backbone computes, and by which program.
+        store: Format of the shards.
     """
     preprocess = backbone.preprocess.fingerprint if backbone.preprocess is not None else "ready"
     parts = ["1", backbone.fingerprint, preprocess, fingerprint, precision.fingerprint, str(BATCH), str(SHARD)]
+    if store != "float32":
+        parts.append(store)
     return sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -188,7 +216,7 @@ def find(cache: Path, key: str) -> Features | None:
     folder = cache / f"features-{key}"
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        shards = Mapped(folder, index["shards"], index["shapes"])
+        shards = Mapped(folder, index["shards"], index["shapes"], index.get("formats"))
         if not shards.whole():
             return None
     except (OSError, ValueError):
@@ -206,18 +234,20 @@ def extract(
     progress: Progress | None = None,
     seen: Seen = Seen(),
     ranks: Ranks = ALONE,
+    store: Store = "float32",
 ) -> Features:
     """The feature of every sample in one view, from the cache where it holds them.
 
     Args:
         backbone: Put into evaluation mode for the time and moved nowhere.
         prepared: Samples; bad ones get zeros and are noted in the index.
-        precision: In which the backbone computes; features are kept as float32.
+        precision: In which the backbone computes, and by which program.
         cache: Where features live, by key.
         key: From `features_key`, or `view_key` for an augmented view.
         progress: Told about samples done.
         seen: The view.
         ranks: Each makes some of the shards; all see one cache.
+        store: Format of the shards; a shard that float16 would change (`ROUNDING`) is kept as float32 all the same.
 
     Raises:
         UserError: A feature is not finite; the sentence names the sample.
@@ -226,7 +256,7 @@ def extract(
     if all(ranks.each(found is not None)):
         assert found is not None
         return found
-    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, ranks)
+    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, ranks, store)
     done = find(cache, key)
     assert done is not None, f"features-{key} in {cache} was written and cannot be read"
     return done
@@ -240,23 +270,53 @@ def _write_shards(
     progress: Progress | None,
     seen: Seen,
     ranks: Ranks,
+    store: Store,
 ) -> None:
     """The shards that are not there yet, and then the index that says they all are."""
     folder.mkdir(parents=True, exist_ok=True)
     count = max(1, -(-len(prepared) // SHARD))
     training = backbone.training
     backbone.eval()
+
+    def make(rows: range) -> np.ndarray:
+        return shard_of(backbone, prepared, precision, rows, seen)
+
     try:
         for k in range(count)[ranks.rank :: ranks.count]:
-            rows = range(k * SHARD, min((k + 1) * SHARD, len(prepared)))
-            if not has_shard(folder, k, (len(rows), backbone.width)):
-                write_shard(folder / shard_name(k), shard_of(backbone, prepared, precision, rows, seen))
+            keep_shard(folder, k, (len(prepared), backbone.width), make, store)
             if progress is not None:
-                progress(rows.stop, len(prepared))
+                progress(min((k + 1) * SHARD, len(prepared)), len(prepared))
     finally:
         backbone.train(training)
     bad = {int(row): reason for met in ranks.each(prepared.bad) for row, reason in met.items()}
-    ranks.first(lambda: write_index(folder, len(prepared), backbone.width, bad))
+    ranks.first(lambda: write_index(folder, len(prepared), backbone.width, bad, store))
+
+
+def keep_shard(folder: Path, k: int, shape: tuple[int, int], make: Callable[[range], np.ndarray], store: Store) -> None:
+    """Make and write a shard, unless it is there.
+
+    The first shard decides whether the others are float16. Of several processes, each that finds none makes it: none
+    waits longer than it would for another, and all write the same bytes.
+
+    Args:
+        folder: Of the features.
+        k: Number of the shard.
+        shape: Of all shards together [N, D].
+        make: Features [n, D] of rows.
+        store: As in `extract`.
+
+    Raises:
+        UserError: The disk is full, or a feature is not finite.
+    """
+    rows = range(k * SHARD, min((k + 1) * SHARD, shape[0]))
+    if has_shard(folder, k, (len(rows), shape[1])):
+        return
+    if store == "float16" and k:
+        keep_shard(folder, 0, shape, make, store)
+    f = make(rows)
+    if store == "float16" and (k == 0 or _format(folder, 0, (SHARD, shape[1])) == np.float16):
+        f = narrowed(f, judge=k == 0)
+    write_shard(folder / shard_name(k), f)
 
 
 def shard_name(k: int) -> str:
@@ -264,12 +324,35 @@ def shard_name(k: int) -> str:
     return f"{k:06d}.npy"
 
 
-def write_index(folder: Path, rows: int, width: int, bad: dict[int, str]) -> None:
-    """What says that all shards are there."""
+def write_index(folder: Path, rows: int, width: int, bad: dict[int, str], store: Store = "float32") -> None:
+    """What says that all shards are there; with a store of float16, also which of them are float32 all the same."""
     count = max(1, -(-rows // SHARD))
     shapes = [[min(SHARD, rows - k * SHARD), width] for k in range(count)]
-    index = {"rows": rows, "shards": [shard_name(k) for k in range(count)], "shapes": shapes, "bad": bad}
+    names = [shard_name(k) for k in range(count)]
+    index: dict[str, Any] = {"rows": rows, "shards": names, "shapes": shapes, "bad": bad}
+    if store == "float16":
+        index["formats"] = [str(np.load(folder / name, mmap_mode="r", allow_pickle=False).dtype) for name in names]
     write_shard(folder / "index.json", json.dumps(index).encode())
+
+
+def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarray, "n D"]:
+    """The features in float16, or as they are where that would lose what tells them apart.
+
+    Large numbers that hardly vary, or numbers beyond 65,504, are the cases: heads see standardised features.
+
+    Args:
+        f: A shard; the first one decides for those after it.
+        judge: Look at the deviations, not only for numbers that are too large.
+    """
+    with np.errstate(over="ignore"):
+        half = f.astype(np.float16)
+    if not np.isfinite(half).all():
+        return f
+    if judge:
+        moved, deviation = np.square(half.astype(np.float32) - f).mean(0), f.std(0)
+        if not ((np.sqrt(moved) <= ROUNDING * deviation) | (deviation == 0)).all():
+            return f
+    return half
 
 
 def shard_of(
@@ -278,17 +361,31 @@ def shard_of(
     """Features [n, D] of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
-    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-    with torch.inference_mode():
-        for batch, x in ahead((batch, seen.of(prepared, batch)) for batch in batches):
-            f = forward(backbone, x, precision, device).float().cpu()
-            _refuse_non_finite(f, batch, prepared)
-            out[np.array(batch) - rows.start] = f.numpy()
+    made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
+    for batch, f in _stream(backbone, ahead(made), precision):
+        _refuse_non_finite(f, batch, prepared)
+        out[np.array(batch) - rows.start] = f.numpy()
     for i in prepared.bad:  # images decoded on demand show only now that they are bad
         if i in rows:
             out[i - rows.start] = 0
     return out
+
+
+def _stream(
+    backbone: Backbone, items: Iterator[tuple[list[int], Inputs]], precision: Precision
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches with their features, by the program of the precision."""
+    if precision.engine == "openvino":
+        first = next(items, None)
+        if first is not None:
+            yield from compiled(backbone, first[1], precision).stream(chain([first], items))
+        return
+    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    for batch, x in items:
+        with torch.inference_mode():
+            f = forward(backbone, x, precision, device).float().cpu()
+        yield batch, f
 
 
 def forward(backbone: Backbone, x: Any, precision: Precision, device: torch.device) -> Float[Tensor, "B D"]:
@@ -315,10 +412,16 @@ def _refuse_non_finite(f: Tensor, batch: list[int], prepared: Prepared) -> None:
 
 def has_shard(folder: Path, k: int, shape: tuple[int, int]) -> bool:
     """Whether a shard is there and whole."""
+    return _format(folder, k, shape) is not None
+
+
+def _format(folder: Path, k: int, shape: tuple[int, int]) -> np.dtype[Any] | None:
+    """The format of a shard, or None where it is not there and whole."""
     try:
-        return bool(np.load(folder / shard_name(k), mmap_mode="r", allow_pickle=False).shape == shape)
+        shard = np.load(folder / shard_name(k), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
-        return False
+        return None
+    return shard.dtype if shard.shape == shape else None
 
 
 def write_shard(path: Path, content: np.ndarray | bytes) -> None:

@@ -18,7 +18,7 @@ from cleantune.augment import ImageAugment, TextAugment, augment_images, drop_to
 from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
 from cleantune.data import Samples
 from cleantune.errors import UserError
-from cleantune.pixels import BLOCK, Decoder, Progress, decode_all, write_pixels
+from cleantune.pixels import BLOCK, Decoder, Filling, Progress, decode_all, write_pixels
 from cleantune.ranks import ALONE, Ranks
 from cleantune.records import Inputs
 
@@ -77,7 +77,7 @@ class PreparedImages:
         self,
         samples: Samples,
         preprocess: ImagePreprocess,
-        store: UInt8[np.ndarray, "n H W 3"] | Decoder,
+        store: UInt8[np.ndarray, "n H W 3"] | Decoder | Filling,
         rows: Int[np.ndarray, " N"],
         bad: dict[int, str],
         augment: ImageAugment,
@@ -103,6 +103,11 @@ class PreparedImages:
         rows = self._rows[indices.numpy()]
         block = self._store[rows] if isinstance(self._store, np.ndarray) else self._store.decode(rows)
         return torch.from_numpy(np.asarray(block)).permute(0, 3, 1, 2)
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Decode what has not been asked for yet, where pixels are decoded ahead."""
+        if isinstance(self._store, Filling):
+            self._store.finish(progress)
 
     def plain(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
         """Normalised pixels."""
@@ -198,6 +203,8 @@ def prepare(
     progress: Progress | None = None,
     augment: ImageAugment | TextAugment | None = None,
     ranks: Ranks = ALONE,
+    *,
+    lazily: bool = False,
 ) -> Prepared:
     """Samples in the form the network takes.
 
@@ -208,13 +215,15 @@ def prepare(
         progress: Told about samples done.
         augment: How far views stray; the default of their kind where None.
         ranks: Several on one machine share one file of pixels.
+        lazily: Images that fit in memory are decoded by threads ahead of where they are used; which of them are bad is
+            known only of those that were.
 
     Raises:
         UserError: The kinds of samples and preprocessing differ.
     """
     if isinstance(preprocess, ImagePreprocess) and samples.kind == "image":
         chosen = augment if isinstance(augment, ImageAugment) else ImageAugment()
-        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks)
+        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks, lazily)
     if isinstance(preprocess, TextPreprocess) and samples.kind == "text":
         chosen_text = augment if isinstance(augment, TextAugment) else TextAugment()
         return _prepare_texts(samples, preprocess, progress, chosen_text)
@@ -229,6 +238,7 @@ def _prepare_images(
     progress: Progress | None,
     augment: ImageAugment,
     ranks: Ranks,
+    lazily: bool,
 ) -> PreparedImages:
     import psutil
 
@@ -237,6 +247,10 @@ def _prepare_images(
     size, rows = int(np.prod(shape)), np.arange(len(samples))
     if ranks.count == 1 and size <= MEMORY_SHARE * psutil.virtual_memory().available:
         pixels = np.zeros(shape, np.uint8)
+        if lazily:
+            return PreparedImages(
+                samples, preprocess, Filling(Decoder(samples, preprocess, bad), pixels), rows, bad, augment
+            )
         decode_all(Decoder(samples, preprocess, bad), pixels, progress)
         return PreparedImages(samples, preprocess, pixels, rows, bad, augment)
     cache.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,13 @@ from cleantune.records import Inputs, Output
 
 STD_FLOOR = 1e-6
 """A dimension whose deviation is below this share of the largest one is constant: it is centred and left at 1."""
-_BLOCK = 65536
+_BLOCK = 8192
+_ROWS = 512
+"""Rows whose sums are taken in float32 before they are added up in float64."""
 
 
 def standardisation(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Mean and standard deviation of every dimension, computed in float64 in blocks of rows.
+    """Mean and standard deviation of every dimension, summed in float64 in blocks of rows, in one pass.
 
     Args:
         features: [N, D], a tensor, an array or memory-mapped features; N at least 1.
@@ -31,13 +33,18 @@ def standardisation(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, "
         Both as float32. A dimension that does not vary has the deviation 1.
     """
     count, width = features.shape
-    total, squares = torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+    shift, total, squares = None, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     for block in _blocks(features, count):
-        total += block.sum(0)
-    mean = total / count
-    for block in _blocks(features, count):
-        squares += (block - mean).square().sum(0)
-    std = (squares / count).sqrt()
+        # Distances from a mean of some rows: their sums over a few rows lose nothing in float32.
+        shift = block[:_ROWS].double().mean(0).float() if shift is None else shift
+        for rows in block.split(_ROWS):
+            x = rows - shift
+            total += x.sum(0)
+            squares += x.square_().sum(0)
+    assert shift is not None
+    step = total / count
+    std = (squares / count - step.square()).clamp(min=0).sqrt()
+    mean = shift.double() + step
     floor = max(float(std.max()) * STD_FLOOR, torch.finfo(torch.float32).tiny)
     return mean.float(), torch.where(std > floor, std, torch.ones_like(std)).float()
 
@@ -46,7 +53,7 @@ def _blocks(features: Any, count: int) -> Any:
     for start in range(0, count, _BLOCK):
         block = features[start : start + _BLOCK]
         # A memory map is copied: torch has no tensors that must not be written to.
-        yield (block if isinstance(block, Tensor) else torch.from_numpy(np.array(block))).double()
+        yield block.float() if isinstance(block, Tensor) else torch.from_numpy(np.require(block, np.float32, "W"))
 
 
 class LinearHead(nn.Module):
@@ -91,10 +98,12 @@ class LinearHead(nn.Module):
 
     def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
         """Scores, the standardised features, and the features."""
-        with torch.autocast(f.device.type, enabled=False):
-            f = f.to(self.linear.weight.dtype)
-            z = (f - self.mean) / self.std
-            return Output(self.linear(z), z, f)
+        if torch.is_autocast_enabled(f.device.type):
+            with torch.autocast(f.device.type, enabled=False):
+                return self.forward(f)
+        f = f.to(self.linear.weight.dtype)
+        z = (f - self.mean).mul_(1 / self.std)
+        return Output(self.linear(z), z, f)
 
     def folded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
         """Weight and bias of the same function on raw features, computed in float64."""

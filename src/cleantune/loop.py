@@ -13,7 +13,7 @@ from cleantune.errors import UserError
 from cleantune.learner import Net
 from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
-from cleantune.schedule import factor, set_rates
+from cleantune.schedule import factor, forget_gradients, set_rates
 from cleantune.state import State, cut, moved
 
 Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | Parts]]
@@ -89,7 +89,7 @@ class Loop(State):
             value = self._added(loss(*modules, batch), parts, len(batch.rows))
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
-                optimiser.zero_grad()
+                forget_gradients(optimiser)
             value.backward()  # type: ignore[no-untyped-call]
             self._join_gradients(modules)
             for optimiser in optimisers:

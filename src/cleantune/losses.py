@@ -45,10 +45,8 @@ def gce(logits: Float[Tensor, "B C"], y: Int[Tensor, " B"], q: float = 0.7) -> F
 
     Source: Zhang & Sabuncu, NeurIPS 2018, the loss L_q (arXiv:1805.07836), without its truncation.
     """
-    log_p = -cross_entropy(logits, y)
-    if q == 0:
-        return -log_p
-    return -torch.expm1(q * log_p) / q
+    loss = cross_entropy(logits, y)
+    return loss if q == 0 else torch.expm1(loss * -q) * (-1 / q)
 
 
 def soft_cross_entropy(logits: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:

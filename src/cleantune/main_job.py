@@ -37,6 +37,7 @@ from cleantune.material import (
     read_data,
 )  # fmt: skip
 from cleantune.methods import METHODS
+from cleantune.plan import SHORT, foresee
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE, Ranks, here
 from cleantune.records import Method, Phase, Row
@@ -227,6 +228,8 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console, ranks: Ranks
         console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
     todo = phases(config.method, backbone_rate(backbone, config.model))
     trains = any(phase.scope == "all" for phase in todo)
+    if not console.silent and (folder.stale or folder.load() is None) and sum(map(len, data.rows.values())) >= SHORT:
+        console.mention("\n".join(foresee(config, data, backbone, todo).lines()))
     material = gather(config, data, backbone, console, precisions(folder), trains, ranks)
     ranks.first(folder.clear)
     ranks.first(lambda: write_config(folder, config, todo, material))

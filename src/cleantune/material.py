@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cleantune.adapters import GAIN, adapted
 from cleantune.allocator import keep_pages
@@ -21,9 +22,10 @@ from cleantune.backbones import Backbone, open_backbone
 from cleantune.config import Config, ModelSpec
 from cleantune.console import Console
 from cleantune.data import Data, Rows, corrupt, load
+from cleantune.engine import choose
 from cleantune.errors import UserError
 from cleantune.features import extract, features_key
-from cleantune.inputs import Prepared, prepare
+from cleantune.inputs import Prepared, PreparedImages, prepare
 from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.precision import Precision, probe_precision
 from cleantune.ranks import ALONE, Ranks
@@ -163,12 +165,15 @@ def gather(
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
         return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, ranks)
-    out = decoded(config, data, backbone, console, known, trains, ranks)
-    cache = cache_folder(config.run.cache)
+    out = decoded(config, data, backbone, console, known, trains, ranks, ahead=True)
+    cache, store = cache_folder(config.run.cache), config.run.store
     for name, ready in out.prepared.items():
-        key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision)
+        key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision, store)
         with console.bar(f"features of {name}") as told:
-            out.features[name] = extract(backbone, ready, out.precision, cache, key, told, ranks=ranks)
+            out.features[name] = extract(backbone, ready, out.precision, cache, key, told, ranks=ranks, store=store)
+        if trains and isinstance(ready, PreparedImages):
+            with console.bar(f"reading {name}") as told:
+                ready.finish(told)
     leave_out(out, config.run.max_bad, console, "evidence/bad_samples.csv")
     out.seconds = time.perf_counter() - start
     return out
@@ -182,8 +187,20 @@ def decoded(
     known: Known = None,
     trains: bool = False,
     ranks: Ranks = ALONE,
+    ahead: bool = False,
 ) -> Material:
     """Samples ready for the backbone, on its device, and the precisions to compute in; there are no features yet.
+
+    Args:
+        config: As in `gather`, as are the others.
+        data: With samples.
+        backbone: Moved to the device.
+        console: Told what was chosen.
+        known: Precisions to keep.
+        trains: Whether the backbone will learn.
+        ranks: Who shares the run.
+        ahead: The features of all samples come next: images are decoded ahead of them (`prepare`, lazily) and the
+            program that makes them is chosen for so many.
 
     Raises:
         UserError: Data and model do not fit.
@@ -195,16 +212,19 @@ def decoded(
     prepared = {}
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
-            prepared[name] = prepare(rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks)  # type: ignore[arg-type]
+            prepared[name] = prepare(
+                rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks, lazily=ahead  # type: ignore[arg-type]
+            )  # fmt: skip
     backbone.to(device)
+    count = sum(len(ready) for ready in prepared.values()) if ahead else 0
     precision, training = known or (
         Precision(**each)
         for each in ranks.first(
-            lambda: [asdict(p) for p in _precisions(backbone, prepared["train"], config.model, cache, trains)]
+            lambda: [asdict(p) for p in _precisions(backbone, prepared["train"], config.model, cache, trains, count)]
         )
     )
     for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
-        console.say(f"{name} in {chosen.dtype}{', channels last' if chosen.channels_last else ''} ({chosen.why})")
+        console.say(f"{name} {chosen.words} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spent = time.perf_counter() - start
@@ -281,25 +301,38 @@ def check_kind(backbone: Backbone, data: Data) -> None:
 
 
 def _precisions(
-    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool
+    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool, count: int
 ) -> tuple[Precision, Precision]:
-    """The fastest precision to look in and to learn in, timed on this machine the first time and kept in the cache."""
-    look = extraction_precision(backbone, train, model, cache)
+    """The fastest way to look and to learn, timed on this machine the first time and kept in the cache."""
+    look = extraction_precision(backbone, train, model, cache, count)
     if not trains:
         return look, look
-    x = _probed(train)
+    x = train.plain(_probed(train))
     return look, probe_precision(backbone, x, model.precision, training=True, memory=cache / "precision")
 
 
-def extraction_precision(backbone: Backbone, prepared: Prepared, model: ModelSpec, cache: Path) -> Precision:
-    """The fastest precision to look in, timed on this machine the first time and kept in the cache."""
-    return probe_precision(backbone, _probed(prepared), model.precision, memory=cache / "precision")
+def extraction_precision(
+    backbone: Backbone, prepared: Prepared, model: ModelSpec, cache: Path, count: int
+) -> Precision:
+    """The fastest way to the features of so many samples, timed here the first time and kept in the cache."""
+    index = _probed(prepared)
+    return choose(
+        backbone,
+        prepared.plain(index),
+        precision=model.precision,
+        engine=model.engine,
+        count=count,
+        memory=cache / "precision",
+        pixels=prepared.pixels(index) if isinstance(prepared, PreparedImages) else None,
+    )
 
 
-def _probed(prepared: Prepared) -> Any:
-    """A batch with which the precision is timed."""
-    good = [i for i in range(min(2 * PROBED, len(prepared))) if i not in prepared.bad][:PROBED]
-    return prepared.plain(torch.tensor(good))
+def _probed(prepared: Prepared) -> Tensor:
+    """The rows with which the precision is timed; images decoded ahead show only there that they are bad."""
+    first = torch.arange(min(2 * PROBED, len(prepared)))
+    if isinstance(prepared, PreparedImages):
+        prepared.pixels(first)
+    return torch.tensor([i for i in first.tolist() if i not in prepared.bad][:PROBED])
 
 
 def _skipped(data: Data, sources: Mapping[str, Any]) -> list[Skipped]:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+A = TypeVar("A")
+B = TypeVar("B")
 Normalise = Literal["none", "class", "global"]
 
 LOG_2_PI = 1.8378770664093453
 TINY_RANGE = 1e-12
+ROWS = 1 << 15
+"""Losses that are worked on at a time: their intermediate values fit in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,12 @@ class ClassMixtures:
 
         Source: arXiv:2310.17668, section 3 (the posterior, not the density: spec 1.10, ambiguity 2).
         """
+        if len(losses) > ROWS:
+            parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
+            return torch.cat(_side_by_side(lambda part: self.posterior(*part, monotone=monotone), parts))
         x = (losses.double() - self.offset[y]) / self.scale[y]
         log_joint = _log_joint(x, self.mean[y], self.variance[y], self.weight[y])
-        p = torch.softmax(log_joint, dim=1)[:, 0]
+        p = torch.sigmoid(log_joint[:, 0] - log_joint[:, 1])
         if monotone:
             p = torch.where(x >= self.mean[y, 1], torch.zeros_like(p), p)
             p = torch.where(x <= self.mean[y, 0], p.clamp(min=0.999), p)
@@ -73,7 +83,9 @@ def class_mixtures(
 ) -> ClassMixtures:
     """Fit a two-component mixture to the losses of each class, all classes at once.
 
-    Every iteration is one pass of sums by class over the N losses: O(N) whatever the number of classes. It starts
+    Every iteration is one pass of sums by class over the N losses: O(N) whatever the number of classes. The losses are
+    sorted by class once and then fitted in blocks of whole classes that stay in the processor's cache, so memory beyond
+    a few numbers a loss depends on the largest class alone. It starts
     from the exact two-means split of each class (in one dimension a sort finds it), where scikit-learn starts from
     a random k-means; stopping rule, regulariser and update are those of scikit-learn's GaussianMixture.
 
@@ -93,23 +105,57 @@ def class_mixtures(
 
     Source: arXiv:2310.17668, section 3; settings from the spec, 1.4.
     """
-    x, replaced = _finite(losses.double(), y, classes)
+    x, replaced = _finite(losses, y, classes)
     size = torch.bincount(y, minlength=classes)
-    order = _sorted_by_class(x, y)
-    low, high = _extremes(x[order], size)
+    ordered = _by_class(x, y)
+    low, high = _extremes(ordered, size)
     offset, scale = _units(low, high, normalise)
     spread = (high - low) / scale
     fitted = (size >= max(smallest, 2)) & (spread > TINY_RANGE)
     half = (torch.cumsum(size, 0) - size + (size - 1).clamp(min=0) // 2).clamp(max=len(x) - 1)
-    cut = torch.where(spread > TINY_RANGE, x[order][half], high)
-    scaled = (x - offset[y]) / scale[y]
-    mean, variance, weight = _two_means(scaled[order], y[order], size, reg_covar)
-    mean, variance, weight = _expectation_maximisation(
-        scaled, y, size, (mean, variance, weight), fitted, max_iter, tol, reg_covar
-    )
+    cut = torch.where(spread > TINY_RANGE, ordered[half].double(), high)
+    mean, weight = torch.zeros(2, classes, 2, dtype=torch.float64)
+    variance = torch.full((classes, 2), reg_covar, dtype=torch.float64)
+    there = size.nonzero().flatten()
+    ends = torch.cumsum(size, 0)
+
+    def fit(block: slice) -> None:
+        mine = there[block]
+        n = size[mine]
+        start = int(ends[mine[0]] - n[0])
+        z = ordered[start : start + int(n.sum())].double()
+        z = (z - offset[mine].repeat_interleave(n)) / scale[mine].repeat_interleave(n)
+        begun = _two_means(z, n, reg_covar)
+        mean[mine], variance[mine], weight[mine] = _expectation_maximisation(
+            z, n, begun, fitted[mine], max_iter, tol, reg_covar
+        )
+
+    _side_by_side(fit, list(_blocks(size[there])))
     swap = (mean[:, 0] > mean[:, 1])[:, None]
     mean, variance, weight = (torch.where(swap, a.flip(1), a) for a in (mean, variance, weight))
     return ClassMixtures(mean, variance, weight, fitted, cut, size, offset, scale, replaced)
+
+
+def _side_by_side(work: Callable[[A], B], parts: list[A]) -> list[B]:
+    """What the work gives for each part, on as many threads as torch uses, each computing alone."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        done = list(pool.map(work, parts))
+    torch.set_num_threads(threads)  # what threads of the future begin with
+    return done
+
+
+def _blocks(size: Tensor) -> Iterator[slice]:
+    """Runs of neighbouring classes with about `ROWS` losses together, at least one class each."""
+    ends = torch.cumsum(size, 0)
+    first = 0
+    while first < len(size):
+        before = int(ends[first] - size[first])
+        last = max(first + 1, int(torch.searchsorted(ends, before + ROWS, right=True)))
+        yield slice(first, last)
+        first = last
 
 
 def _finite(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, int]:
@@ -126,18 +172,28 @@ def _finite(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, int]:
     return torch.where(bad, top[y], x), count
 
 
-def _sorted_by_class(x: Tensor, y: Tensor) -> Tensor:
-    """The order by class and, within a class, by loss: two stable sorts."""
-    by_loss = torch.argsort(x, stable=True)
-    return by_loss[torch.argsort(y[by_loss], stable=True)]
+def _by_class(x: Tensor, y: Tensor) -> Tensor:
+    """The losses by class and, within a class, in ascending order.
+
+    Losses in float32 are sorted as one array of integers, the class above the loss's bits, which are in the order of
+    the numbers once those of negative ones are flipped; processors sort integers several times as fast as pairs.
+    """
+    if x.dtype != torch.float32:
+        by_loss = torch.argsort(x, stable=True)
+        return x[by_loss[torch.argsort(y[by_loss], stable=True)]]
+    bits = (x + 0.0).contiguous().view(torch.int32)  # + 0: there is one zero
+    bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() + 2**31
+    keys = np.sort((bits + (y << 32)).numpy())
+    back = (torch.from_numpy(keys) & 0xFFFFFFFF).sub_(2**31).int()
+    return torch.where(back < 0, back ^ 0x7FFFFFFF, back).view(torch.float32)
 
 
 def _extremes(ordered: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest loss of each class; 0 and 0 of an empty one."""
     end = torch.cumsum(size, 0)
     empty = size == 0
-    low = ordered[(end - size).clamp(max=len(ordered) - 1)]
-    high = ordered[(end - 1).clamp(min=0)]
+    low = ordered[(end - size).clamp(max=len(ordered) - 1)].double()
+    high = ordered[(end - 1).clamp(min=0)].double()
     return low.masked_fill(empty, 0.0), high.masked_fill(empty, 0.0)
 
 
@@ -151,69 +207,102 @@ def _units(low: Tensor, high: Tensor, normalise: Normalise) -> tuple[Tensor, Ten
     return low.clone(), torch.where(span > TINY_RANGE, span, torch.ones_like(span))
 
 
-def _two_means(ordered: Tensor, y: Tensor, size: Tensor, reg_covar: float) -> tuple[Tensor, Tensor, Tensor]:
+def _two_means(ordered: Tensor, size: Tensor, reg_covar: float) -> tuple[Tensor, Tensor, Tensor]:
     """The best split of each class into two runs of its sorted losses, as means, variances and weights."""
-    start = torch.cumsum(size, 0) - size
+    y = torch.arange(len(size)).repeat_interleave(size)
+    end = torch.cumsum(size, 0)
+    start = end - size
     # Centred by class first: sums over millions of equal-sized losses would lose the digits that matter.
-    centre = torch.zeros(len(size), dtype=ordered.dtype).index_add_(0, y, ordered) / size.clamp(min=1)
+    centre = _sums(ordered, start) / size
     x = ordered - centre[y]
     before = torch.cat([x.new_zeros(1), torch.cumsum(x, 0)])
     squares = torch.cat([x.new_zeros(1), torch.cumsum(x * x, 0)])
-    left = torch.arange(len(x)) - start[y] + 1
+    left = torch.arange(1, len(x) + 1) - start[y]
     right = size[y] - left
-    left_sum = before[1:] - before[start[y]]
-    right_sum = before[start + size][y] - before[1:]
-    gain = left_sum**2 / left + right_sum**2 / right.clamp(min=1)
-    gain = gain.masked_fill(right == 0, -torch.inf)
-    best = torch.full((len(size),), -torch.inf, dtype=x.dtype).scatter_reduce_(0, y, gain, "amax")
-    position = torch.where(gain == best[y], left, torch.full_like(left, len(x) + 1))
-    at = torch.full((len(size),), len(x) + 1).scatter_reduce_(0, y, position, "amin").clamp(max=size)
-    middle, end = start + at, start + size
-    n = torch.stack([at, size - at], 1).to(x.dtype)
+    left_sum = before[1:] - before[start][y]
+    right_sum = before[end][y] - before[1:]
+    gain = left_sum.square_().div_(left) + right_sum.square_().div_(right.clamp(min=1))
+    gain[end - 1] = -torch.inf  # a class of one has its only split there
+    best = torch.from_numpy(np.maximum.reduceat(gain.numpy(), start.numpy()))
+    position = torch.where(gain == best[y], left, len(x) + 1)
+    at = torch.from_numpy(np.minimum.reduceat(position.numpy(), start.numpy()))
+    middle = start + at
+    n = torch.stack([at, size - at], 1).double()
     total = torch.stack([before[middle] - before[start], before[end] - before[middle]], 1)
     square = torch.stack([squares[middle] - squares[start], squares[end] - squares[middle]], 1)
     mean = total / n.clamp(min=1)
     variance = (square / n.clamp(min=1) - mean**2).clamp(min=0) + reg_covar
-    return mean + centre[:, None], variance, n / size.clamp(min=1)[:, None]
+    return mean + centre[:, None], variance, n / size[:, None]
+
+
+def _sums(x: Tensor, start: Tensor) -> Tensor:
+    """The sum over each class; none is empty."""
+    return torch.from_numpy(np.add.reduceat(x.numpy(), start.numpy()))
 
 
 def _expectation_maximisation(
     x: Tensor,
-    y: Tensor,
     size: Tensor,
-    start: tuple[Tensor, Tensor, Tensor],
+    begun: tuple[Tensor, Tensor, Tensor],
     active: Tensor,
     max_iter: int,
     tol: float,
     reg_covar: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """EM on all active classes; a class stops by itself, as if it were fitted alone."""
-    mean, variance, weight = start
-    count = size.clamp(min=1).to(x.dtype)
-    bound = torch.full_like(count, -torch.inf)
+    """EM on all active classes; a class stops by itself, as if it were fitted alone.
+
+    Of two components one share is enough: the other is what is left to one. Squares are taken around the mean before
+    the step, so that an iteration is one pass over the losses.
+    """
+    mean, variance, weight = begun
+    bound = torch.full((len(size),), -torch.inf, dtype=x.dtype)
     active = active.clone()
-
-    def by_class(values: Tensor) -> Tensor:
-        return torch.zeros(len(size), 2, dtype=x.dtype).index_add_(0, y, values)
-
     for _ in range(max_iter):
         if not active.any():
             break
-        log_joint = _log_joint(x, mean[y], variance[y], weight[y])
-        log_total = torch.logsumexp(log_joint, dim=1)
-        share = torch.exp(log_joint - log_total[:, None])
-        n = by_class(share) + 10 * torch.finfo(x.dtype).eps
-        new_mean = by_class(share * x[:, None]) / n
-        new_variance = by_class(share * (x[:, None] - new_mean[y]) ** 2) / n + reg_covar
+        share, first, second, total = _moments(x, size, mean, variance, weight)
+        n = share + 10 * torch.finfo(x.dtype).eps
+        step = first / n
+        new_variance = (second / n - step**2).clamp(min=0) + reg_covar
         on = active[:, None]
-        mean = torch.where(on, new_mean, mean)
+        mean = torch.where(on, mean + step, mean)
         variance = torch.where(on, new_variance, variance)
         weight = torch.where(on, n / n.sum(1, keepdim=True), weight)
-        now = torch.zeros_like(count).index_add_(0, y, log_total) / count
+        now = total / size
         done = (now - bound).abs() < tol
         bound = torch.where(active, now, bound)
         active &= ~done
     return mean, variance, weight
+
+
+def _moments(
+    x: Tensor, size: Tensor, mean: Tensor, variance: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """By class: sums of the shares, of shares times distance and times its square [C 2], and of log-likelihoods [C]."""
+    one, ends = x.new_zeros(3, len(size), 2), torch.cumsum(size, 0)
+    total = x.new_zeros(len(size))
+    constant = torch.log(weight.clamp(min=1e-300)) - 0.5 * (torch.log(variance) + LOG_2_PI)
+    steep = -0.5 / variance
+    for begin in range(0, len(x), ROWS):
+        part = x[begin : begin + ROWS]
+        # The classes of this part, and where each begins in it; only a class larger than a part is cut.
+        low = int(torch.searchsorted(ends, begin, right=True))
+        high = int(torch.searchsorted(ends, begin + len(part), right=False)) + 1
+        start = (ends[low:high] - size[low:high] - begin).clamp(min=0)
+        y = torch.arange(low, high).repeat_interleave((ends[low:high] - begin).clamp(max=len(part)) - start)
+        far = [part - mean[:, k][y] for k in (0, 1)]
+        square = [d * d for d in far]
+        joint = [torch.addcmul(constant[:, k][y], steep[:, k][y], square[k]) for k in (0, 1)]
+        less = joint[1] - joint[0]
+        tail = less.abs().neg_().exp_()
+        total[low:high] += _sums(torch.maximum(*joint).add_(torch.log1p(tail)), start)
+        small = tail / (1 + tail)
+        share = [torch.where(less > 0, small, 1 - small), torch.where(less > 0, 1 - small, small)]
+        for k in (0, 1):
+            one[0, low:high, k] += _sums(share[k], start)
+            one[1, low:high, k] += _sums(share[k] * far[k], start)
+            one[2, low:high, k] += _sums(share[k] * square[k], start)
+    return one[0], one[1], one[2], total
 
 
 def _log_joint(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor) -> Float[Tensor, "N 2"]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import cast
 from uuid import uuid4
 
@@ -22,6 +23,8 @@ Progress = Callable[[int, int], None]
 
 BLOCK = 256
 """Images or texts that one thread prepares at a time."""
+AHEAD = 16
+"""Blocks that are decoded ahead of the one in use; an interrupted run ends after these."""
 
 
 class Decoder:
@@ -49,6 +52,54 @@ class Decoder:
                 self.bad[row] = f"{self.samples.describe(row)}: {image.reason}"
             else:
                 out[k] = self.preprocess.array(cast(Image.Image, image))
+
+
+class Filling:
+    """Pixels in memory that threads decode ahead of where they are asked for; what nobody asks for is not decoded."""
+
+    def __init__(self, decoder: Decoder, out: UInt8[np.ndarray, "N H W 3"]) -> None:
+        """Pixels `out` of all samples of a decoder, empty yet."""
+        self.decoder = decoder
+        self.out = out
+        self._blocks: list[Future[None] | None] = [None] * -(-len(out) // BLOCK)
+        self._lock = Lock()
+        self._left = len(self._blocks)
+        self._pool = ThreadPoolExecutor(decoder.threads)
+
+    def decode(self, rows: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Pixels of these rows; the blocks after the last of them are begun."""
+        if self._left:
+            wanted = np.unique(rows // BLOCK).tolist()
+            self._begin([*wanted, *range(wanted[-1] + 1, wanted[-1] + 1 + AHEAD)] if wanted else [])
+            for k in wanted:
+                self._wait(k)
+        found: np.ndarray = self.out[rows]
+        return found
+
+    def finish(self, progress: Progress | None = None) -> None:
+        """Decode what is left."""
+        for k in range(len(self._blocks)):
+            self._begin(range(k, k + AHEAD))
+            self._wait(k)
+            if progress is not None:
+                progress(min((k + 1) * BLOCK, len(self.out)), len(self.out))
+
+    def _begin(self, blocks: Iterable[int]) -> None:
+        with self._lock:
+            for k in blocks:
+                if k < len(self._blocks) and self._blocks[k] is None:
+                    self._blocks[k] = self._pool.submit(self._fill, k)
+
+    def _fill(self, k: int) -> None:
+        rows = np.arange(k * BLOCK, min((k + 1) * BLOCK, len(self.out)))
+        self.decoder.fill(self.out[rows[0] : rows[-1] + 1], rows)
+        with self._lock:
+            self._left -= 1
+
+    def _wait(self, k: int) -> None:
+        block = self._blocks[k]
+        assert block is not None, "a block is begun before it is waited for"
+        block.result()
 
 
 def write_pixels(final: Path, shape: tuple[int, ...], decoder: Decoder, progress: Progress | None) -> None:

@@ -41,6 +41,10 @@ class Precision:
     channels_last: bool = False
     why: str = "not measured"
     """The reason in words, for the run's summary."""
+    engine: Literal["torch", "openvino"] = "torch"
+    """The program that makes features; what learns is always torch."""
+    streams: int = 1
+    """Batches that OpenVINO computes at a time."""
 
     def autocast(self, device: str = "cpu") -> contextlib.AbstractContextManager[object]:
         """A context in which the backbone computes in this format."""
@@ -49,8 +53,16 @@ class Precision:
         return torch.autocast(device, torch.bfloat16)
 
     @property
+    def words(self) -> str:
+        """For the console."""
+        layout = ", channels last" if self.channels_last and self.engine == "torch" else ""
+        return f"by {self.engine} in {self.dtype}{layout}"
+
+    @property
     def fingerprint(self) -> str:
         """What of it decides the bits of a feature."""
+        if self.engine == "openvino":
+            return f"{self.dtype} openvino"
         return f"{self.dtype} {'channels-last' if self.channels_last else 'contiguous'}"
 
 
@@ -79,7 +91,7 @@ def probe_precision(
     """
     if setting not in SETTINGS:
         raise UserError(f'unknown precision "{setting}"{nearest(setting, SETTINGS)}')
-    path = memory / f"{_question(backbone, inputs, setting, training)}.json" if memory is not None else None
+    path = memory / f"{question(backbone, inputs, setting, training)}.json" if memory is not None else None
     if path is not None and path.is_file():
         return Precision(**json.loads(path.read_text(encoding="utf-8")))
     chosen = _measured(backbone, inputs, setting, training)
@@ -110,6 +122,13 @@ def _measured(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], settin
     words = f"{best.fingerprint} takes {seconds[best] / plain:.2f} of the time of {dtypes[0]} contiguous"
     given = "as set; " if setting != "auto" else ""
     return Precision(best.dtype, best.channels_last, given + (slow + "; " if slow else "") + words)
+
+
+def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision) -> float:
+    """What torch takes for the features of one sample, by two passes of a tenth of a second."""
+    part = _part(backbone, inputs, False)
+    count = len(part if isinstance(part, Tensor) else next(iter(part.values())))
+    return _race({None: _pass(backbone, part, precision, False)}, rounds=1)[None] / count
 
 
 def _handicap(precision: Precision) -> float:
@@ -185,7 +204,7 @@ def _race(runs: Mapping[K, Callable[[], object]], rounds: int = 6) -> dict[K, fl
     return best
 
 
-def _question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> str:
+def question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> str:
     """What the choice depends on, as a name."""
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ("tokens",)
     weights = [(name, tuple(p.shape), str(p.device)) for name, p in backbone.named_parameters()]

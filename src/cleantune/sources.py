@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cleantune.features import Features
 from cleantune.inputs import MEMORY_SHARE, Prepared, ahead, by_length
 from cleantune.records import Inputs, View
 
+BLOCK = 8192
+"""Rows of features that are read from the disk at a time."""
 Item = tuple[Tensor, tuple[Inputs, ...]]
 """Indices of a batch, and one input per view."""
 
@@ -56,7 +59,10 @@ class FeatureSource:
         import psutil
 
         owned = type(features) is np.ndarray
-        if owned or 4 * float(np.prod(shape)) <= MEMORY_SHARE * psutil.virtual_memory().available:
+        size = features.bytes if isinstance(features, Features) else 4 * float(np.prod(shape))
+        if owned or size <= MEMORY_SHARE * psutil.virtual_memory().available:
+            if isinstance(features, Features):
+                return torch.from_numpy(features.stored())
             mapped = not owned or not features.flags.writeable
             return torch.from_numpy(np.array(features, np.float32, copy=True if mapped else None, order="C"))
         return features
@@ -83,8 +89,20 @@ class FeatureSource:
 
         Two views of one batch are different ones as long as there are enough.
         """
-        made = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return made if isinstance(self._features, Tensor) else ahead(made)
+        if isinstance(self._features, Tensor):
+            return ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+        if self._views == 1 or all(view == "plain" for view in views):
+            return ahead(self._in_blocks(batches, len(views)))
+        return ahead((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+
+    def _in_blocks(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
+        """Batches whose rows are read from the disk together, in the order in which they lie there."""
+        for some in _blocks(batches):
+            index, order = torch.cat(some).sort()
+            block = torch.empty(len(index), self._features.shape[-1])
+            block[order] = self._rows(self.plain, index)
+            for batch, x in zip(some, torch.split(block, [len(batch) for batch in some]), strict=True):
+                yield batch, (x,) * views
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Tensor, ...]:
         if self._views == 1 or all(view == "plain" for view in views):
@@ -116,8 +134,21 @@ class FeatureSource:
     @staticmethod
     def _rows(features: Any, index: Tensor) -> Float[Tensor, "B D"]:
         if isinstance(features, Tensor):
-            return features[index].float()
+            return features.index_select(0, index).float()
         return torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
+
+
+def _blocks(batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbouring batches with about `BLOCK` rows together."""
+    some, rows = [], 0
+    for batch in batches:
+        some.append(batch)
+        rows += len(batch)
+        if rows >= BLOCK:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some
 
 
 class SampleSource:

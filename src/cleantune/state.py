@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from cleantune.adapters import learnable
+from cleantune.engine import Compiled
 from cleantune.errors import UserError
 from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
@@ -316,13 +317,36 @@ class State:
         net = self.whole[0]
         assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
         net.eval()
+        network: Compiled | None = None
         for split, data in self.splits.items():
             assert data.samples is not None
             name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
             with self.cost.timed(name), self._spending(account):
-                features = self._pass_over(data.samples, lambda _, x: net.features(x))
+                if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
+                    network = network or self._compile(net, data.samples)
+                    features = self._streamed(network, net, data.samples)
+                else:
+                    features = self._pass_over(data.samples, lambda _, x: net.features(x))
             self.splits[split] = replace(data, features=FeatureSource(features))
         self.stale = False
+
+    @staticmethod
+    def _compile(net: Net, samples: Source) -> Compiled:
+        """The tuned backbone as OpenVINO computes it: where that paid for the first features, it pays again."""
+        first = next(iter(samples.batches([torch.arange(min(2, len(samples)))], ("plain",), 0)))
+        assert net.backbone is not None
+        return Compiled(net.backbone, first[1][0], net.looking)
+
+    def _streamed(self, network: Compiled, net: Net, samples: Source) -> Tensor:
+        """Features of all samples by the compiled backbone, in the order of the rows."""
+        batches, out = cut(samples.order(), LOOK_BATCH), []
+        own = self.ranks.mine(batches)
+        with self._looking_together(batches):
+            for some in (own[k : k + 16] for k in range(0, len(own), 16)):  # what is computed at a time stays in memory
+                items = ((index, xs[0]) for index, xs in samples.batches(some, ("plain",), 0))
+                out += [f for _, f in network.stream(items)]
+            net.looked += sum(map(len, own))
+        return self._in_order(batches, torch.cat(out))
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
@@ -330,8 +354,12 @@ class State:
         with torch.no_grad(), self._looking_together(batches):
             for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0):
                 out.append(fn(index, moved(xs[0], self.device)).cpu())
+        return self._in_order(batches, torch.cat(out))
+
+    def _in_order(self, batches: list[Tensor], own: Tensor) -> Tensor:
+        """What the ranks found in their batches, by row."""
         count = self.ranks.count
-        found = self.ranks.all_rows(torch.cat(out), [sum(map(len, batches[r::count])) for r in range(count)])
+        found = self.ranks.all_rows(own, [sum(map(len, batches[r::count])) for r in range(count)])
         values = torch.empty_like(found)
         values[torch.cat([batch for r in range(count) for batch in batches[r::count]])] = found
         return values

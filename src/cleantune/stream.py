@@ -24,19 +24,16 @@ from cleantune.features import (
     Seen,
     features_key,
     find,
-    has_shard,
+    keep_shard,
     shard_name,
     shard_of,
     write_index,
     write_shard,
 )
 from cleantune.inputs import prepare
-from cleantune.material import cache_folder, check_kind, open_model, pick_device
-from cleantune.precision import Precision, probe_precision
+from cleantune.material import PROBED, cache_folder, check_kind, extraction_precision, open_model, pick_device
+from cleantune.precision import Precision
 from cleantune.workers import first_line, session, surroundings
-
-PROBED = 256
-"""Samples with which the precision is timed, as in `fit`."""
 
 
 def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> dict[str, int]:
@@ -66,9 +63,9 @@ def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> di
         given = {"table": table | {"run": table.get("run", {}) | {"cache": str(cache)}}, **surroundings()}
         said = ray.get(ray.remote(num_gpus=gpus)(precision_in_worker).remote(given))
         precision = Precision(**said)
-        console.say(f"features in {precision.fingerprint} ({precision.why})")
+        console.say(f"features {precision.words} ({precision.why})")
         for name, rows in data.rows.items():
-            key = features_key(backbone, rows.samples.fingerprint, precision)
+            key = features_key(backbone, rows.samples.fingerprint, precision, config.run.store)
             if find(cache, key) is not None:
                 continue
             try:
@@ -81,8 +78,9 @@ def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> di
                     f"Ray ended the extraction: {first_line(error)};"
                     " what is finished is in the cache, the same command goes on"
                 ) from error
-            write_index(cache / f"features-{key}", len(rows), backbone.width, bad_of(cache / f"features-{key}"))
-            console.mention(f"{name}: {len(rows):,} samples, {cache / f'features-{key}'}")
+            folder = cache / f"features-{key}"
+            write_index(folder, len(rows), backbone.width, bad_of(folder), config.run.store)
+            console.mention(f"{name}: {len(rows):,} samples, {folder}")
     return {name: len(rows) for name, rows in data.rows.items()}
 
 
@@ -110,7 +108,7 @@ class Extractor:
         if Path(given["place"]).is_dir():
             os.chdir(given["place"])
         config = configure(given["table"])
-        self.cache = cache_folder(config.run.cache)
+        self.cache, self.store = cache_folder(config.run.cache), config.run.store
         self.samples = load(config.data).rows[given["split"]].samples
         backbone = open_model(config.model, False)
         assert backbone is not None
@@ -125,16 +123,17 @@ class Extractor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The shards of these numbers, unless they are there."""
         for k in batch["id"].tolist():
-            start, end = k * SHARD, min((k + 1) * SHARD, len(self.samples))
-            if has_shard(self.folder, k, (end - start, self.backbone.width)):
-                continue
-            part = prepare(self.samples.take(np.arange(start, end)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
-            f = shard_of(self.backbone, part, self.precision, range(len(part)), Seen())
-            bad = {str(start + row): reason for row, reason in part.bad.items()}
-            if bad:
-                write_shard(self.folder / f"{shard_name(k)}.bad.json", json.dumps(bad).encode())
-            write_shard(self.folder / shard_name(k), f)
+            keep_shard(self.folder, k, (len(self.samples), self.backbone.width), self.made, self.store)
         return batch
+
+    def made(self, rows: range) -> np.ndarray:
+        """Features [n, D] of a shard; those of its samples that cannot be read are noted beside it."""
+        part = prepare(self.samples.take(np.asarray(rows)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
+        f = shard_of(self.backbone, part, self.precision, range(len(part)), Seen())
+        bad = {str(rows.start + row): reason for row, reason in part.bad.items()}
+        if bad:
+            write_shard(self.folder / f"{shard_name(rows.start // SHARD)}.bad.json", json.dumps(bad).encode())
+        return f
 
 
 def bad_of(folder: Path) -> dict[int, str]:
@@ -149,17 +148,14 @@ def precision_in_worker(given: dict[str, Any]) -> dict[str, Any]:
     """The precision that a worker's machine is fastest in, as `fit` would find it there."""
     from dataclasses import asdict
 
-    import torch
-
     if Path(given["place"]).is_dir():
         os.chdir(given["place"])
     config = configure(given["table"])
-    samples = load(config.data).rows["train"].samples
+    rows = load(config.data).rows
+    samples = rows["train"].samples
     backbone = open_model(config.model, False)
     assert backbone is not None
     cache = cache_folder(config.run.cache)
     first = prepare(samples.take(np.arange(min(2 * PROBED, len(samples)))), backbone.preprocess, cache)  # type: ignore[arg-type]
-    good = [i for i in range(len(first)) if i not in first.bad][:PROBED]
     backbone.to(pick_device(config.model.device))
-    x = first.plain(torch.tensor(good))
-    return asdict(probe_precision(backbone, x, config.model.precision, memory=cache / "precision"))
+    return asdict(extraction_precision(backbone, first, config.model, cache, sum(map(len, rows.values()))))

@@ -128,6 +128,27 @@ def extract(data: str, model: str, config: Path | None, silent: bool, workers: i
         click.echo(f"{split}  {count:,} samples")
 
 
+@click.command()
+@click.argument("data", required=False)
+@click.option("--model", help=f"{describe(ModelSpec)[0].help} [default: none]", metavar="MODEL")
+@click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
+@click.option("--scope", type=click.Choice(["head", "all"]), help="What learns. [default: the method's own]")
+@click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file. [default: none]")
+@click.option(
+    "--set", "settings", multiple=True, help="Any field, as method.tau=0.7. [default: none]", metavar="KEY=VALUE"
+)
+@options_of(DataSpec)
+@options_of(ModelSpec)
+@options_of(RunSpec)
+def plan(settings: tuple[str, ...], **said: Any) -> None:
+    """What `fit` would take with the same options, by a probe of about ten seconds; nothing is trained or kept."""
+    from cleantune.plan import plan as foreseen
+
+    told = foreseen(settings=list(settings), **{k: v for k, v in said.items() if v is not None})
+    click.echo("\n".join(told.lines()))
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """The few numbers that matter, aligned, on standard output."""
     accuracy, noise = summary["accuracy"], summary["noise"]
@@ -322,6 +343,7 @@ audit: click.Command = options_of(DataSpec)(options_of(ModelSpec)(options_of(Run
 
 VERBS: dict[str, click.Command] = {
     "fit": fit,
+    "plan": plan,
     "extract": extract,
     "audit": audit,
     "review": audit_verbs.review,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from cleantune.augmented import wanted
 from cleantune.compare.cells import Shared
@@ -16,16 +14,10 @@ from cleantune.console import Console
 from cleantune.cost import Sizes, Spent, expected
 from cleantune.data import Data
 from cleantune.errors import UserError
-from cleantune.inputs import prepare
-from cleantune.learner import LinearHead, Net
-from cleantune.material import cache_folder, pick_device
-from cleantune.noise import parse
-from cleantune.precision import probe_precision
+from cleantune.plan import machine, wrong_share
 from cleantune.report.words import count, duration
-from cleantune.speed import BUDGET, Speed, measure
+from cleantune.speed import BUDGET, Speed
 
-PROBED = 256
-"""Samples with which the speed of a model is measured."""
 Kind = tuple[Entry, int]
 """An entry and the number of a model: cells of one kind cost about the same."""
 
@@ -83,7 +75,7 @@ def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console, 
     train, validation, test = (len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test"))
     sizes = Sizes(train, validation, test, len(data.classes))
     speeds = [speed_of(each, data, BUDGET / len(shared)) if probe else UNKNOWN for each in shared]
-    wrong = float(np.mean([wrong_share(matrix, noise, data) for noise in matrix.noises]))
+    wrong = float(np.mean([wrong_share(noise, data) for noise in matrix.noises]))
     spent: dict[Kind, Spent | None] = {}
     seconds: dict[Kind, float] = {}
     views = [0] * len(shared)
@@ -146,31 +138,7 @@ def lines(
     return out
 
 
-def wrong_share(matrix: Matrix, noise: str, data: Data) -> float:
-    """Share of the training labels that a noise will make wrong, as far as it is foreseen; it only sets the cost."""
-    model, classes = parse(noise), len(data.classes)
-    if model.kind == "none":
-        truth = data.truth.get("train")
-        return 0.0 if truth is None else float((truth[truth >= 0] != data.rows["train"].y[truth >= 0]).mean())
-    own = model.rate / classes if model.kind == "symmetric" and model.include_self else 0.0
-    return model.rate - own
-
-
 def speed_of(shared: Shared, data: Data, budget: float) -> Speed:
     """What this machine does in a second with a model."""
-    backbone, config, classes = shared.backbone, shared.config, len(data.classes)
-    if backbone is None:
-        width = data.rows["train"].samples.read([0]).shape[1]  # type: ignore[union-attr]
-        return measure(None, None, width, classes, budget)
-    cache, device = cache_folder(config.run.cache), pick_device(config.model.device)
-    first = data.rows["train"].samples.take(np.arange(min(PROBED, len(data.rows["train"]))))
-    samples = prepare(first, backbone.preprocess, cache)  # type: ignore[arg-type]
-    good = [i for i in range(len(samples)) if i not in samples.bad]
-    samples = samples.take(np.array(good, np.int64))
-    backbone.to(device)
-    x, memory = samples.plain(torch.arange(len(samples))), cache / "precision"
     trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
-    look = probe_precision(backbone, x, config.model.precision, memory=memory)
-    learn = probe_precision(backbone, x, config.model.precision, training=True, memory=memory) if trains else look
-    net = Net(copy.deepcopy(backbone), LinearHead(backbone.width, classes, init="zeros"), learn, look)
-    return measure(net.to(device), samples, backbone.width, classes, budget, trains=trains)
+    return machine(shared.config, data, shared.backbone, trains, budget)[0]

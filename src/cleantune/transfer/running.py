@@ -160,7 +160,7 @@ class Bank:
         with self.console.bar(f"reading {title}") as told:
             prepared = prepare(rows.samples, self.backbone.preprocess, self.cache, told)
         self.backbone.to(pick_device("auto"))
-        precision = extraction_precision(self.backbone, prepared, self.spec, self.cache)
+        precision = extraction_precision(self.backbone, prepared, self.spec, self.cache, len(rows))
         key = features_key(self.backbone, rows.samples.fingerprint, precision)
         with self.console.bar(f"features of {title}") as told:
             found = extract(self.backbone, prepared, precision, self.cache, key, told)

@@ -1,0 +1,114 @@
+"""Our side of each ratio: the project's own parts, called as `fit` calls them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cleantune
+from cleantune.backbones import open_backbone
+from cleantune.config import configure
+from cleantune.console import Console
+from cleantune.features import SHARD, Features
+from cleantune.inputs import prepare
+from cleantune.learner import LinearHead, Net
+from cleantune.loop import Loop
+from cleantune.material import Heads, gather, read_data
+from cleantune.methods import METHODS
+from cleantune.mixture import class_mixtures
+from cleantune.precision import probe_precision
+from cleantune.sources import FeatureSource, SampleSource
+from cleantune.state import Split
+from cleantune.train import phases
+
+WHOLE = {"validation_fraction": 0.0, "test_fraction": 0.0}
+"""All rows are the training split."""
+
+
+def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
+    """From a Parquet file to features on disk; how the features were made is remembered, features and pixels are not.
+
+    Returns:
+        Number of samples, and how.
+    """
+    for folder in [*cache.glob("features-*"), *cache.glob("pixels-*")]:
+        shutil.rmtree(folder)
+    spec = {key: data.pop(key) for key in ("image_size",) if key in data}
+    config = configure({"data": WHOLE | data, "model": {"model": model} | spec, "run": {"cache": str(cache)}})
+    rows, _ = read_data(config, Console(silent=True))
+    backbone = model if not isinstance(model, str) else open_backbone(model, image_size=spec.get("image_size"))
+    material = gather(config, rows, backbone, Console(silent=True))
+    return sum(len(f) for f in material.features.values()), f"{material.precision.words}; {material.precision.why}"
+
+
+def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> LinearHead:
+    """A GCE probe on cached features."""
+    method: Any = METHODS["gce"]()
+    stage = replace(method.probe, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, rate_width=0, least_steps=0)
+    todo = phases(replace(method, probe=stage), 0.0)
+    source = FeatureSource(features)
+    heads = Heads(classes, "zeros", 0)
+    loop = Loop([Net(None, heads(source.plain, 0))], {"train": Split(y, source, None)}, classes, 0, heads)
+    for phase in todo:
+        loop.enter(phase)
+        for epoch in range(epochs):
+            loop.epoch, loop.row = epoch, {}
+            phase.epoch(loop)
+    return loop.whole[0].head  # type: ignore[return-value]
+
+
+def mixtures(losses: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tensor:
+    """p_clean of every sample, with the settings of the naive side."""
+    fitted = class_mixtures(losses, y, classes, max_iter=10, tol=1e-2, reg_covar=5e-4)
+    return fitted.posterior(losses, y)
+
+
+def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> None:
+    """One epoch of full fine-tuning, from the Parquet file on, on weak views; the precision is known from before."""
+    config = configure({"data": WHOLE | {"data": str(data), "label": "label", "limit": limit}})
+    rows, _ = read_data(config, Console(silent=True))
+    train, classes = rows.rows["train"], len(rows.classes)
+    backbone = open_backbone(model, image_size=size)
+    prepared = prepare(train.samples, backbone.preprocess, cache)  # type: ignore[arg-type]
+    x = prepared.plain(torch.arange(min(256, len(prepared))))
+    precision = probe_precision(backbone, x, training=True, memory=cache / "precision")
+    method: Any = METHODS["ce"](scope="all")
+    todo = phases(replace(method, tune=replace(method.tune, epochs=1, batch_size=64)), 3e-4)
+    heads = Heads(classes, "zeros", 0)
+    net = Net(backbone, LinearHead(backbone.width, classes, init="zeros"), precision)
+    features = FeatureSource(torch.zeros(len(prepared), backbone.width))
+    loop = Loop([net], {"train": Split(torch.as_tensor(train.y), features, SampleSource(prepared))}, classes, 0, heads)
+    loop.enter(todo[0])
+    todo[0].epoch(loop)
+
+
+def method_seconds(
+    method: str, preset: str | None, scope: str | None, data: Path, model: str, limit: int, out: Path, **settings: Any
+) -> dict[str, Any]:
+    """A whole run with a cache of its own; the summary."""
+    shutil.rmtree(out, ignore_errors=True)
+    result = cleantune.fit(
+        str(data), model, out=out / "run", method=method, preset=preset, scope=scope, label="human_worst", limit=limit,
+        test_fraction=0.0, image_size=64, cache=str(out / "cache"), silent=True, settings=settings,
+    )  # fmt: skip
+    return {"rows": [dict(r) for r in cleantune.store.RunFolder(result.path, resume=True).rows()]} | result.summary
+
+
+def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Features, torch.Tensor]:
+    """float16 features on disk in shards, a Gaussian a class, of which four in ten labels are wrong."""
+    folder.mkdir(parents=True, exist_ok=True)
+    centre = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
+    shards, labels = [], []
+    for k in range(-(-count // SHARD)):
+        rng, path = np.random.default_rng([1, k]), folder / f"{k:06d}.npy"
+        y = rng.integers(0, classes, SHARD)
+        labels.append(np.where(rng.random(SHARD) < 0.4, rng.integers(0, classes, SHARD), y))
+        if not path.is_file():
+            np.save(path, (centre[y] + rng.standard_normal((SHARD, width), np.float32)).astype(np.float16))
+        shards.append(np.load(path, mmap_mode="r"))
+    return Features(shards, np.arange(count), {}), torch.from_numpy(np.concatenate(labels)[:count])

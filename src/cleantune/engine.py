@@ -1,0 +1,333 @@
+"""Which program turns samples into features: torch, or OpenVINO where it is installed, agrees and pays on this machine.
+
+The number format is chosen first (`precision`), then the program that computes in it. OpenVINO reads pixels as they
+lie, bytes with the channels last, and normalises them itself; it computes several batches at a time (streams).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cleantune.backbones import Backbone, ImagePreprocess, quiet
+from cleantune.errors import UserError, nearest
+from cleantune.precision import Precision, probe_precision, question, seconds_a_sample
+from cleantune.records import Inputs
+
+Key = TypeVar("Key")
+
+ENGINES = ("auto", "torch", "openvino")
+GRAIN = 16
+"""Images of one inference; batches are cut so, which keeps activations in the processor's cache."""
+PAYS = 10.0
+"""Seconds that torch must take for all samples before a conversion, which takes a few itself, is tried."""
+_GAIN = 1.1
+"""OpenVINO must be this much faster."""
+AGREES = {"float32": 1e-4, "bfloat16": 1e-2}
+"""Largest relative error of features beside torch's: the difference's length over the features' length."""
+_TRUSTED = {"float32": 1e-3, "bfloat16": 0.05}
+"""A network whose features differ by more was not converted rightly. Roundings in bfloat16 add up over the fifty
+convolutions of a MobileNetV2 to two percent between the programs, and to 16 from float32 in either."""
+_KEPT = 4
+"""Compiled networks that stay in memory."""
+_compiled: OrderedDict[tuple[object, ...], Compiled] = OrderedDict()
+
+
+def installed() -> bool:
+    """Whether OpenVINO can be imported."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def openvino() -> Any:
+    """The package, its telemetry off: without the module that sends, it takes a stub of its own."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino as package
+
+    return package
+
+
+class Compiled:
+    """A backbone as OpenVINO computes it."""
+
+    def __init__(self, backbone: Backbone, example: Inputs, precision: Precision) -> None:
+        """Convert and compile.
+
+        Args:
+            backbone: In evaluation mode, on the CPU.
+            example: A batch of uint8 pixels [B, 3, H, W], of ready inputs, or of tokens.
+            precision: Format and number of streams.
+        """
+        ov = openvino()
+        self.width = backbone.width
+        self.raw = isinstance(example, Tensor) and example.dtype == torch.uint8
+        self.image = isinstance(example, Tensor) and example.dim() == 4
+        self.grain = GRAIN if isinstance(example, Tensor) else 0
+        model = _converted(backbone, example)
+        if isinstance(example, Tensor):
+            model.reshape([GRAIN, *example.shape[1:]])
+        if self.image:
+            model = _reads_as_it_lies(model, backbone.preprocess if self.raw else None)
+        hint = {"float32": "f32", "bfloat16": "bf16"}[precision.dtype]
+        threads = torch.get_num_threads()
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "NUM_STREAMS": str(precision.streams),
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+        }
+        self.network = ov.Core().compile_model(model, "CPU", settings)
+        self.queue = ov.AsyncInferQueue(self.network, precision.streams + 1)
+        self.queue.set_callback(_keep)
+
+    def stream(self, items: Iterable[tuple[Key, Inputs]]) -> Iterator[tuple[Key, Float[Tensor, "B D"]]]:
+        """Features of batches, in their order; the next ones are computed while one is in use."""
+        begun = []
+        for key, x in items:
+            count = len(x if isinstance(x, Tensor) else x["input_ids"])
+            out = np.empty((count, self.width), np.float32)
+            for start, feed in self._feeds(x, count):
+                self.queue.start_async(feed, (out, start))
+            begun.append((key, out))
+        self.queue.wait_all()
+        for key, out in begun:
+            yield key, torch.from_numpy(out)
+
+    def _feeds(self, x: Inputs, count: int) -> Iterator[tuple[int, dict[Any, np.ndarray]]]:
+        """What each inference gets, and from which row of the batch on; the last one is filled up with zeros."""
+        if not isinstance(x, Tensor):
+            yield 0, {name: np.ascontiguousarray(value.numpy()) for name, value in x.items()}
+            return
+        rows = np.ascontiguousarray((x.permute(0, 2, 3, 1) if self.image else x).numpy())
+        for start in range(0, count, self.grain):
+            part = rows[start : start + self.grain]
+            if len(part) < self.grain:
+                part = np.concatenate([part, np.zeros((self.grain - len(part), *part.shape[1:]), part.dtype)])
+            yield start, {0: part}
+
+
+def _keep(request: Any, place: tuple[np.ndarray, int]) -> None:
+    """Copy what an inference gave to its place."""
+    out, start = place
+    part = out[start:]
+    found = request.get_output_tensor(0).data[: len(part)]
+    part[: len(found)] = found
+
+
+class _Plain(nn.Module):
+    """A backbone whose inputs are tensors, as a tracer wants them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+class _Pixels(_Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone(x).float()  # type: ignore[no-any-return]
+
+
+class _Tokens(_Plain):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.backbone({"input_ids": input_ids, "attention_mask": attention_mask}).float()  # type: ignore[no-any-return]
+
+
+def _converted(backbone: Backbone, example: Inputs) -> Any:
+    """The network in OpenVINO's form, traced on two samples."""
+    ov = openvino()
+    if isinstance(example, Tensor):
+        module: nn.Module = _Pixels(backbone)
+        given: Any = torch.zeros(2, *example.shape[1:])
+    else:
+        module = _Tokens(backbone)
+        given = tuple(example[name][:2].clone() for name in ("input_ids", "attention_mask"))
+    with quiet(), torch.no_grad():
+        return ov.convert_model(module.eval(), example_input=given)
+
+
+def _reads_as_it_lies(model: Any, preprocess: Any) -> Any:
+    """The network with channels-last inputs; given a preprocessing, of bytes that it normalises itself."""
+    ov = openvino()
+    steps = ov.preprocess.PrePostProcessor(model)
+    steps.input().tensor().set_layout(ov.Layout("NHWC"))
+    steps.input().model().set_layout(ov.Layout("NCHW"))
+    if isinstance(preprocess, ImagePreprocess):
+        steps.input().tensor().set_element_type(ov.Type.u8)
+        mean = [m / preprocess.scale for m in preprocess.mean]
+        std = [s / preprocess.scale for s in preprocess.std]
+        steps.input().preprocess().convert_element_type(ov.Type.f32).mean(mean).scale(std)
+    return steps.build()
+
+
+def compiled(backbone: Backbone, example: Inputs, precision: Precision) -> Compiled:
+    """The backbone compiled for inputs of this form; the last few are remembered by their weights."""
+    form = (str(example.dtype), tuple(example.shape[1:])) if isinstance(example, Tensor) else ("tokens",)
+    threads = torch.get_num_threads()
+    key = (backbone.fingerprint, form, precision.dtype, precision.streams, threads)
+    if key not in _compiled:
+        _compiled[key] = Compiled(backbone, example, precision)
+    _compiled.move_to_end(key)
+    while len(_compiled) > _KEPT:
+        _compiled.popitem(last=False)
+    return _compiled[key]
+
+
+def choose(
+    backbone: Backbone,
+    inputs: Inputs,
+    *,
+    precision: str = "auto",
+    engine: str = "auto",
+    count: int = 0,
+    memory: Path | None = None,
+    pixels: Tensor | None = None,
+) -> Precision:
+    """Number format, program and streams for the features of a frozen backbone, by a short probe.
+
+    Args:
+        backbone: On the device where it will run.
+        inputs: An example batch.
+        precision: `auto`, `float32` or `bfloat16`.
+        engine: `auto`, or a program to be taken as given.
+        count: Samples whose features are wanted; few are not worth a conversion.
+        memory: A folder where choices are kept; they are read from there ever after.
+        pixels: The same batch as uint8 [B, 3, H, W], where there is one.
+
+    Raises:
+        UserError: An unknown setting; or OpenVINO was asked for and is not installed, cannot take the network, or the
+            network is on a GPU.
+    """
+    if engine not in ENGINES:
+        raise UserError(f'unknown engine "{engine}"{nearest(engine, ENGINES)}')
+    known = _remembered(backbone, inputs, precision, engine, memory)
+    if known is not None and (engine != "auto" or known[1] * count > PAYS):
+        return known[0]
+    plain = probe_precision(backbone, inputs, precision, memory=memory)
+    if engine == "torch":
+        return plain
+    device = next((p.device.type for p in backbone.parameters()), "cpu")
+    reason = "OpenVINO computes on the CPU, the model is on a GPU" if device != "cpu" else ""
+    if not reason and not installed():
+        reason = "OpenVINO is not installed: pip install 'cleantune[cpu]'"
+    if engine == "openvino" and reason:
+        raise UserError(f"--engine openvino: {reason}; or leave --engine out")
+    if reason:
+        return plain
+    seconds = known[1] if known is not None else seconds_a_sample(backbone, inputs, plain)
+    if engine == "auto" and seconds * count <= PAYS:
+        return plain
+    chosen = _raced(backbone, inputs if pixels is None else pixels, inputs, plain, engine == "openvino", seconds)
+    if memory is not None:
+        path = _path(backbone, inputs, precision, engine, memory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}.tmp")
+        draft.write_text(json.dumps(asdict(chosen) | {"torch_seconds": seconds}) + "\n", encoding="utf-8")
+        draft.replace(path)
+    return chosen
+
+
+def _path(backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path) -> Path:
+    name = question(backbone, inputs, f"{precision} {engine}", False)
+    return memory / f"{name.replace('precision', 'engine')}.json"
+
+
+def _remembered(
+    backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path | None
+) -> tuple[Precision, float] | None:
+    """An earlier choice, and the seconds that torch took for a sample."""
+    if memory is None or engine == "torch" or not installed():
+        return None
+    path = _path(backbone, inputs, precision, engine, memory)
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    seconds = float(stored.pop("torch_seconds"))
+    return Precision(**stored), seconds
+
+
+def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, forced: bool, torchs: float) -> Precision:
+    """OpenVINO beside torch in one format, by the seconds a sample.
+
+    Raises:
+        UserError: OpenVINO was asked for and cannot take the network.
+    """
+    cores = torch.get_num_threads()
+    begun = time.perf_counter()
+    some = _first(fed, GRAIN if isinstance(fed, Tensor) else 64)
+    seconds: dict[Precision, float] = {}
+    try:
+        for streams in sorted({1, cores}, reverse=True):
+            tried = replace(plain, engine="openvino", streams=streams)
+            network = compiled(backbone, some, tried)
+            if not seconds:
+                _refuse_other_features(backbone, network, some, _first(inputs, len(_rows(some))), plain)
+            seconds[tried] = _timed(network, some, streams)
+    except UserError:
+        raise
+    except Exception as error:  # a network that the converter does not know fails in many ways
+        words = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        if forced:
+            raise UserError(
+                f"--engine openvino: this network cannot be converted ({words}); use --engine torch"
+            ) from None
+        return replace(plain, why=f"{plain.why}; OpenVINO cannot take this network ({words})")
+    best = min(seconds, key=lambda p: seconds[p])
+    ratio = seconds[best] / torchs
+    took = time.perf_counter() - begun
+    words = f"OpenVINO with {best.streams} streams takes {ratio:.2f} of torch's time, found out in {took:.0f} s"
+    if forced or ratio * _GAIN < 1:
+        return replace(best, why=f"{plain.why}; {words}")
+    return replace(plain, why=f"{plain.why}; {words}")
+
+
+def _refuse_other_features(
+    backbone: Backbone, network: Compiled, fed: Inputs, inputs: Inputs, plain: Precision
+) -> None:
+    """Two samples through both programs.
+
+    Raises:
+        ValueError: They differ by more than the format explains.
+    """
+    [(_, ours)] = network.stream([(0, fed)])
+    with torch.inference_mode(), plain.autocast():
+        theirs = backbone(_first(inputs, 2)).float()
+    error = float((ours[:2] - theirs).norm() / theirs.norm().clamp(min=1e-12))
+    if not error <= _TRUSTED[plain.dtype]:
+        raise ValueError(f"its features differ from torch's by {error:.1%}")
+
+
+def rate(backbone: Backbone, fed: Inputs, precision: Precision) -> float:
+    """Samples a second of OpenVINO on this batch."""
+    some = _first(fed, GRAIN if isinstance(fed, Tensor) else 64)
+    return 1 / _timed(compiled(backbone, some, precision), some, precision.streams)
+
+
+def _timed(network: Compiled, some: Inputs, streams: int) -> float:
+    """The best seconds a sample of two rounds in which every stream is busy."""
+    best, count = float("inf"), len(_rows(some))
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in network.stream([(k, some) for k in range(2 * streams)]):
+            pass
+        best = min(best, (time.perf_counter() - start) / (2 * streams * count))
+    return best
+
+
+def _rows(x: Inputs) -> Tensor:
+    return x if isinstance(x, Tensor) else next(iter(x.values()))
+
+
+def _first(x: Inputs, count: int) -> Inputs:
+    return x[:count] if isinstance(x, Tensor) else {name: value[:count] for name, value in x.items()}

@@ -1,0 +1,205 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from fake_samples import fake_images, fake_texts
+from tiny import IMAGES, TEXTS, save_tiny
+from torch import nn
+
+from cleantune import engine, features
+from cleantune.backbones import open_backbone
+from cleantune.engine import AGREES, choose
+from cleantune.errors import UserError
+from cleantune.features import Seen, extract, features_key
+from cleantune.inputs import prepare
+from cleantune.precision import Precision
+
+needs_openvino = pytest.mark.skipif(not engine.installed(), reason="needs openvino")
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    yield
+    engine._compiled.clear()
+
+
+def prepared_of(backbone, cache, count=50):
+    samples = fake_images(count) if backbone.architecture.kind == "image" else fake_texts(count)
+    return prepare(samples, backbone.preprocess, cache)
+
+
+def error(a, b):
+    return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", [*IMAGES, *TEXTS])
+def test_engines_agree_on_every_architecture(name, tmp_path):
+    backbone = open_backbone(save_tiny(name, tmp_path / "m"))
+    prepared = prepared_of(backbone, tmp_path, 40)
+    for dtype in ("float32", "bfloat16"):
+        theirs = extract(backbone, prepared, Precision(dtype), tmp_path, f"torch-{dtype}")
+        ours = extract(backbone, prepared, Precision(dtype, engine="openvino"), tmp_path, f"openvino-{dtype}")
+        assert error(ours, theirs) < AGREES[dtype], dtype
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["resnet", "bert"])
+def test_streams_and_kills_leave_the_bits_alone(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "SHARD", 16)
+    backbone = open_backbone(save_tiny(name, tmp_path / "m"))
+    prepared = prepared_of(backbone, tmp_path)
+    one = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "one")
+    two = extract(backbone, prepared, Precision(engine="openvino", streams=2), tmp_path, "two")
+    assert np.array_equal(one, two)
+    (tmp_path / "features-two" / "index.json").unlink()
+    (tmp_path / "features-two" / "000001.npy").unlink()
+    assert np.array_equal(one, extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "two"))
+
+
+@needs_openvino
+def test_augmented_views_are_made_by_the_engine_too(tmp_path):
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    prepared, weak = prepared_of(backbone, tmp_path), Seen("weak", 0)
+    theirs = extract(backbone, prepared, Precision(), tmp_path, "torch", None, weak)
+    ours = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "openvino", None, weak)
+    assert error(ours, theirs) < AGREES["float32"]
+
+
+@needs_openvino
+def test_new_weights_are_compiled_anew(tmp_path):
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    prepared, way = prepared_of(backbone, tmp_path), Precision(engine="openvino")
+    before = np.asarray(extract(backbone, prepared, way, tmp_path, "a"))
+    with torch.no_grad():
+        next(backbone.parameters()).mul_(2)
+    after, torchs = (extract(backbone, prepared, p, tmp_path, k) for p, k in ((way, "b"), (Precision(), "c")))
+    assert error(after, before) > 0.01
+    assert error(after, torchs) < AGREES["float32"]
+
+
+@needs_openvino
+def test_telemetry_is_off(tmp_path):
+    engine.openvino()
+    assert sys.modules["openvino_telemetry"] is None
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__.endswith("telemetry_stub")
+
+
+@pytest.fixture
+def probed(tmp_path, monkeypatch):
+    """A small network, and a machine on which OpenVINO takes the given share of torch's time."""
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
+
+    def at(share, seconds=1.0):
+        monkeypatch.setattr(engine, "seconds_a_sample", lambda *given: seconds)
+        monkeypatch.setattr(engine, "_timed", lambda network, some, streams: share * seconds)
+        return backbone, x
+
+    return at
+
+
+@needs_openvino
+def test_auto_takes_what_is_faster_says_why_and_remembers_it(probed, tmp_path):
+    backbone, x = probed(0.5)
+    picked = choose(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory")
+    assert picked.engine == "openvino"
+    assert "0.50 of torch's time" in picked.why
+    stored = [json.loads(p.read_text()) for p in (tmp_path / "memory").glob("engine-*.json")]
+    assert [s["engine"] for s in stored] == ["openvino"]
+    backbone, x = probed(2.0)
+    assert choose(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory") == picked
+    slower = choose(backbone, x, precision="float32", count=1000)
+    assert slower.engine == "torch"
+    assert "2.00 of torch's time" in slower.why
+
+
+@needs_openvino
+def test_few_samples_are_not_worth_a_conversion(probed):
+    backbone, x = probed(0.01)
+    assert choose(backbone, x, precision="float32", count=9).engine == "torch"
+    assert choose(backbone, x, precision="float32", count=11).engine == "openvino"
+    assert choose(backbone, x, precision="float32", engine="torch", count=11).engine == "torch"
+    assert choose(backbone, x, precision="float32", engine="openvino", count=1).engine == "openvino"
+
+
+def test_without_openvino_auto_is_torch_and_asking_for_it_says_how_to_get_it(probed, monkeypatch):
+    monkeypatch.setattr(engine, "installed", lambda: False)
+    backbone, x = probed(0.01)
+    assert choose(backbone, x, precision="float32", count=1000).engine == "torch"
+    with pytest.raises(UserError, match=r"pip install 'cleantune\[cpu\]'"):
+        choose(backbone, x, engine="openvino")
+
+
+def test_unknown_engine_is_refused_with_the_nearest(probed):
+    with pytest.raises(UserError, match='did you mean "openvino"'):
+        choose(*probed(1.0), engine="openvono")
+
+
+@needs_openvino
+def test_a_network_that_cannot_be_converted_falls_back_and_is_refused_when_forced(tmp_path, monkeypatch):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.linalg.eigvals(x.mean(1)[:, :3, :3]).real
+
+    preprocess = open_backbone(save_tiny("resnet", tmp_path / "m")).preprocess
+    backbone = open_backbone(Odd(), feature="eigenvalues", width=3, preprocess=preprocess)
+    x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
+    monkeypatch.setattr(engine, "seconds_a_sample", lambda *given: 1.0)
+    picked = choose(backbone, x, precision="float32", count=1000)
+    assert picked.engine == "torch"
+    assert "cannot take this network" in picked.why
+    with pytest.raises(UserError, match="cannot be converted"):
+        choose(backbone, x, precision="float32", engine="openvino")
+
+
+@needs_openvino
+def test_features_that_differ_are_refused(probed, monkeypatch):
+    backbone, x = probed(0.5)
+    true = engine._converted
+
+    def wrong(net, example):
+        with torch.no_grad():
+            next(net.parameters()).mul_(1.5)
+        try:
+            return true(net, example)
+        finally:
+            with torch.no_grad():
+                next(net.parameters()).div_(1.5)
+
+    monkeypatch.setattr(engine, "_converted", wrong)
+    picked = choose(backbone, x, precision="float32", count=1000)
+    assert picked.engine == "torch"
+    assert "differ from torch's" in picked.why
+
+
+def test_the_key_knows_the_engine(tmp_path):
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    ways = [Precision(), Precision(engine="openvino"), Precision("bfloat16", engine="openvino")]
+    assert len({features_key(backbone, "data", way) for way in ways}) == 3
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["mobilenet_v2", "bert"])
+def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, tmp_path):
+    from cleantune.learner import LinearHead, Net
+    from cleantune.loop import Loop
+    from cleantune.sources import FeatureSource, SampleSource
+    from cleantune.state import Split
+
+    backbone = open_backbone(save_tiny(name, tmp_path / "m"))
+    prepared = prepared_of(backbone, tmp_path, 37)
+    source, made = SampleSource(prepared), {}
+    for program in ("torch", "openvino"):
+        net = Net(backbone, LinearHead(backbone.width, 3), looking=Precision(engine=program))
+        split = Split(torch.arange(37) % 3, FeatureSource(torch.zeros(37, backbone.width)), source)
+        run = Loop([net], {"train": split}, 3, 0, lambda f, k: LinearHead(backbone.width, 3))
+        run.stale = True
+        run._refresh()
+        made[program] = run.splits["train"].features.plain
+        assert run.cost.forwards == 37
+    assert error(made["openvino"], made["torch"]) < AGREES["float32"]
