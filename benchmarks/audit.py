@@ -217,8 +217,8 @@ def features(said: argparse.Namespace) -> str:
         print(rows[-1], flush=True)
         kept.write_text(json.dumps(rows, indent=2) + "\n")
     return (
-        "\n## Frozen features and labels alone\n\ncleanlab on 5-fold logistic regression → the audit; in brackets the ratio"
-        " of times, on one thread.\n\n"
+        "\n## Frozen features and labels alone\n\ncleanlab on 5-fold logistic regression → the audit; in brackets the"
+        " ratio of times, on one thread.\n\n"
         + table(
             [
                 "data",
