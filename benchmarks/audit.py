@@ -181,13 +181,15 @@ def features(said: argparse.Namespace) -> str:
             continue
         wrong = y != true
         classes = int(max(y.max(), true.max())) + 1
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
+        judge_features(x[::20], torch.from_numpy(y[::20]), classes)  # neither side is timed while it is first imported
+        model.fit(x[::20], y[::20])
         start = time.perf_counter()
         found = judge_features(x, torch.from_numpy(y), classes)
         ours = time.perf_counter() - start
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
             p = cross_val_predict(model, x, y, cv=5, method="predict_proba")
         theirs = get_label_quality_scores(y, p)
         flags = find_label_issues(y, p, n_jobs=1)
@@ -206,7 +208,7 @@ def features(said: argparse.Namespace) -> str:
             [
                 name,
                 *[f"{a:.3f} → **{b:.3f}**" for a, b in pairs],
-                f"{seconds:.0f} → **{ours:.0f}**",
+                f"{seconds:.1f} → **{ours:.1f}** ({ours / seconds:.2f})",
                 f"{wrong.mean():.1%}",
                 rate,
                 f"{found.separation.doubt:.2f}, {1 - found.separation.with_labels:.2f}",
@@ -214,18 +216,22 @@ def features(said: argparse.Namespace) -> str:
         )
         print(rows[-1], flush=True)
         kept.write_text(json.dumps(rows, indent=2) + "\n")
-    return "\n## Frozen features and labels alone\n\ncleanlab on 5-fold logistic regression → the audit.\n\n" + table(
-        [
-            "data",
-            "AUROC",
-            "average precision",
-            "F1 of the default cut",
-            "seconds",
-            "true rate",
-            "our rate",
-            "doubt, contradicted",
-        ],
-        rows,
+    return (
+        "\n## Frozen features and labels alone\n\ncleanlab on 5-fold logistic regression → the audit; in brackets the"
+        " ratio of times, on one thread.\n\n"
+        + table(
+            [
+                "data",
+                "AUROC",
+                "average precision",
+                "F1 of the default cut",
+                "seconds",
+                "true rate",
+                "our rate",
+                "doubt, contradicted",
+            ],
+            rows,
+        )
     )
 
 

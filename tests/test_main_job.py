@@ -161,6 +161,26 @@ def test_embeddings_are_enough(method: str, tmp_path: Path) -> None:
         result.model.predict(f[:, :5])
 
 
+def test_overwrite_makes_the_run_anew_and_spares_it_where_the_new_one_cannot_begin(tmp_path: Path) -> None:
+    f, y = embeddings()
+    out = tmp_path / "run"
+
+    def again(method: str, label: str = "label") -> cleantune.Result:
+        return cleantune.fit(
+            {"features": f, "label": y}, out=out, method=method, label=label, overwrite=True, silent=True,
+            settings=QUICK_PROBE,
+        )  # fmt: skip
+
+    assert again("ce").summary["method"] == "ce"
+    (out / "left").write_text("by the run before")
+    with pytest.raises(UserError, match="lable"):
+        again("gce", "lable")
+    assert (out / "left").is_file()
+    assert cleantune.Result(out, json.loads((out / "summary.json").read_text())).summary["method"] == "ce"
+    assert again("gce").summary["method"] == "gce"
+    assert not (out / "left").exists()
+
+
 def test_rows_without_a_label_are_counted_and_predicted(tmp_path: Path) -> None:
     save_tiny("resnet", tmp_path / "model")
     table = colours(tmp_path, 60)

@@ -134,8 +134,12 @@ def fit(
     if "data" not in table or "data" not in table["data"]:
         raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
     known, ranks = configure(table), here()
-    ranks.first(lambda: RunFolder(folder, resume=resume, overwrite=overwrite) and None)
-    opened, console, workers = RunFolder(folder, resume=True), Console(silent or not ranks.main), known.run.workers
+    console, workers = Console(silent or not ranks.main), known.run.workers
+    if ranks.count == workers == 1:
+        return run(table, RunFolder(folder, resume=resume, overwrite=overwrite), console)
+    # Every process opens the folder for itself, so what is overwritten goes before they do.
+    ranks.first(lambda: RunFolder(folder, resume=resume, overwrite=overwrite).clear())
+    opened = RunFolder(folder, resume=True)
     if ranks.count == workers or workers == 1:
         return run(table, opened, console, ranks)
     if ranks.count > 1:
@@ -231,7 +235,7 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console, ranks: Ranks
     if not console.silent and (folder.stale or folder.load() is None) and sum(map(len, data.rows.values())) >= SHORT:
         console.mention("\n".join(foresee(config, data, backbone, todo).lines()))
     material = gather(config, data, backbone, console, precisions(folder), trains, ranks)
-    ranks.first(folder.clear)
+    folder.clear()
     ranks.first(lambda: write_config(folder, config, todo, material))
     ended = trained(config, material, todo, folder, console, noise, start)
     return conclude(ended, folder, console)
