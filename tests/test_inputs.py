@@ -1,3 +1,4 @@
+import pickle
 import threading
 
 import numpy as np
@@ -42,6 +43,16 @@ def test_pixels_equal_reading_one_by_one_wherever_they_are_kept(storage, image, 
     assert torch.equal(prepared.pixels(index), expected)
     torch.testing.assert_close(prepared.plain(index), image.inputs(expected))
     assert len(list(tmp_path.glob("pixels-*"))) == (storage == "map")
+
+
+def test_pixels_that_are_still_being_decoded_can_be_sent_to_another_process(image, tmp_path, monkeypatch):
+    monkeypatch.setattr("cleantune.pixels.BLOCK", 16)
+    samples = fake_images(300)
+    prepared = prepare(samples, image, tmp_path, lazily=True)
+    prepared.pixels(torch.tensor([0]))
+    assert len(samples.reads) < 300
+    sent = pickle.loads(pickle.dumps(prepared))
+    assert torch.equal(sent.pixels(torch.arange(300)), prepared.pixels(torch.arange(300)))
 
 
 def test_memory_map_is_decoded_once(image, tmp_path, monkeypatch):

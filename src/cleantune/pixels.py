@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import cast
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -76,8 +76,15 @@ class Filling:
         found: np.ndarray = self.out[rows]
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which gets all pixels and neither threads nor locks."""
+        self.finish()
+        return {"decoder": self.decoder, "out": self.out, "_left": 0}
+
     def finish(self, progress: Progress | None = None) -> None:
         """Decode what is left."""
+        if not self._left:
+            return
         for k in range(len(self._blocks)):
             self._begin(range(k, k + AHEAD))
             self._wait(k)
