@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cleantune.report.templates import rendered
 from cleantune.store import read_json, write_text
 
 LISTED = 60
@@ -17,9 +18,7 @@ def build(run: Path) -> Path:
     Raises:
         UserError: The summary is missing.
     """
-    import jinja2
     import pandas as pd
-    from markupsafe import Markup
 
     from cleantune.auditing.table import suspects
 
@@ -31,20 +30,18 @@ def build(run: Path) -> Path:
     for row in listed:
         seen = shown.get((row["split"], row["id"]), {})
         row |= {"thumbnail": seen.get("thumbnail"), "text": seen.get("text")}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cleantune.auditing", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["percent"] = lambda share: "" if share is None else f"{share:.1%}"
-    environment.filters["count"] = lambda number: f"{number:,}"
-    css = (Path(__file__).parents[1] / "report" / "page.css").read_text("utf-8")
-    page = environment.get_template("page.html").render(
-        css=Markup(css), name=run.name, summary=summary, rows=listed,
-        by_class=_table(run / "by_class.csv", 40), pairs=_table(run / "pairs.csv", PAIRS),
-        duplicates=_table(run / "duplicates.csv", PAIRS), total=len(labels),
-    )  # fmt: skip
+    parts = {
+        "name": run.name, "summary": summary, "rows": listed, "total": len(labels),
+        "by_class": _table(run / "by_class.csv", 40), "pairs": _table(run / "pairs.csv", PAIRS),
+        "duplicates": _table(run / "duplicates.csv", PAIRS),
+    }  # fmt: skip
+    page = rendered("cleantune.auditing", "page.html", parts, percent=_percent, count="{:,}".format)
     write_text(run / "report.html", page)
     return run / "report.html"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _table(path: Path, most: int) -> list[dict[str, Any]]:

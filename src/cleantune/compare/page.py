@@ -14,6 +14,7 @@ from cleantune.config import read_toml
 from cleantune.errors import UserError
 from cleantune.report import tables, words
 from cleantune.report.svg import plain
+from cleantune.report.templates import rendered
 from cleantune.store import write_text
 
 if TYPE_CHECKING:
@@ -41,25 +42,15 @@ def build(out: Path) -> Path:
     Raises:
         UserError: The folder holds no finished matrix.
     """
-    import jinja2
     import pandas as pd
 
     try:
         frame, epochs = (pd.read_parquet(out / f"{name}.parquet") for name in ("compare", "epochs"))
     except (OSError, ValueError) as error:
         raise UserError(f"{out} holds no finished matrix ({error}); finish it with --resume") from None
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("cleantune.compare", ".")]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(plain=plain, count=words.count, percent=words.percent, duration=words.duration)
-    css = (Path(__file__).parents[1] / "report" / "page.css").read_text("utf-8")
     config = read_toml(out / "config.toml")
     parts = about(frame, config) | table(frame) | plots(frame, epochs) | details(frame)
-    write_text(out / "compare.html", environment.get_template("page.html").render(css=Markup(css), **parts))
+    write_text(out / "compare.html", rendered("cleantune.compare", "page.html", parts))
     return out / "compare.html"
 
 

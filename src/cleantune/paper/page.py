@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
-from cleantune import report
 from cleantune.paper import plots, sheets
 from cleantune.paper.experiment import Experiment
-from cleantune.report.svg import plain
+from cleantune.report.templates import rendered
 from cleantune.summary import versions
 
 if TYPE_CHECKING:
@@ -36,17 +32,6 @@ def render(
         stand_in: Whether data and models were made up.
         failed: A sentence for each cell that failed.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cleantune.paper", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["plain"] = plain
-    css = (Path(report.__file__).parent / "page.css").read_text("utf-8")
     done = int((table["status"] == "done").sum())
     facts = [
         ("cells", f"{done} of {len(table)} done"),
@@ -57,12 +42,12 @@ def render(
         ("measured noise rate", _rates(table)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
     ]
-    return environment.get_template("page.html").render(
-        css=Markup(css), made=made, name=made.block[:-1].capitalize() + " " + made.block[-1], sheets=shown,
-        legend=sheets.legend(shown), notes=sheets.shown_notes(shown, made.block),
-        plots=plots.plots(made, table, records), facts=facts,
-        stand_in=sheets.WARNING if stand_in else "", failed=failed,
-    )  # fmt: skip
+    parts = {
+        "made": made, "name": made.block[:-1].capitalize() + " " + made.block[-1], "facts": facts, "sheets": shown,
+        "legend": sheets.legend(shown), "notes": sheets.shown_notes(shown, made.block),
+        "plots": plots.plots(made, table, records), "stand_in": sheets.WARNING if stand_in else "", "failed": failed,
+    }  # fmt: skip
+    return rendered("cleantune.paper", "page.html", parts)
 
 
 def _rates(table: pd.DataFrame) -> str:

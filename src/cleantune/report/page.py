@@ -15,6 +15,7 @@ from cleantune.errors import UserError
 from cleantune.report import figures, tables, words
 from cleantune.report.folder import RunFolder, finite, value_at
 from cleantune.report.svg import FIRST, SECOND, THIRD, plain
+from cleantune.report.templates import rendered
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,19 +60,8 @@ class Plot(NamedTuple):
 
 def render(run: RunFolder) -> str:
     """The whole page as HTML."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cleantune.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=words.percent, count=words.count, duration=words.duration, plain=plain)
-    css = (Path(__file__).parent / "page.css").read_text("utf-8")
     parts = _about(run) | _noise(run) | _losses(run) | _curves(run) | _confusion(run) | _suspects(run) | _onward(run)
-    return environment.get_template("page.html").render(css=Markup(css), run=run, words=words, **parts)
+    return rendered("cleantune.report", "page.html", parts | {"run": run, "words": words})
 
 
 def write(path: Path, page: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from markupsafe import Markup
 
 from cleantune.report import words
 from cleantune.report.svg import FIRST, INK, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, plain
+from cleantune.report.templates import rendered
 from cleantune.spectrum import BANDS
 
 if TYPE_CHECKING:
@@ -28,23 +28,13 @@ def build(found: Sequence[Found], preset: str, split: str) -> str:
         preset: What was done to the features, for the words.
         split: Whose features, for the words.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cleantune.report", "."), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(plain=plain, count=words.count, percent=words.percent)
     names = list(dict.fromkeys(f.data for f in found))
     figures = [
         {"title": name, "svg": bands([f for f in found if f.data == name], f"bands-{k}")}
         for k, name in enumerate(names)
     ]
-    css = (Path(__file__).parent / "page.css").read_text("utf-8")
-    template = environment.get_template("spectrum.html")
-    return template.render(
-        css=Markup(css), found=found, figures=figures, preset=preset, split=split, verdict=verdict(found), names=names
-    )
+    parts = {"found": found, "figures": figures, "preset": preset, "split": split, "names": names}
+    return rendered("cleantune.report", "spectrum.html", parts | {"verdict": verdict(found)})
 
 
 def verdict(found: Sequence[Found]) -> list[str]:

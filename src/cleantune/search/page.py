@@ -9,8 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from cleantune.config import read_toml
-from cleantune.report import tables, words
+from cleantune.report import tables
 from cleantune.report.svg import FIRST, INK, LINE, MUTED, canvas, inline, plain
+from cleantune.report.templates import rendered
 from cleantune.search.live import shown
 from cleantune.search.ranking import Ranking, importances
 from cleantune.search.space import Dimension, scaled
@@ -23,36 +24,24 @@ if TYPE_CHECKING:
 
 def build(study: Study, frame: pd.DataFrame, ranking: Ranking, said: list[str]) -> Path:
     """Write search.html into the search's folder, and return its path."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cleantune.search", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(plain=plain, duration=words.duration)
-    css = (Path(__file__).parents[1] / "report" / "page.css").read_text("utf-8")
     finished = frame[frame["objective"].notna()].reset_index(drop=True)
     varied = [d for d in study.space if finished[d.name].nunique() > 1]
     data = str(study.table.get("data", {}).get("data", ""))
     config = read_toml(study.out / "config.toml")
     percent = study.objective != "noisy-validation-gce"
-    page = environment.get_template("page.html").render(
-        css=Markup(css),
-        data=Path(data).name or data,
-        method=config["method"]["name"],
-        verdict=[line[0].upper() + line[1:] for line in said],
-        meaning=OBJECTIVES[study.objective],
-        coordinates=coordinates(finished, varied, ranking, percent) if len(finished) > 1 and varied else None,
-        importance=importance(finished, varied),
-        names=[d.name for d in study.space],
-        rows=rows_of(frame, study, percent),
-        failed=frame[frame["status"] == "failed"].to_dict("records"),
-        settings=tables.settings(read_toml(study.out / "best.toml")),
-    )
-    write_text(study.out / "search.html", page)
+    parts = {
+        "data": Path(data).name or data,
+        "method": config["method"]["name"],
+        "verdict": [line[0].upper() + line[1:] for line in said],
+        "meaning": OBJECTIVES[study.objective],
+        "coordinates": coordinates(finished, varied, ranking, percent) if len(finished) > 1 and varied else None,
+        "importance": importance(finished, varied),
+        "names": [d.name for d in study.space],
+        "rows": rows_of(frame, study, percent),
+        "failed": frame[frame["status"] == "failed"].to_dict("records"),
+        "settings": tables.settings(read_toml(study.out / "best.toml")),
+    }
+    write_text(study.out / "search.html", rendered("cleantune.search", "page.html", parts))
     return study.out / "search.html"
 
 
