@@ -17,7 +17,11 @@ from tiny import save_tiny
 
 import cleantune
 from cleantune.cli import VERBS, cli, main
+from cleantune.config import ModelSpec, RunSpec
+from cleantune.data import DataSpec
 from cleantune.errors import UserError
+from cleantune.fields import describe
+from cleantune.options import HIDDEN
 
 QUICK = {
     "method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "method.budget": 1.0,
@@ -232,6 +236,15 @@ def test_every_flag_of_every_verb_states_its_default() -> None:
                 if parameter.param_type_name == "option":
                     stated = "default" in (parameter.help or "") or parameter.show_default
                     assert stated, f"{verb} --{parameter.name} states no default"
+
+
+@pytest.mark.parametrize("verb", ["fit", "plan", "audit", "compare", "search", "spectrum", "pretrain"])
+def test_options_stand_in_the_order_of_the_fields_they_are_made_from(verb: str) -> None:
+    fields = [field.name for record in (DataSpec, ModelSpec, RunSpec) for field in describe(record)]
+    names = [p.name for p in cli.get_command(None, verb).params if p.name not in HIDDEN]  # type: ignore[attr-defined]
+    made = [name for name in names if name in fields]
+    assert made == [name for name in fields if name in made]
+    assert {"text", "split_seed", "engine"} <= set(made)
 
 
 def test_the_verbs_are_grouped_and_help_is_fast_to_import() -> None:

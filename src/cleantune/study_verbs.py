@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from cleantune import options
+from cleantune.config import ModelSpec, RunSpec
+from cleantune.data import DataSpec
 from cleantune.errors import UserError
-from cleantune.fields import describe
 from cleantune.spectrum import PRESETS
 
 SPLITS = ("all", "train", "validation", "test")
@@ -73,7 +75,8 @@ def evaluate(runs: tuple[Path, ...], ood: tuple[str, ...], out: Path | None, **s
     help="official_code: rows of length 1 without their own mean; paper: features as they are.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of table and page. [no default]")
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options.SILENT
+@options.of(DataSpec, ModelSpec)
 def spectrum(data: tuple[str, ...], models: tuple[str, ...], silent: bool, **said: Any) -> None:
     """Singular values of the features of models on data: entropy, dominant share, effective rank, and a page.
 
@@ -100,16 +103,13 @@ def spectrum(data: tuple[str, ...], models: tuple[str, ...], silent: bool, **sai
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
 @click.option("--epochs", type=int, help="Passes over the images. [default: 15]", metavar="N")
 @click.option("--seed", type=int, help="Of initial weights, order, views and noise. [default: 0]", metavar="N")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    help="Any field, as method.tune.learning_rate=0.001; repeatable. [default: none]",
-    metavar="KEY=VALUE",
+@options.setting("Any field, as method.tune.learning_rate=0.001")
+@options.resume("run")
+@options.overwrite("run")
+@options.SILENT
+@options.of(
+    DataSpec, ModelSpec, RunSpec, left_out={"head_init", "choose", "do_no_harm", "views", "validation_fraction"}
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run. [default: off]")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
 def pretrain(settings: tuple[str, ...], epochs: int | None, **said: Any) -> None:
     """Train a backbone from random weights on labels that may be wrong; OUT/model is a transformers folder.
 
@@ -149,12 +149,3 @@ def transfer(study: Path, out: Path, stand_in: bool, seeds: int | None, silent: 
         made = rehearsed(made, out / "stand-in")
     run(made, out, console=Console(silent), cache=str(out / "cache") if stand_in else None)
     click.echo((out / "results.md").read_text(encoding="utf-8"))
-
-
-def with_options(verb: click.Command, records: dict[str, type], option_of: Any, left_out: set[str]) -> click.Command:
-    """A verb with one option for each field of the records, but for those that it has itself."""
-    for record in records.values():
-        for field in describe(record):
-            if field.name not in left_out:
-                option_of(field)(verb)
-    return verb

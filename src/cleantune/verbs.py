@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import types
-import typing
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import click
 
-from cleantune import study_verbs
+from cleantune import options, study_verbs
 from cleantune.auditing import verb as audit_verbs
-from cleantune.compare import verb as compare_verb
+from cleantune.compare.verb import compare
 from cleantune.config import ModelSpec, RunSpec
 from cleantune.data import DataSpec
 from cleantune.errors import UserError
@@ -22,48 +19,7 @@ from cleantune.methods import METHODS
 from cleantune.paper.verb import reproduce
 from cleantune.ranks import here
 from cleantune.records import Choice, Interval, Reshape, Stage
-from cleantune.search import verb as search_verb
-
-Command = Callable[..., Any]
-
-HIDDEN = {"data", "model"}
-"""Fields that stand on the command line under a name of their own."""
-
-
-def options_of(record: type) -> Callable[[Command], Command]:
-    """One option for each field of a record."""
-
-    def decorate(command: Command) -> Command:
-        for field in reversed(describe(record)):
-            if field.name not in HIDDEN:
-                command = option_of(field)(command)
-        return command
-
-    return decorate
-
-
-def option_of(field: Described) -> Callable[[Command], Command]:
-    """The option of a field; it is None where the user says nothing."""
-    kinds = [k for k in get_args(field.kind) if k is not type(None)] if _is_union(field.kind) else [field.kind]
-    name = "--" + field.name.replace("_", "-")
-    words = f"{field.help} [default: {'none' if field.default is None else field.default}]"
-    if kinds == [bool]:
-        return click.option(f"{name}/--no-{name[2:]}", default=None, help=words)
-    if isinstance(field.allowed, Choice):
-        return click.option(name, type=click.Choice([str(v) for v in field.allowed.values]), default=None, help=words)
-    kind = {int: int, float: float}.get(kinds[0], str)
-    return click.option(name, type=kind, default=None, help=words, metavar=_metavar(field, kind))
-
-
-def _is_union(kind: Any) -> bool:
-    return get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _metavar(field: Described, kind: type) -> str:
-    if kind is not str:
-        return "N" if kind is int else "X"
-    columns = ("text", "image", "label", "id", "true_label", "split_column", "test_label")
-    return "COL" if field.name in columns else "FILE" if field.name in ("test", "validation") else "TEXT"
+from cleantune.search.verb import search
 
 
 @click.command()
@@ -74,22 +30,12 @@ def _metavar(field: Described, kind: type) -> str:
 @click.option("--scope", type=click.Choice(["head", "all", "lora"]), help="What learns. [default: the method's own]")
 @click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
 @click.option("--seed", type=int, help="Of split, noise and training together. [default: 0]", metavar="N")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it here wins. [default: none]"
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    help="Any field, as method.tau=0.7; repeatable. [default: none]",
-    metavar="KEY=VALUE",
-)
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run. [default: off]")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
-@options_of(DataSpec)
-@options_of(ModelSpec)
-@options_of(RunSpec)
+@options.CONFIG
+@options.setting("Any field, as method.tau=0.7")
+@options.resume("run")
+@options.overwrite("run")
+@options.SILENT
+@options.of(DataSpec, ModelSpec, RunSpec)
 def fit(settings: tuple[str, ...], **said: Any) -> None:
     """Train on noisy labels; write the model, the list of probably wrong labels and the report.
 
@@ -105,12 +51,9 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
 @click.command()
 @click.argument("data")
 @click.option("--model", required=True, help="Checkpoint folder or hub id. [no default]", metavar="MODEL")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it wins. [default: none]"
-)
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
-@options_of(DataSpec)
-@options_of(ModelSpec)
+@options.CONFIG
+@options.SILENT
+@options.of(DataSpec, ModelSpec)
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes of Ray at once.", metavar="N")
 @click.option("--cache", help="Folder that all machines see. [default: $CLEANTUNE_CACHE, else ~/.cache/cleantune]")
 def extract(data: str, model: str, config: Path | None, silent: bool, workers: int, **said: Any) -> None:
@@ -134,13 +77,9 @@ def extract(data: str, model: str, config: Path | None, silent: bool, workers: i
 @click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
 @click.option("--scope", type=click.Choice(["head", "all"]), help="What learns. [default: the method's own]")
 @click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
-@click.option("--config", type=click.Path(path_type=Path), help="TOML file. [default: none]")
-@click.option(
-    "--set", "settings", multiple=True, help="Any field, as method.tau=0.7. [default: none]", metavar="KEY=VALUE"
-)
-@options_of(DataSpec)
-@options_of(ModelSpec)
-@options_of(RunSpec)
+@options.CONFIG
+@options.setting("Any field, as method.tau=0.7")
+@options.of(DataSpec, ModelSpec, RunSpec)
 def plan(settings: tuple[str, ...], **said: Any) -> None:
     """What `fit` would take with the same options, by a probe of about ten seconds; nothing is trained or kept."""
     from cleantune.plan import plan as foreseen
@@ -228,7 +167,7 @@ def report(run: Path) -> None:
     help="Table to write: .parquet .csv .tsv .jsonl .npz. [no default]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.", metavar="N")
-@options_of(DataSpec)
+@options.of(DataSpec)
 def corrupt(data: str, noise: str, out: Path, seed: int, **columns: Any) -> None:
     """Write data with noise in its labels and the true ones in a column of their own.
 
@@ -300,7 +239,7 @@ def backbones() -> None:
 @click.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of split, noise and training.", metavar="N")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+@options.overwrite("run")
 def demo(out: Path, seed: int, overwrite: bool) -> None:
     """The main job on handwritten digits of which 60 % were labelled at random."""
     from cleantune.demo import PLAIN_EPOCHS, digits
@@ -314,7 +253,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
 @click.command("demo-text")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of split, noise and training.", metavar="N")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+@options.overwrite("run")
 def demo_text(out: Path, seed: int, overwrite: bool) -> None:
     """The main job on customer messages of which 40 % were labelled at random."""
     from cleantune.demo import messages
@@ -323,29 +262,11 @@ def demo_text(out: Path, seed: int, overwrite: bool) -> None:
     click.echo(f"report: {out / 'report.html'}")
 
 
-compare = compare_verb.with_options(
-    {"data": DataSpec, "model": ModelSpec, "run": RunSpec},
-    option_of,
-    HIDDEN | {"noise", "noise_seed", "train_seed", "workers"},
-)
-search = search_verb.with_options(
-    {"data": DataSpec, "model": ModelSpec, "run": RunSpec}, option_of, HIDDEN | {"workers", "test_every_epoch"}
-)
-
-spectrum = study_verbs.with_options(study_verbs.spectrum, {"data": DataSpec, "model": ModelSpec}, option_of, HIDDEN)
-pretrain = study_verbs.with_options(
-    study_verbs.pretrain,
-    {"data": DataSpec, "model": ModelSpec, "run": RunSpec},
-    option_of,
-    HIDDEN | {"head_init", "choose", "do_no_harm", "views", "validation_fraction"},
-)
-audit: click.Command = options_of(DataSpec)(options_of(ModelSpec)(options_of(RunSpec)(audit_verbs.audit)))  # type: ignore[assignment]
-
 VERBS: dict[str, click.Command] = {
     "fit": fit,
     "plan": plan,
     "extract": extract,
-    "audit": audit,
+    "audit": audit_verbs.audit,
     "review": audit_verbs.review,
     "apply": audit_verbs.apply,
     "predict": predict,
@@ -353,8 +274,8 @@ VERBS: dict[str, click.Command] = {
     "compare": compare,
     "search": search,
     "evaluate": study_verbs.evaluate,
-    "spectrum": spectrum,
-    "pretrain": pretrain,
+    "spectrum": study_verbs.spectrum,
+    "pretrain": study_verbs.pretrain,
     "transfer": study_verbs.transfer,
     "corrupt": corrupt,
     "reproduce": reproduce,

@@ -7,6 +7,10 @@ from typing import Any
 
 import click
 
+from cleantune import options
+from cleantune.config import ModelSpec, RunSpec
+from cleantune.data import DataSpec
+
 FORMS = ("csv", "parquet", "fiftyone", "label-studio", "argilla", "cleanlab")
 
 
@@ -32,8 +36,9 @@ FORMS = ("csv", "parquet", "fiftyone", "label-studio", "argilla", "cleanlab")
     metavar="BETA",
     help="Of the F-measure that the cut is best for: 1 balances, 2 finds more, 0.5 is surer.",
 )
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options.overwrite("run")
+@options.SILENT
+@options.of(DataSpec, ModelSpec, RunSpec)
 def audit(data: str, model: str | None, out: Path, **said: Any) -> None:
     """Find the wrong labels, without fine-tuning.
 

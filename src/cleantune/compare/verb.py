@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from cleantune import options
+from cleantune.config import ModelSpec, RunSpec
+from cleantune.data import DataSpec
 from cleantune.errors import UserError
-from cleantune.fields import describe
 from cleantune.methods import METHODS
 
 
@@ -59,19 +61,12 @@ def read_seeds(value: str | None) -> int | list[int] | None:
     help="Three learning rates an entry, judged by the noisy validation split of the first seed. [default: off]",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the matrix. [no default]")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it here wins. [default: none]"
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    help="Any field, as method.probe.epochs=5 for all methods or turn.tau=0.7 for one; repeatable. [default: none]",
-    metavar="KEY=VALUE",
-)
-@click.option("--resume", is_flag=True, help="Go on with an interrupted matrix. [default: off]")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier matrix in --out first. [default: off]")
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options.CONFIG
+@options.setting("Any field, as method.probe.epochs=5 for all methods or turn.tau=0.7 for one")
+@options.resume("matrix")
+@options.overwrite("matrix")
+@options.SILENT
+@options.of(DataSpec, ModelSpec, RunSpec, left_out={"noise", "noise_seed", "train_seed", "workers"})
 def compare(
     models: tuple[str, ...],
     methods: str | None,
@@ -97,12 +92,3 @@ def compare(
         **{key: value for key, value in said.items() if value is not None},
     )
     click.echo(done.markdown)
-
-
-def with_options(records: dict[str, type], option_of: Any, left_out: set[str]) -> click.Command:
-    """The verb with one option for each field of the records, but for those that a matrix sets itself."""
-    for record in records.values():
-        for field in describe(record):
-            if field.name not in left_out:
-                option_of(field)(compare)
-    return compare

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from cleantune import options
 from cleantune.errors import UserError
 
 
@@ -31,7 +32,7 @@ from cleantune.errors import UserError
 )
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 0 to N - 1. [default: the experiment's]")
 @click.option("--resume", is_flag=True, help="Keep the cells that are done and run the others. [default: off]")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier run in --out first. [default: off]")
+@options.overwrite("run")
 @click.option("--silent", is_flag=True, help="Print the tables and nothing before them. [default: off]")
 def reproduce(
     block: str,

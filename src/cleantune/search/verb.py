@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from cleantune.fields import describe
+from cleantune import options
+from cleantune.config import ModelSpec, RunSpec
+from cleantune.data import DataSpec
 from cleantune.methods import METHODS
 
 OBJECTIVES = ("noisy-validation", "noisy-validation-averaged", "noisy-validation-gce")
@@ -37,19 +39,12 @@ OBJECTIVES = ("noisy-validation", "noisy-validation-averaged", "noisy-validation
 )
 @click.option("--search-seed", type=int, default=0, show_default=True, help="Of the settings drawn.", metavar="N")
 @click.option("--seed", type=int, help="Of split, noise and training together. [default: 0]", metavar="N")
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it here wins. [default: none]"
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    help="Any field of the default trial, as method.probe.epochs=5; repeatable. [default: none]",
-    metavar="KEY=VALUE",
-)
-@click.option("--resume", is_flag=True, help="Go on with an interrupted search. [default: off]")
-@click.option("--overwrite", is_flag=True, help="Remove an earlier search in --out first. [default: off]")
-@click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+@options.CONFIG
+@options.setting("Any field of the default trial, as method.probe.epochs=5")
+@options.resume("search")
+@options.overwrite("search")
+@options.SILENT
+@options.of(DataSpec, ModelSpec, RunSpec, left_out={"workers", "test_every_epoch"})
 def search(settings: tuple[str, ...], **said: Any) -> None:
     """Search for a method's settings on the noisy validation split; write trials, the best config and a page.
 
@@ -60,12 +55,3 @@ def search(settings: tuple[str, ...], **said: Any) -> None:
     done = run(settings=list(settings), **{key: value for key, value in said.items() if value is not None})
     for line in done.words:
         click.echo(line)
-
-
-def with_options(records: dict[str, type], option_of: Any, left_out: set[str]) -> click.Command:
-    """The verb with one option for each field of the records."""
-    for record in records.values():
-        for field in describe(record):
-            if field.name not in left_out:
-                option_of(field)(search)
-    return search
