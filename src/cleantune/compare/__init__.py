@@ -46,8 +46,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from cleantune.called import Called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,11 +141,4 @@ def compare(
     return Comparison(run(table, Path(out), resume=resume, overwrite=overwrite, silent=silent))
 
 
-class _Callable(ModuleType):
-    """`cleantune.compare` is this package and the function in it, whichever was imported first."""
-
-    def __call__(self, *args: Any, **said: Any) -> Comparison:
-        return compare(*args, **said)
-
-
-sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = Called

@@ -12,8 +12,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from cleantune.called import Called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,11 +115,4 @@ def search(
     )  # fmt: skip
 
 
-class _Callable(ModuleType):
-    """`cleantune.search` is this package and the function in it, whichever was imported first."""
-
-    def __call__(self, *args: Any, **said: Any) -> Search:
-        return search(*args, **said)
-
-
-sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = Called
