@@ -24,6 +24,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 import cleantune
+from cleantune.compare.table import Score, scores
 
 HEADS = ("ce", "gce", "elr", "coteaching", "dividemix", "unicon")
 NOISES = ("symmetric:0.6", "symmetric:0.9", "asymmetric:0.4", "instance:0.4,kind=pdn")
@@ -128,46 +129,26 @@ def gathered(out: Path, data: Mapping[str, Data], todo: Mapping[str, Block]) -> 
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def words(values: pd.Series) -> str:
-    """Mean ± standard deviation in percent, or the value of the only seed."""
-    return (
-        f"{100 * values.mean():.1f} ± {100 * values.std(ddof=0):.1f}"
-        if len(values) > 1
-        else f"{100 * values.iloc[0]:.1f}"
-    )
+def words(score: Score) -> str:
+    """Mean ± standard deviation over seeds in percent; the best bold, ties (inside one standard error) marked."""
+    spread = "" if score.last_std is None else f" ± {100 * score.last_std:.1f}"
+    text = f"{100 * score.last:.1f}{spread}"
+    return {"best": f"**{text}**", "tie": f"{text} ≈"}.get(score.mark, text)
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Methods down, data and noise across; the best bold, what is less than a standard error behind marked as tied."""
+    """Methods down, data and noise across."""
     rows = rows[rows["status"] == "done"].copy()
-    rows["noise"] = [Path(n.split(":")[1]).stem if n.startswith("matrix") else n.split(",")[0] for n in rows["noise"]]
-    rows["column"] = [d if n == "none" else f"{d} {n}" for d, n in zip(rows["data"], rows["noise"], strict=True)]
-    rows["row"] = [f"{m.upper() if len(m) < 5 else m} {t}" for m, t in zip(rows["method"], rows["tuning"], strict=True)]
-    columns = list(dict.fromkeys(rows["column"]))
-    order = sorted(set(rows["row"]), key=lambda r: (r.startswith("TURN"), "FFT" in r))
+    short = [Path(n.split(":")[1]).stem if n.startswith("matrix") else n.split(",")[0] for n in rows["noise"]]
+    rows["noise"] = [d if n == "none" else f"{d} {n}" for d, n in zip(rows["data"], short, strict=True)]
+    columns = {
+        noise: {f"{s.entry.upper() if len(s.entry) < 5 else s.entry} {s.tuning}": words(s) for s in each}
+        for (_, noise), each in scores(rows).items()
+    }
+    names = dict.fromkeys(name for cells in columns.values() for name in cells)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    cells = {key: part["accuracy_last"] for key, part in rows.groupby(["row", "column"])}
-    sizes = rows.groupby("column")["test_size"].first()
-    best = {c: max((k for k in cells if k[1] == c), key=lambda k: cells[k].mean()) for c in columns}
-
-    def error(key: tuple[str, str]) -> float:
-        p, n = cells[key].mean(), len(cells[key])
-        spread = cells[key].std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
-        return max(spread, float(np.sqrt(p * (1 - p) / sizes[key[1]])))
-
-    for row in order:
-        line = [row]
-        for column in columns:
-            key = (row, column)
-            if key not in cells:
-                line.append("")
-                continue
-            top = best[column]
-            behind = cells[top].mean() - cells[key].mean()
-            text = words(cells[key])
-            tied = behind <= max(error(key), error(top))
-            line.append(f"**{text}**" if key == top else f"{text} ≈" if tied else text)
-        lines.append("| " + " | ".join(line) + " |")
+    for name in sorted(names, key=lambda name: (name.startswith("TURN"), "FFT" in name)):
+        lines.append(f"| {name} | " + " | ".join(cells.get(name, "") for cells in columns.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
