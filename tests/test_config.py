@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune.config import configure, to_table
+from cleantune import transfer
+from cleantune.config import configure, read_toml, to_table, toml_of
 from cleantune.errors import UserError
+from cleantune.evaluation import read_map
 from cleantune.fields import MISSING, assignment, build, describe, merge, nested, spell
 from cleantune.methods import METHODS
+from cleantune.paper import experiment
 from cleantune.records import Choice, Interval, Reshape, Stage
 
 
@@ -129,6 +135,29 @@ def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default()
 def test_an_unknown_name_is_met_with_the_nearest(method: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         configure({"data": {"data": "x.csv"}, "method": method})
+
+
+@pytest.mark.parametrize("read", [read_toml, toml_of, read_map, transfer.read, experiment.read])
+def test_a_toml_file_that_is_missing_a_folder_or_torn_is_one_sentence_that_names_it(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn.toml"
+    torn.write_text("a = 1\nb = c\n")
+    for path in (tmp_path / "nowhere.toml", tmp_path, torn / "inside.toml"):
+        with pytest.raises(UserError, match=rf"^(no|there is no) .*{re.escape(str(path))}"):
+            read(path)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(torn))} is not TOML: .*line 2"):
+        read(torn)
+    torn.write_bytes(b"a = '\xff'")
+    with pytest.raises(UserError, match="is not TOML"):
+        read(torn)
+
+
+def test_what_a_config_says_of_the_past_is_not_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[run]\nnoise_seed = 1\n[record]\nfingerprint = "f"\n')
+    assert read_toml(path) == {"run": {"noise_seed": 1}}
+    assert toml_of(path) == {"run": {"noise_seed": 1}, "record": {"fingerprint": "f"}}
 
 
 def test_embeddings_are_tuned_on_the_head_unless_asked_otherwise() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -137,18 +138,30 @@ def method_of(
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A configuration file as a table.
+    """A configuration file as a table, without what it says of the past.
+
+    Raises:
+        UserError: It is missing or not TOML; the sentence has the line.
+    """
+    return {key: value for key, value in toml_of(path).items() if key not in RECORD}
+
+
+def toml_of(path: Path | Traversable, missing: str | None = None) -> dict[str, Any]:
+    """All that a TOML file holds.
+
+    Args:
+        path: The file.
+        missing: The sentence where there is none; left out: that there is no such configuration file.
 
     Raises:
         UserError: It is missing or not TOML; the sentence has the line.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no configuration file {path}") from None
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(missing or f"no configuration file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
-    return {key: value for key, value in table.items() if key not in RECORD}
 
 
 RECORD = ("record",)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from scipy.special import softmax
 from sklearn.base import (
     BaseEstimator,
     ClassifierMixin,
@@ -95,9 +96,7 @@ class Classifier(ClassifierMixin, _Probe):  # type: ignore[misc]
 
     def predict_proba(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
         """Probability of every class, in the order of `classes_`; rows sum to 1."""
-        scores = self._scores(X)
-        e = np.exp(scores - scores.max(1, keepdims=True))
-        p: np.ndarray = e / e.sum(1, keepdims=True)
+        p: np.ndarray = softmax(self._scores(X), axis=1)
         return p
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Shaped[np.ndarray, " N"]:

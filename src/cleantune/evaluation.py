@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cleantune import metrics
-from cleantune.config import configure, read_toml
+from cleantune.config import configure, read_toml, toml_of
 from cleantune.console import Console
 from cleantune.data import Judged, load_judged
 from cleantune.errors import UserError, nearest
@@ -95,13 +94,7 @@ def read_map(given: Mapping[str, str] | str | Path | None) -> dict[str, str] | N
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        path = Path(given)
-        try:
-            given = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"no class map {path}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not TOML: {error}") from None
+        given = toml_of(Path(given), f"no class map {given}")
     wrong = next((k for k, v in given.items() if not isinstance(v, str | int)), None)
     if wrong is not None or not given:
         raise UserError(f'a class map has lines such as "tabby cat" = "cat"; {wrong or "there is none"} is not one')

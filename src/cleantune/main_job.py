@@ -15,7 +15,7 @@ from torch import Tensor
 from cleantune import evidence
 from cleantune.adapters import merge as merge_adapters
 from cleantune.augmented import cached_views, wanted
-from cleantune.config import Config, ModelSpec, RunSpec, configure, read_toml, to_table
+from cleantune.config import Config, ModelSpec, RunSpec, configure, read_toml, to_table, toml_of
 from cleantune.console import Console
 from cleantune.data import Data, DataSpec
 from cleantune.deliver import deliver
@@ -266,9 +266,7 @@ def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], mat
     mark = fingerprint(material)
     path = folder.path / "config.toml"
     if path.is_file():
-        import tomllib
-
-        before = tomllib.loads(path.read_text(encoding="utf-8")).get("record", {}).get("fingerprint", mark)
+        before = toml_of(path).get("record", {}).get("fingerprint", mark)
         if before != mark:
             raise UserError(
                 f"{path}: data, model or precision are not those of the interrupted run; start anew with --overwrite"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cleantune.auditing.decisions import Decision, read, settled
-from cleantune.config import configure, read_toml
+from cleantune.config import configure, read_toml, toml_of
 from cleantune.console import Console
 from cleantune.data.cleaned import write_cleaned
 from cleantune.errors import UserError
@@ -73,11 +73,9 @@ def _cleaned_arrays(
     run: Path, relabelled: dict[tuple[str, str], str], dropped: set[tuple[str, str]], out: Path
 ) -> tuple[int, int]:
     """Arrays come back as an .npz where they came in one, else as a table of id and label."""
-    import tomllib
-
     import pandas as pd
 
-    record = tomllib.loads((run / "config.toml").read_text(encoding="utf-8")).get("record", {})
+    record = toml_of(run / "config.toml").get("record", {})
     frame = pd.read_parquet(run / "labels.parquet").sort_values("id")
     values = {str(v): v for v in [*frame["given_label"].unique(), *frame["suggested_label"].unique()]}
     keys = [(s, str(i)) for s, i in zip(frame["split"], frame["id"], strict=True)]

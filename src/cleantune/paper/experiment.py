@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cleantune.config import configure
+from cleantune.config import configure, toml_of
 from cleantune.errors import UserError, nearest
 from cleantune.fields import build, merge
 from cleantune.noise import parse, spell
@@ -151,12 +150,9 @@ def read(path: Path | str) -> Experiment:
         UserError: There is none, it is not TOML, or a key or value is not known; the sentence names file and key.
     """
     source = files(__package__).joinpath("experiments", f"{path}.toml") if str(path) in BLOCKS else Path(path)
-    if not source.is_file():
-        raise UserError(f'there is no block or file "{path}"{nearest(str(path), BLOCKS)}')
+    table = toml_of(source, f'there is no block or file "{path}"{nearest(str(path), BLOCKS)}')
     try:
-        return experiment(tomllib.loads(source.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+        return experiment(table)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 

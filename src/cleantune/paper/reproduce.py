@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import time
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
-from cleantune.config import ModelSpec
+from cleantune.config import ModelSpec, read_toml
 from cleantune.console import Console
 from cleantune.data import DataSpec
 from cleantune.data import load as load_data
@@ -175,8 +174,7 @@ def remember(folder: Path, made: Experiment, stand_in: bool) -> None:
     path = folder / "config.toml"
     now = json.loads(json.dumps({"stand_in": stand_in} | _without_none(asdict(made))))
     if path.is_file():
-        then = tomllib.loads(path.read_text(encoding="utf-8"))
-        then.pop("record", None)
+        then = read_toml(path)
         differing = next((key for key in now if now[key] != then.get(key)), None)
         if differing:
             raise UserError(

@@ -6,13 +6,12 @@ import hashlib
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cleantune.config import method_of
+from cleantune.config import method_of, toml_of
 from cleantune.data import DataSpec
 from cleantune.errors import UserError, nearest
 from cleantune.fields import build, spell
@@ -176,12 +175,9 @@ def read(path: Path) -> Study:
     Raises:
         UserError: There is none, it is not TOML, or a key or value is not known; the sentence names file and key.
     """
+    table = toml_of(path, f"there is no study {path}")
     try:
-        return study(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(f"there is no study {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+        return study(table)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
 
