@@ -39,8 +39,8 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
         UserError: Something the user can put right; nothing has run then, and an earlier matrix is as it was.
     """
     console = Console(silent)
-    if out.exists():
-        RunFolder(out, resume=resume, overwrite=overwrite, kind="matrix")  # refused before anything is loaded
+    if out.exists():  # refused before anything is loaded; one that is not there is made when nothing else is refused
+        RunFolder(out, resume=resume, overwrite=overwrite, kind="matrix")
     stored = read_toml(out / "config.toml") if resume and (out / "config.toml").is_file() else None
     if stored is not None:
         table = with_stored(stored, table)
