@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -238,3 +241,107 @@ def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, t
     assert half.bytes == 2 * 50 * image.width
     np.testing.assert_allclose(half, full, rtol=1e-3, atol=1e-6)
     assert features_key(image, "d", Precision()) != features_key(image, "d", Precision(), "float16")
+
+
+def rows_of(whole, made):
+    """What makes a shard out of these features, and writes down the first row of each that it makes."""
+
+    def make(rows):
+        made.append(rows.start)
+        return whole[rows.start : rows.stop]
+
+    return make
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from cleantune import features
+
+folder, store = features.Path(sys.argv[1]), sys.argv[2]
+features.SHARD, whole, save = 16, np.load(folder.parent / "whole.npy"), np.save
+
+def half(file, shard, **how):
+    save(file, shard, **how)
+    if folder.joinpath("000001.npy").exists():
+        file.truncate(file.tell() // 2)
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+np.save = half
+for k in range(4):
+    features.keep_shard(folder, k, whole.shape, lambda rows: whole[rows.start : rows.stop], store)
+"""
+
+
+@pytest.mark.parametrize("store", ["float16", "float32"])
+def test_a_shard_whose_writer_was_killed_is_not_there_and_is_made_again_to_the_same_bits(store, tmp_path):
+    whole = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+    np.save(tmp_path / "whole.npy", whole)
+    torn, alone = tmp_path / "features-torn", tmp_path / "features-alone"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(torn), store], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert [p.name for p in sorted(torn.iterdir()) if p.suffix == ".npy"] == ["000000.npy", "000001.npy"]
+    assert len(list(torn.glob("000002.npy.*.tmp"))) == 1, "it was killed in the midst of writing"
+    assert find(tmp_path, "torn") is None
+    made = {torn: [], alone: []}
+    for folder, starts in made.items():
+        for k in range(4):
+            features.keep_shard(folder, k, whole.shape, rows_of(whole, starts), store)
+        features.write_index(folder, 50, 8, {}, store)
+    assert made == {torn: [32, 48], alone: [0, 16, 32, 48]}
+    for name in ("000000.npy", "000001.npy", "000002.npy", "000003.npy", "index.json"):
+        assert (torn / name).read_bytes() == (alone / name).read_bytes()
+    again = find(tmp_path, "torn")
+    assert again.stored_as == store
+    np.testing.assert_allclose(again, whole, rtol=1e-3 if store == "float16" else 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_first_shard_decides_the_format_whichever_is_asked_for_first(order, tmp_path):
+    usual = np.random.default_rng(0).normal(0, 3, (48, 8)).astype(np.float32)
+    flat, large = usual.copy(), usual.copy()
+    flat[16:32, 0] = 1000 + usual[16:32, 0] / 100  # float16 alone would lose it, but does not judge after the first
+    large[32:, 0] = 1e6  # no number of float16
+    coarse = usual.copy()
+    coarse[:16, 0] = flat[16:32, 0]
+    expected = {"usual": "hhh", "flat": "hhh", "large": "hhf", "coarse": "fff"}
+    for name, whole in {"usual": usual, "flat": flat, "large": large, "coarse": coarse}.items():
+        made = []
+        for k in order:
+            features.keep_shard(tmp_path / f"features-{name}", k, whole.shape, rows_of(whole, made), "float16")
+        assert sorted(made) == [0, 16, 32], "each is made once"
+        features.write_index(tmp_path / f"features-{name}", 48, 8, {}, "float16")
+        index = json.loads((tmp_path / f"features-{name}" / "index.json").read_text())
+        assert "".join({"float16": "h", "float32": "f"}[kind] for kind in index["formats"]) == expected[name]
+        read = find(tmp_path, name)
+        assert read.stored_as == ("float16" if expected[name] == "hhh" else "float32")
+        np.testing.assert_allclose(read, whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("store", ["float16", "float32"])
+@pytest.mark.parametrize(
+    "other",
+    [{"formats": ["float8"] * 4}, {"formats": ["int8"] * 4}, {"formats": 1}, {"shards": None}, {"rows": None}, [], {}],
+)
+def test_an_index_of_an_unknown_form_is_not_read_and_is_written_anew_over_the_same_shards(
+    other, store, image, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(features, "ROUNDING", 0.1)
+    prepared, path = prepared_of(image, tmp_path), tmp_path / "features-k" / "index.json"
+    first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k", store=store))
+    index = path.read_bytes()
+    path.write_text(json.dumps(json.loads(index) | other if other else other))
+    assert find(tmp_path, "k") is None
+    monkeypatch.setattr(features, "forward", None)
+    assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k", store=store))
+    assert path.read_bytes() == index
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.float64])
+def test_a_shard_of_an_unknown_format_is_made_again(kind, tmp_path):
+    whole = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    features.write_shard(tmp_path / "000000.npy", whole.astype(kind))
+    assert not features.has_shard(tmp_path, 0, whole.shape)
+    features.keep_shard(tmp_path, 0, whole.shape, rows_of(whole, []), "float32")
+    assert np.array_equal(np.load(tmp_path / "000000.npy"), whole)

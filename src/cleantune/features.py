@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from uuid import uuid4
 
 import numpy as np
@@ -39,6 +39,7 @@ BATCH = 64
 ROUNDING = 0.01
 """A shard is kept in float16 where that moves no dimension by more than this share of its standard deviation."""
 Store = Literal["float16", "float32"]
+FORMATS = frozenset(get_args(Store))
 OPEN = 1024
 """Shards that are mapped at a time: Linux maps at most 65,530 files into a process, which 268 M rows would need."""
 
@@ -216,13 +217,14 @@ def find(cache: Path, key: str) -> Features | None:
     folder = cache / f"features-{key}"
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        shards = Mapped(folder, index["shards"], index["shapes"], index.get("formats"))
-        if not shards.whole():
+        formats = index.get("formats") or ()
+        if not FORMATS.issuperset(formats):
             return None
-    except (OSError, ValueError):
+        shards = Mapped(folder, index["shards"], index["shapes"], formats)
+        bad = {int(row): reason for row, reason in index["bad"].items()}
+        return Features(shards, np.arange(index["rows"]), bad) if shards.whole() else None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, damaged, or not one of ours
         return None
-    bad = {int(row): reason for row, reason in index["bad"].items()}
-    return Features(shards, np.arange(index["rows"]), bad)
 
 
 def extract(
@@ -421,7 +423,7 @@ def _format(folder: Path, k: int, shape: tuple[int, int]) -> np.dtype[Any] | Non
         shard = np.load(folder / shard_name(k), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         return None
-    return shard.dtype if shard.shape == shape else None
+    return shard.dtype if shard.shape == shape and shard.dtype.name in FORMATS else None
 
 
 def write_shard(path: Path, content: np.ndarray | bytes) -> None:
