@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from cleantune.cutoff import fit_noise, fitted_rows
 from cleantune.learner import standardisation
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
@@ -85,7 +86,8 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
 
 
 def _block(features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    x = torch.from_numpy(np.array(features[start : start + BLOCK], dtype=np.float32))
+    part = features[start : start + BLOCK]
+    x = part.float() if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
     target = functional.one_hot(y[start : start + len(x)], len(prior)).float() - prior
     return (x - mean) / std, target
 
@@ -134,6 +136,27 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
 
     search.step(closure)  # type: ignore[no-untyped-call]
     return Stack(tuple(weights.detach().tolist()), bias.detach())
+
+
+def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, " N"]:
+    """The probability that each label is wrong, as features tell it: a leave-one-out ridge probe, then the noise model.
+
+    Linear in N; memory is D^2 and N x C. An audit adds neighbours' votes, which rank noise without a pattern better
+    and noise between few classes worse (dev/LOG.md has both).
+
+    Args:
+        features: [N, D], an array or memory-mapped.
+        y: Given labels.
+        classes: C.
+
+    Source: ours; `cutoff` has the model.
+    """
+    loo = loo_ridge(features, y, classes).loo
+    stacked = stack([loo], y)
+    rows = fitted_rows(len(y), classes)
+    model = fit_noise(stacked(loo[rows]).softmax(1), y[rows])
+    parts = zip(torch.split(loo, BLOCK), torch.split(y, BLOCK), strict=True)
+    return torch.cat([model.judge(stacked(part).softmax(1), mine).p_wrong for part, mine in parts])
 
 
 class Separation(NamedTuple):

@@ -1,4 +1,4 @@
-"""The loop: what `score` and `learn` do, and the only backward() of the project."""
+"""The loop: what `score`, `p_wrong` and `learn` do, and the only backward() of the project."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cleantune.errors import UserError
 from cleantune.learner import Net
+from cleantune.leave_one_out import p_wrong
 from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, forget_gradients, set_rates
@@ -21,7 +22,7 @@ Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Ten
 
 
 class Loop(State):
-    """The two verbs on the state of a run; a `Run` in the sense of records."""
+    """The verbs on the state of a run; a `Run` in the sense of records."""
 
     def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
         """`fn(y, *logits)` of every training sample in the plain view, without gradient: [N, ...].
@@ -30,6 +31,13 @@ class Loop(State):
         """
         with self.cost.timed("score"), self._spending("forwards"):
             return self._look("train", fn, list(nets))
+
+    def p_wrong(self) -> Float[Tensor, " N"]:
+        """The probability that each given label is wrong, from the features of the moment: [N]."""
+        if self.stale:
+            self._refresh()
+        with self.cost.timed("score"):
+            return p_wrong(self.splits["train"].features.plain, self.y, self.classes)  # type: ignore[attr-defined]
 
     def learn(
         self,

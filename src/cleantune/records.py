@@ -106,7 +106,7 @@ class Row(dict[str, Any]):
 
 
 class Run(Protocol):
-    """What a method may use: nets, given labels, the ledger, a generator, and two verbs.
+    """What a method may use: nets, given labels, the ledger, a generator, and three verbs.
 
     There is no true label, optimiser, device, rank, loader or file here, and none can be reached from here.
     """
@@ -134,6 +134,10 @@ class Run(Protocol):
 
     def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
         """`fn(y, *logits)` of every training sample, without gradient, in the order of the rows: [N, ...]."""
+        ...
+
+    def p_wrong(self) -> Float[Tensor, " N"]:
+        """The probability that each given label is wrong, from the features of the moment (`leave_one_out.p_wrong`)."""
         ...
 
     def learn(

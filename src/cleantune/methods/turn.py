@@ -5,15 +5,17 @@ epoch: cross-entropy of every sample, a two-component mixture per class, keep wh
 classes, one epoch of full fine-tuning on it. The preset `paper` is that, to the letter of spec section 1.
 
 Differs from the paper, by default (the evidence is in dev/LOG.md):
-- who judges: a fresh GCE probe on the features of the moment, by its mean prediction over the second half of its
-  epochs, instead of the fine-tuned model itself, which has learned what it is to judge;
-- what is trusted: labels that this probe predicts (`select`), instead of those a mixture of losses finds probable. The
-  mixture keeps too many where most labels are wrong and too few where most are right;
+- who judges: a leave-one-out probe on the features of the moment with a model of the noise (`Run.p_wrong`), instead of
+  the loss of the fine-tuned model, which has learned what it is to judge;
+- what is trusted: every label that is more probably right than wrong (`select`). Where most labels are right that is
+  nearly all of them, where most are wrong it is a clean part; one rule for both;
+- what it learns by: cross-entropy and ELR's pull (`strength`), since what is trusted still holds wrong labels;
 - how much: a budget of sample visits spent on what is trusted, so that less trust means more passes, in two
   cleansings instead of four;
 - the head that is fine-tuned begins at zero, not at the probe's, whose large scores wreck the first steps;
-- what is delivered: the tuned backbone under a last GCE probe on all labels; the probes of tuned features decay their
-  weights strongly, because a head learns wrong labels from tuned features that it does not learn from frozen ones;
+- what is delivered: the tuned backbone under a last probe on all labels, by ELR's loss with the targets of the tuning;
+  the probes of tuned features decay their weights strongly, because a head learns wrong labels from tuned features
+  that it does not learn from frozen ones;
 - EM runs until it converges: after the ten iterations of DivideMix's settings the low component is still too wide;
 - every trusted sample is used, rescue for poor classes, the guard of spec 1.5, BatchNorm's statistics frozen, AdamW
   with warm-up and cosine at a rate that suits the backbone.
@@ -28,11 +30,15 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from cleantune import losses
+from cleantune.methods.elr import ELR, TARGET
 from cleantune.methods.nmtune import NMTune
 from cleantune.methods.table8 import paper_probe, paper_tune
 from cleantune.mixture import Normalise, class_mixtures
-from cleantune.records import Batch, Interval, Method, Output, Phase, Plan, Run, Scope, Stage
+from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Plan, Run, Scope, Stage
 from cleantune.selection import balanced, parse_balance, rescue
+
+HALF = 0.5
+"""A label is trusted where it is more probably right than wrong."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,10 @@ class TURN:
     """What the probes train: a linear head, or the MLP head of `mlp` or `nmtune`, by their defaults."""
     q: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.9))] = 0.7
     """Exponent of the probe's GCE."""
-    select: Literal["agreement", "mixture"] = "agreement"
-    """What is trusted: labels that the probe predicts, or labels that a mixture of losses finds probable, as in the
-    paper. Where the tuned model judges (no `reprobe`, or scope `head`) it is always the mixture."""
+    select: Literal["posterior", "mixture"] = "posterior"
+    """What is trusted: labels more probably right than wrong by a probe and a model of the noise, or those that a
+    mixture of losses finds probable, as in the paper. Where the tuned model judges (no `reprobe`, or scope `head`) it
+    is always the mixture."""
     tau: Annotated[float, Interval(0.0, 1.0, search=Interval(0.1, 0.9))] = 0.3
     """With the mixture: a label is trusted above this probability of being right."""
     balance: str = "all"
@@ -57,6 +64,10 @@ class TURN:
     judges, as in the paper."""
     average: bool = False
     """Judge by the mean of the verdicts so far instead of the last one alone; of use where the tuned model judges."""
+    strength: Annotated[float, Interval(0.0, 100.0, search=Interval(1.0, 10.0))] = 3.0
+    """With reprobe: weight of ELR's pull towards earlier predictions, in the tuning and in the probes after it."""
+    beta: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    """Share of ELR's old target that stays at each visit."""
     reprobe_decay: Annotated[float, Interval(0.0, 0.5)] = 0.003
     """Share that a step at the full rate takes off the weights in the probes after the first: tuned features let a
     head learn wrong labels that frozen ones do not."""
@@ -76,7 +87,7 @@ class TURN:
     """Never call a loss above the high component's mean clean."""
     probe: Stage = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
     """The head on cached features."""
-    tune: Stage = Stage(epochs=2, learning_rate=5e-4, batch_size=64, warmup=0.1)
+    tune: Stage = Stage(epochs=2, learning_rate=3e-4, batch_size=64, warmup=0.1)
     """Backbone and head on what is trusted; each epoch begins with a cleansing."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
@@ -85,6 +96,7 @@ class TURN:
             balance="strict",
             reprobe=False,
             average=False,
+            strength=0.0,
             em_iterations=10,
             em_tolerance=1e-2,
             monotone=False,
@@ -115,18 +127,50 @@ class TURN:
         return list(zip([0.0, *ends], ends, strict=False))
 
     def probe_epoch(self, run: Run) -> None:
-        """Step 1: one pass of GCE over every sample."""
-        run.learn(run.net, self.probe_loss if self.head == "linear" else self.nmtune().learned(run))
+        """Step 1: one pass of GCE over every sample; of tuned features each label by how probably it is right."""
+        if not (run.touched and self.probes_judge):
+            run.learn(run.net, self.probe_loss if self.head == "linear" else self.nmtune().learned(run))
+            return
+        # With beta 1 ELR's targets stay what the tuning made of them.
+        of: Callable[..., Tensor | Parts] = (
+            replace(self.pull, beta=1.0).loss(run)
+            if self.head == "linear"
+            else replace(self.nmtune(), loss="elr", beta=1.0).learned(run)
+        )
+        p_clean = run.ledger["p_clean"].float()
+        run.learn(
+            run.net, lambda net, batch: of(net, batch._replace(weight=p_clean[batch.rows].to(batch.weight.device)))
+        )
 
     def nmtune(self) -> NMTune:
         """What the probes learn by where their head has an MLP."""
-        method = NMTune(loss="gce", q=self.q)
+        method = NMTune(loss="gce", q=self.q, beta=self.beta, strength=self.strength)
         if self.head == "nmtune":
             return method
         return replace(method, consistency_weight=0.0, covariance_weight=0.0, dominance_weight=0.0)
 
+    @property
+    def pull(self) -> ELR:
+        """Cross-entropy with ELR's pull; its targets move in the tuning and stay in the probes."""
+        return ELR(beta=self.beta, strength=self.strength)
+
     def tune_epoch(self, run: Run) -> None:
         """Step 2: cleanse, then learn from the trusted."""
+        if self.probes_judge and self.select == "posterior":
+            wrong = run.p_wrong()
+            keep = rescue(wrong < HALF, wrong, run.y, run.classes)
+            run.ledger.write("p_clean", 1 - wrong)
+        else:
+            keep = self.cleansed(run)
+        plan = Plan.of(balanced(keep, run.y, run.classes, parse_balance(self.balance), run.rng))
+        if self.probes_judge and TARGET not in run.ledger:
+            run.ledger.begin(TARGET, run.classes)
+        run.learn(
+            run.net, self.pull.loss(run) if self.probes_judge else self.tune_loss, plan, passes=self.visits(run, plan)
+        )
+
+    def cleansed(self, run: Run) -> Tensor:
+        """Whether the mixture of its class trusts each label [N], with the rescue."""
         loss = self.judged(run)
         mixtures = class_mixtures(
             loss, run.y, run.classes,
@@ -136,20 +180,12 @@ class TURN:
         if self.average:
             p_clean = run.ledger.average("p_clean", p_clean)
         run.ledger.write("p_clean", p_clean)
-        keep = rescue(self.trusted(run, p_clean), loss, run.y, run.classes)
-        plan = Plan.of(balanced(keep, run.y, run.classes, parse_balance(self.balance), run.rng))
-        run.learn(run.net, self.tune_loss, plan, passes=self.visits(run, plan))
+        return rescue(p_clean > self.tau, loss, run.y, run.classes)
 
     @property
     def probes_judge(self) -> bool:
         """Whether the last probe judges, and not the model as it is."""
         return self.reprobe and self.scope == "all"
-
-    def trusted(self, run: Run, p_clean: Tensor) -> Tensor:
-        """Whether each label [N] is trusted: the last probe predicts it, or it is probably right."""
-        if self.probes_judge and self.select == "agreement":
-            return run.ledger["late_p"].argmax(1) == run.y
-        return p_clean > self.tau
 
     def judged(self, run: Run) -> Tensor:
         """Cross-entropy of every sample [N], by the last probe over its later epochs, or by the model as it is."""
