@@ -11,8 +11,9 @@ from torch.nn import functional
 from cleantune import detect
 from cleantune.auditing.annotators import weighed
 from cleantune.auditing.arrays import judge_probabilities
+from cleantune.cutoff import fit_noise
 from cleantune.errors import UserError
-from cleantune.leave_one_out import kappa, loo_ridge, separation, stack
+from cleantune.leave_one_out import kappa, loo_ridge, p_wrong, separation, stack
 from cleantune.neighbours import Graph, near_duplicates, neighbour_graph, outliers, votes
 
 
@@ -113,6 +114,43 @@ def test_stacked_parts_fit_the_labels_no_worse_than_the_best_part() -> None:
     alone = functional.cross_entropy(stack([ridge], y)(ridge), y)
     assert both <= alone + 1e-3
     assert both < functional.cross_entropy(stack([noise], y)(noise), y) - 0.2
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_where_classes_lie_apart_every_wrong_label_is_more_probably_wrong_than_right(rate: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    true = torch.arange(1200) % 4
+    x = 6 * torch.eye(8)[true] + 0.5 * torch.randn(1200, 8, generator=g)
+    flipped = torch.rand(1200, generator=g) < rate
+    y = torch.where(flipped, (true + torch.randint(1, 4, (1200,), generator=g)) % 4, true)
+    wrong = p_wrong(x, y, 4)
+    assert torch.equal(wrong > 0.5, y != true)
+    assert abs(float(wrong.mean()) - float((y != true).float().mean())) < 0.02
+
+
+def test_the_probability_of_a_wrong_label_is_that_of_the_noise_model_fitted_to_leave_one_out_scores() -> None:
+    x, y = blobs()
+    loo = loo_ridge(x, y, 3).loo
+    p = stack([loo], y)(loo).softmax(1)
+    expected = fit_noise(p, y).judge(p, y).p_wrong
+    torch.testing.assert_close(p_wrong(x.astype(np.float16), y, 3), expected, atol=5e-3, rtol=0)
+
+
+def test_what_is_said_is_a_probability_even_of_a_class_of_one_sample_and_features_that_never_vary() -> None:
+    x, y = blobs()
+    y[0] = 3
+    for features in (x, np.zeros_like(x)):
+        wrong = p_wrong(features, y, 5)
+        assert bool(((wrong >= 0) & (wrong <= 1)).all())
+
+
+def test_more_classes_than_pairs_are_fitted_for_still_part_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cleantune.cutoff.PAIRED", 2)
+    g = torch.Generator().manual_seed(0)
+    true = torch.arange(900) % 3
+    y = torch.where(torch.rand(900, generator=g) < 0.3, (true + 1) % 3, true)
+    wrong = p_wrong(6 * torch.eye(8)[true] + 0.5 * torch.randn(900, 8, generator=g), y, 3)
+    assert float(((wrong > 0.5) == (y != true)).float().mean()) > 0.99
 
 
 def test_separation_tells_noise_from_features_that_say_nothing() -> None:

@@ -51,6 +51,8 @@ FITTED = 12_000
 """Samples that the noise model is fitted on, at the most."""
 CELLS = 400_000
 """Probabilities that the noise model is fitted on, at the most, as long as 2,000 samples are left."""
+PAIRED = 2_000
+"""Classes above which the confusions of the model stand for those of the labels: C x C numbers are not fitted."""
 PSEUDO = 0.2
 """Wrong labels that every pair of classes begins with."""
 TINY = 1e-6
@@ -157,7 +159,7 @@ def fit_noise(
         half = min(max(0.5 * float((m.argmax(1) != y).float().mean()), 0.01), 0.49)
     if begin is not None:
         start, half = begin.others.clamp(min=1e-9).log(), float(torch.sigmoid(begin.hardness.mean()))
-    named = start.contiguous().clone().requires_grad_()
+    named = start.contiguous().clone().requires_grad_(classes <= PAIRED)
     rate = (torch.zeros(classes) if begin is None else begin.rate.clone()).requires_grad_()
     level = torch.full((strata,), math.log(half / (1 - half)), requires_grad=True)
     log_s = torch.tensor(math.log(sharpness or SHARPNESS), requires_grad=sharpness is None)
