@@ -347,4 +347,4 @@ def test_every_preset_makes_phases_of_known_names() -> None:
         for preset, make in method.presets.items():
             names = [p.name for p in make("vit").phases()]
             assert set(names) <= {"probe", "tune"}, f"{name} {preset}: {names}"
-    assert [p.name for p in TURN().phases()] == ["probe", "tune", "probe", "tune", "probe"]
+    assert [p.name for p in TURN().phases()] == ["probe", "tune", "tune", "probe"]

@@ -85,9 +85,14 @@ def test_turns_default_trusts_exactly_the_labels_that_are_more_probably_right_th
     assert 0 < int(plan.keep.sum()) < len(plan.keep)
 
 
-def test_turns_default_probes_before_each_cleansing_and_after_the_last() -> None:
+def test_turns_default_probes_cleanses_twice_and_probes_what_it_tuned() -> None:
     probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["p_wrong", "learn A from plan"])
-    assert transcript("turn") == [probe, tune, probe, tune, probe]
+    assert transcript("turn") == [probe, tune, tune, probe]
+
+
+def test_where_a_mixture_selects_a_probe_judges_before_each_cleansing() -> None:
+    probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["learn A from plan"])
+    assert transcript("turn", select="mixture") == [probe, tune, probe, tune, probe]
 
 
 def test_the_papers_turn_takes_equally_many_of_every_class() -> None:

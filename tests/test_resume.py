@@ -28,7 +28,7 @@ from cleantune.console import Console
 from cleantune.ended import Baseline
 
 SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.budget=1.0")
-ROWS = 3 + 1 + 3 + 1 + 3
+ROWS = 3 + 1 + 1 + 3
 """Epochs of these settings: a probe, and two rounds of tuning and probing."""
 
 

@@ -137,6 +137,13 @@ class Rehearsal(Loop):
         last = self.sizes.all * len(self.whole) if self.epochs_of_all and self._scope == "all" else 0
         return held_out * (self.epochs_of_all + self.refreshes) + last
 
+    def p_wrong(self) -> Float[Tensor, " N"]:
+        """What the made-up scores leave for other classes; it costs a look where the backbone has changed."""
+        if self.stale:
+            self._remade("train")
+        scores: Tensor = self.splits["train"].features.plain  # type: ignore[attr-defined]
+        return 1 - scores.softmax(1).gather(1, self.y[:, None])[:, 0]
+
     def probabilities(self, split: str) -> Float[Tensor, "N C"]:
         """As the loop's, and free."""
         counts = [(net.looked, net.trained) for net in self.whole], self.cached

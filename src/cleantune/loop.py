@@ -34,10 +34,10 @@ class Loop(State):
 
     def p_wrong(self) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment: [N]."""
-        if self.stale:
-            self._refresh()
+        features = self._remade("train") if self.stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
+        self._network = None
         with self.cost.timed("score"):
-            return p_wrong(self.splits["train"].features.plain, self.y, self.classes)  # type: ignore[attr-defined]
+            return p_wrong(features, self.y, self.classes)
 
     def learn(
         self,

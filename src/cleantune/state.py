@@ -107,6 +107,8 @@ class State:
         self.epoch = 0
         self.progress = 0.0
         self.phase: Phase | None = None
+        self._network: Compiled | None = None
+        """The backbone as OpenVINO computes it, while features are made again."""
         self.plan: Plan | None = None
         """What was learned from last, for whoever measures it."""
         self.left: dict[str, list[tuple[nn.Module, torch.optim.Optimizer]]] = {}
@@ -314,21 +316,23 @@ class State:
 
     def _refresh(self) -> None:
         """New features of all splits from the backbone as it is now."""
-        net = self.whole[0]
-        assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
-        net.eval()
-        network: Compiled | None = None
         for split, data in self.splits.items():
-            assert data.samples is not None
-            name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
-            with self.cost.timed(name), self._spending(account):
-                if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
-                    network = network or self._compile(net, data.samples)
-                    features = self._streamed(network, net, data.samples)
-                else:
-                    features = self._pass_over(data.samples, lambda _, x: net.features(x))
-            self.splits[split] = replace(data, features=FeatureSource(features))
+            self.splits[split] = replace(data, features=FeatureSource(self._remade(split)))
+        self._network = None
         self.stale = False
+
+    def _remade(self, split: str) -> Tensor:
+        """Features of a split from the backbone as it is now."""
+        net, samples = self.whole[0], self.splits[split].samples
+        assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
+        assert samples is not None
+        net.eval()
+        name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
+        with self.cost.timed(name), self._spending(account):
+            if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
+                self._network = self._network or self._compile(net, samples)
+                return self._streamed(self._network, net, samples)
+            return self._pass_over(samples, lambda _, x: net.features(x))
 
     @staticmethod
     def _compile(net: Net, samples: Source) -> Compiled:

@@ -71,7 +71,7 @@ class TURN:
     reprobe_decay: Annotated[float, Interval(0.0, 0.5)] = 0.003
     """Share that a step at the full rate takes off the weights in the probes after the first: tuned features let a
     head learn wrong labels that frozen ones do not."""
-    budget: Annotated[float, Interval(0.1, 100.0)] = 4.0
+    budget: Annotated[float, Interval(0.1, 100.0)] = 3.75
     """With reprobe: samples to learn from in all, in multiples of the training split, whatever is trusted."""
     first: Annotated[float, Interval(0.05, 0.95)] = 0.3
     """With reprobe: share of the budget spent after the first cleansing."""
@@ -107,7 +107,7 @@ class TURN:
     }
 
     def phases(self) -> tuple[Phase, ...]:
-        """Probe, then tune; with reprobe each cleansing has a phase, and a probe before and after it."""
+        """Probe, then tune; with reprobe each cleansing has a phase, and a probe after the last (mixture: each)."""
         reshape = None if self.head == "linear" else self.nmtune().reshape
         probe = Phase("probe", "head", self.probe, self.probe_epoch, reshape=reshape)
         if not self.probes_judge:
@@ -117,7 +117,9 @@ class TURN:
         out = [probe]
         for k, (start, end) in enumerate(self.spans()):
             head: Literal["new", "own"] = "new" if k == 0 else "own"
-            out += [Phase("tune", "all", once, self.tune_epoch, head, (start, end)), again]
+            out.append(Phase("tune", "all", once, self.tune_epoch, head, (start, end)))
+            if end == 1.0 or self.select == "mixture":
+                out.append(again)
         return tuple(out)
 
     def spans(self) -> list[tuple[float, float]]:

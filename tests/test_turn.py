@@ -1,0 +1,83 @@
+"""TURN's default: what it learns by in the tuning and in the probes of tuned features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleantune.ledger import Ledger
+from cleantune.methods import METHODS
+from cleantune.methods.elr import TARGET
+from cleantune.records import Batch, Output, Plan
+
+N, C, ROWS = 8, 3, torch.tensor([5, 0, 2])
+
+
+class Asked:
+    """A run that keeps the loss and the plan it is asked to learn by."""
+
+    def __init__(self) -> None:
+        g = torch.Generator().manual_seed(4)
+        self.y, self.classes, self.epoch = torch.arange(N) % C, C, 0
+        self.rng, self.ledger, self.touched = g, Ledger(N), False
+        self.wrong = torch.rand(N, generator=g)
+        self.logits = 2 * torch.randn(len(ROWS), C, generator=g)
+        self.net: Any = lambda x: Output(self.logits, x, x)
+        self.plan: Plan | None = None
+        self.value = torch.zeros(())
+
+    def p_wrong(self) -> Tensor:
+        return self.wrong
+
+    def learn(self, net: nn.Module, loss: Callable[..., Tensor], plan: Plan | None = None, **_: Any) -> None:
+        self.plan = plan
+        batch = Batch(ROWS, self.y[ROWS], torch.ones(len(ROWS)), (torch.zeros(len(ROWS), 2),))
+        self.value = loss(net, batch)
+
+
+def by_hand(run: Asked, targets: Tensor, weight: Tensor, beta: float) -> float:
+    """Mean of weight (CE + 3 log(1 - <t, p>)) after t <- beta t + (1 - beta) p, in float64."""
+    total = 0.0
+    for k, row in enumerate(ROWS.tolist()):
+        p = run.logits[k].double().softmax(0)
+        t = beta * targets[row].double() + (1 - beta) * p
+        total += float(weight[row] * (-p[run.y[row]].log() + 3 * (1 - t @ p).log()))
+    return total / len(ROWS)
+
+
+def test_the_tuning_learns_by_cross_entropy_and_elrs_pull_with_targets_that_move() -> None:
+    run = Asked()
+    METHODS["turn"]().tune_epoch(run)  # type: ignore[attr-defined]
+    assert abs(float(run.value) - by_hand(run, torch.zeros(N, C), torch.ones(N), 0.7)) < 1e-5
+    torch.testing.assert_close(run.ledger[TARGET][ROWS], 0.3 * run.logits.softmax(1))
+    torch.testing.assert_close(run.ledger["p_clean"], 1 - run.wrong)
+
+
+def test_a_probe_of_tuned_features_weighs_each_label_by_how_probably_it_is_right_and_moves_no_target() -> None:
+    run, method = Asked(), METHODS["turn"]()
+    method.tune_epoch(run)  # type: ignore[attr-defined]
+    before, run.touched = run.ledger[TARGET].clone(), True
+    method.probe_epoch(run)  # type: ignore[attr-defined]
+    assert run.plan is None, "it learns from every sample, so that it can bear witness"
+    assert abs(float(run.value) - by_hand(run, before, 1 - run.wrong, 1.0)) < 1e-5
+    assert torch.equal(run.ledger[TARGET], before)
+
+
+def test_the_first_probe_learns_by_gce_alone() -> None:
+    run = Asked()
+    METHODS["turn"]().probe_epoch(run)  # type: ignore[attr-defined]
+    p = run.logits.double().softmax(1)[torch.arange(len(ROWS)), run.y[ROWS]]
+    assert abs(float(run.value) - float(((1 - p**0.7) / 0.7).mean())) < 1e-5
+
+
+def test_the_papers_preset_has_no_pull() -> None:
+    run, paper = Asked(), METHODS["turn"].presets["paper"]("vit")
+    run.ledger.write("late_loss", torch.rand(N))
+    run.score = lambda fn, net: torch.rand(N, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
+    paper.tune_epoch(run)  # type: ignore[attr-defined]
+    assert TARGET not in run.ledger
+    p = run.logits.double().softmax(1)[torch.arange(len(ROWS)), run.y[ROWS]]
+    assert abs(float(run.value) + float(p.log().mean())) < 1e-5
