@@ -14,8 +14,8 @@ Differs from the paper, by default (the evidence is in dev/LOG.md):
   cleansings instead of four;
 - the head that is fine-tuned begins at zero, not at the probe's, whose large scores wreck the first steps;
 - what is delivered: the tuned backbone under a last probe on all labels, by ELR's loss with the targets of the tuning;
-  the probes of tuned features decay their weights strongly, because a head learns wrong labels from tuned features
-  that it does not learn from frozen ones;
+  it decays its weights strongly, because a head learns wrong labels from tuned features that it does not learn from
+  frozen ones;
 - EM runs until it converges: after the ten iterations of DivideMix's settings the low component is still too wide;
 - every trusted sample is used, rescue for poor classes, the guard of spec 1.5, BatchNorm's statistics frozen, AdamW
   with warm-up and cosine at a rate that suits the backbone.
