@@ -251,58 +251,67 @@ def _expectation_maximisation(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """EM on all active classes; a class stops by itself, as if it were fitted alone.
 
-    Of two components one share is enough: the other is what is left to one. Squares are taken around the mean before
-    the step, so that an iteration is one pass over the losses.
+    Losses are centred by class first. Of two components one share is enough: what the other has is what is left of
+    sums that stay the same in all iterations.
     """
     mean, variance, weight = begun
+    ends = torch.cumsum(size, 0)
+    centre = _sums(x, ends - size) / size
+    x = x - centre.repeat_interleave(size)
+    squares = _sums(x * x, ends - size)
+    mean = mean - centre[:, None]
     bound = torch.full((len(size),), -torch.inf, dtype=x.dtype)
     active = active.clone()
     for _ in range(max_iter):
         if not active.any():
             break
-        share, first, second, total = _moments(x, size, mean, variance, weight)
-        n = share + 10 * torch.finfo(x.dtype).eps
-        step = first / n
-        new_variance = (second / n - step**2).clamp(min=0) + reg_covar
+        constant = torch.log(weight.clamp(min=1e-300)) - 0.5 * (mean.square() / variance + torch.log(variance))
+        slope, curve = mean / variance, -0.5 / variance
+        share, first, second, left = _moments(x, size, *((v[:, 1] - v[:, 0]) for v in (constant, slope, curve)))
+        n = torch.stack([share, size - share], 1).clamp(min=0) + 10 * torch.finfo(x.dtype).eps
+        moved = torch.stack([first, -first], 1) / n
+        around = torch.stack([second, squares - second], 1) / n
+        now = constant[:, 0] - 0.5 * LOG_2_PI + (curve[:, 0] * squares + left) / size
         on = active[:, None]
-        mean = torch.where(on, mean + step, mean)
-        variance = torch.where(on, new_variance, variance)
+        mean = torch.where(on, moved, mean)
+        variance = torch.where(on, (around - moved.square()).clamp(min=0) + reg_covar, variance)
         weight = torch.where(on, n / n.sum(1, keepdim=True), weight)
-        now = total / size
         done = (now - bound).abs() < tol
         bound = torch.where(active, now, bound)
         active &= ~done
-    return mean, variance, weight
+    return mean + centre[:, None], variance, weight
 
 
 def _moments(
-    x: Tensor, size: Tensor, mean: Tensor, variance: Tensor, weight: Tensor
+    x: Tensor, size: Tensor, constant: Tensor, slope: Tensor, curve: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By class: sums of the shares, of shares times distance and times its square [C 2], and of log-likelihoods [C]."""
-    one, ends = x.new_zeros(3, len(size), 2), torch.cumsum(size, 0)
-    total = x.new_zeros(len(size))
-    constant = torch.log(weight.clamp(min=1e-300)) - 0.5 * (torch.log(variance) + LOG_2_PI)
-    steep = -0.5 / variance
+    """Sums by class [C]: of the first component's shares, of shares times x and times x^2, and of log(1 + odds).
+
+    Args:
+        x: Centred losses, by class.
+        size: Of the classes.
+        constant: With `slope` and `curve`, the log odds of the second component, a polynomial in x.
+        slope: As `constant`.
+        curve: As `constant`.
+    """
+    out, ends = x.new_zeros(4, len(size)), torch.cumsum(size, 0)
     for begin in range(0, len(x), ROWS):
         part = x[begin : begin + ROWS]
         # The classes of this part, and where each begins in it; only a class larger than a part is cut.
         low = int(torch.searchsorted(ends, begin, right=True))
         high = int(torch.searchsorted(ends, begin + len(part), right=False)) + 1
         start = (ends[low:high] - size[low:high] - begin).clamp(min=0)
-        y = torch.arange(low, high).repeat_interleave((ends[low:high] - begin).clamp(max=len(part)) - start)
-        far = [part - mean[:, k][y] for k in (0, 1)]
-        square = [d * d for d in far]
-        joint = [torch.addcmul(constant[:, k][y], steep[:, k][y], square[k]) for k in (0, 1)]
-        less = joint[1] - joint[0]
-        tail = less.abs().neg_().exp_()
-        total[low:high] += _sums(torch.maximum(*joint).add_(torch.log1p(tail)), start)
-        small = tail / (1 + tail)
-        share = [torch.where(less > 0, small, 1 - small), torch.where(less > 0, 1 - small, small)]
-        for k in (0, 1):
-            one[0, low:high, k] += _sums(share[k], start)
-            one[1, low:high, k] += _sums(share[k] * far[k], start)
-            one[2, low:high, k] += _sums(share[k] * square[k], start)
-    return one[0], one[1], one[2], total
+        count = (ends[low:high] - begin).clamp(max=len(part)) - start
+        of = [v[low:high].repeat_interleave(count) for v in (curve, slope, constant)]
+        odds = torch.addcmul(of[2], torch.addcmul(of[1], of[0], part), part)
+        tail = odds.abs().neg_().exp_()
+        out[3, low:high] += _sums(torch.log1p(tail).add_(odds.clamp(min=0)), start)
+        small = tail.div_(1 + tail)
+        share = torch.where(odds > 0, small, 1 - small)
+        for k in range(3):
+            out[k, low:high] += _sums(share, start)
+            share = share * part
+    return out[0], out[1], out[2], out[3]
 
 
 def _log_joint(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor) -> Float[Tensor, "N 2"]:
