@@ -174,7 +174,7 @@ def test_neighbours_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytes
     mean = torch.from_numpy(x).mean(0)
     unit = functional.normalize(torch.from_numpy(x) - mean, dim=1)
     all_pairs = (unit @ unit.T).fill_diagonal_(-2)
-    for size in (96_000_000, 4 * 200 * 7):
+    for size in (96_000_000, 8 * 23 * 23, 8 * 2 * 2):
         monkeypatch.setattr("cleantune.neighbours.BLOCK_BYTES", size)
         graph = neighbour_graph(x, mean, 5)
         assert torch.allclose(graph.similarity, all_pairs.topk(5).values, atol=1e-5)

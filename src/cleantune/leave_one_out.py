@@ -73,45 +73,56 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
         x, target = _block(features, y, prior, mean, std, start)
         gram.addmm_(x.T, x)
         cross.addmm_(x.T, target)
-    values, vectors = torch.linalg.eigh(gram.double())
-    values, vectors = values.clamp(min=0).float(), vectors.float()
+    values, vectors = torch.linalg.eigh(gram)  # the least penalty is far above float32's error
+    values = values.clamp(min=0)
     rotated = vectors.T @ cross
-    penalty, error = _best_penalty(features, y, prior, mean, std, values, vectors, rotated)
+    seen: dict[int, Tensor] = {}
+    penalty, error = _best_penalty(features, y, prior, mean, std, values, vectors, rotated, seen)
     inverse = 1 / (values + penalty)
+    weight = inverse[:, None] * rotated
     loo = torch.empty(count, classes)
     for start in range(0, count, BLOCK):
-        x, target = _block(features, y, prior, mean, std, start)
-        loo[start : start + len(x)] = _left_out(x @ vectors, target, inverse, rotated, count) + prior
-    return Ridge(loo, vectors @ (inverse[:, None] * rotated), prior, mean, std, penalty, error)
+        z = seen.pop(start, None)
+        if z is None:
+            z = _block(features, y, prior, mean, std, start)[0] @ vectors
+        target = _target(y, prior, start)
+        loo[start : start + len(z)] = _left_out(z @ weight, z.square() @ inverse, target, count) + prior
+    return Ridge(loo, vectors @ weight, prior, mean, std, penalty, error)
 
 
 def _block(features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, start: int) -> tuple[Tensor, Tensor]:
     part = features[start : start + BLOCK]
     x = part.float() if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
-    target = functional.one_hot(y[start : start + len(x)], len(prior)).float() - prior
-    return (x - mean) / std, target
+    return (x - mean) / std, _target(y, prior, start)
 
 
-def _left_out(z: Tensor, target: Tensor, inverse: Tensor, rotated: Tensor, count: int) -> Tensor:
-    own = (z.square() @ inverse + 1 / count).clamp(max=0.999)[:, None]
-    return (z @ (inverse[:, None] * rotated) - own * target) / (1 - own)
+def _target(y: Tensor, prior: Tensor, start: int) -> Tensor:
+    return functional.one_hot(y[start : start + BLOCK], len(prior)).float() - prior
+
+
+def _left_out(score: Tensor, leverage: Tensor, target: Tensor, count: int) -> Tensor:
+    own = (leverage + 1 / count).clamp(max=0.999)[:, None]
+    return (score - own * target) / (1 - own)
 
 
 def _best_penalty(
-    features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, values: Tensor, vectors: Tensor, rotated: Tensor
-) -> tuple[float, float]:
+    features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, values: Tensor, vectors: Tensor,
+    rotated: Tensor, seen: dict[int, Tensor],
+) -> tuple[float, float]:  # fmt: skip
+    """The penalty and its error; blocks turned into the eigenvectors' directions stay in `seen`, by first row."""
     starts = range(0, len(y), BLOCK)
     some = list(starts)[:: max(1, len(starts) * BLOCK // TRIED)]
-    errors, seen = torch.zeros(len(PENALTIES), dtype=torch.float64), 0
+    inverses = 1 / (values[:, None] + torch.tensor(PENALTIES))
+    errors = torch.zeros(len(PENALTIES), dtype=torch.float64)
     for start in some:
         x, target = _block(features, y, prior, mean, std, start)
-        z = x @ vectors
-        seen += len(x)
-        for k, penalty in enumerate(PENALTIES):
-            residual = _left_out(z, target, 1 / (values + penalty), rotated, len(y)) - target
-            errors[k] += residual.square().sum().double()
+        seen[start] = z = x @ vectors
+        leverages = z.square() @ inverses
+        for k in range(len(PENALTIES)):
+            score = z @ (inverses[:, k, None] * rotated)
+            errors[k] += (_left_out(score, leverages[:, k], target, len(y)) - target).square().sum().double()
     k = int(errors.argmin())
-    return PENALTIES[k], float(errors[k] / seen)
+    return PENALTIES[k], float(errors[k] / sum(map(len, seen.values())))
 
 
 def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,16 +62,29 @@ def neighbour_graph(
     if approximate if approximate is not None else count > EXACT:
         return _approximate(features, mean, k, progress)
     x = torch.cat([unit(features, mean, s, min(s + 65536, count)) for s in range(0, count, 65536)])
-    block = max(1, min(4096, BLOCK_BYTES // (4 * count)))
-    index = torch.empty(count, k, dtype=torch.int64)
-    similarity = torch.empty(count, k)
-    for start in range(0, count, block):
-        rows = torch.arange(start, min(start + block, count))
-        cosine = x[rows] @ x.T
-        cosine[torch.arange(len(rows)), rows] = -torch.inf
-        similarity[rows], index[rows] = cosine.topk(k, dim=1)
+    block = -(-count // -(-count // max(1, math.isqrt(BLOCK_BYTES // 8))))
+    index = torch.zeros(count, k, dtype=torch.int64)
+    similarity = torch.full((count, k), -torch.inf)
+
+    def offer(rows: slice, cosine: Tensor, first: int) -> None:
+        value, place = cosine.topk(min(k, cosine.shape[1]), dim=1)
+        value, place = torch.cat([similarity[rows], value], 1), torch.cat([index[rows], place + first], 1)
+        similarity[rows], best = value.topk(k, dim=1)
+        index[rows] = place.gather(1, best)
+
+    starts = range(0, count, block)
+    for j, start in enumerate(starts):
+        rows = slice(start, start + block)
+        for other in starts[j:]:  # each pair of blocks once: a cosine is that of both
+            cosine = x[rows] @ x[other : other + block].T
+            if other == start:
+                cosine.fill_diagonal_(-torch.inf)
+            else:
+                offer(slice(other, other + block), cosine.T.contiguous(), start)
+            offer(rows, cosine, other)
         if progress is not None:
-            progress(int(rows[-1]) + 1, count)
+            left = len(starts) - 1 - j
+            progress(round(count * (1 - left * (left + 1) / (len(starts) * (len(starts) + 1)))), count)
     return Graph(index, similarity, 1.0)
 
 
