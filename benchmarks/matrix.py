@@ -98,7 +98,8 @@ def run(name: str, block: Block, data: Data, out: Path, model: Path) -> None:
     options = dict(data.options)
     cleantune.compare(
         options.pop("data"), str(model), out=out / name, methods=block.methods, scopes=[block.scope],
-        noises=block.noises or data.noises, seeds=block.seeds, resume=(out / name).is_dir(), **options,
+        noises=block.noises or data.noises, seeds=block.seeds, tune=block.scope == "head",
+        resume=(out / name).is_dir(), **options,
     )  # fmt: skip
 
 
