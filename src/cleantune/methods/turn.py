@@ -87,7 +87,7 @@ class TURN:
     """Never call a loss above the high component's mean clean."""
     probe: Stage = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
     """The head on cached features."""
-    tune: Stage = Stage(epochs=2, learning_rate=3e-4, batch_size=64, warmup=0.1)
+    tune: Stage = Stage(epochs=2, learning_rate=3e-4, batch_size=64, warmup=0.1, rate_width=1280)
     """Backbone and head on what is trusted; each epoch begins with a cleansing."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
