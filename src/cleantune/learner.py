@@ -51,9 +51,13 @@ def standardisation(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, "
 
 def _blocks(features: Any, count: int) -> Any:
     for start in range(0, count, _BLOCK):
-        block = features[start : start + _BLOCK]
-        # A memory map is copied: torch has no tensors that must not be written to.
-        yield block.float() if isinstance(block, Tensor) else torch.from_numpy(np.require(block, np.float32, "W"))
+        yield floats(features[start : start + _BLOCK])
+
+
+def floats(block: Any) -> Float[Tensor, ...]:
+    """A block of numbers as float32, a copy where it has to be: of memory maps, and of other types."""
+    # Torch has no tensors that must not be written to.
+    return block.float() if isinstance(block, Tensor) else torch.from_numpy(np.require(block, np.float32, "W"))
 
 
 class LinearHead(nn.Module):

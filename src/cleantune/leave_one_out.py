@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from cleantune.cutoff import fit_noise, fitted_rows
-from cleantune.learner import standardisation
+from cleantune.learner import floats, standardisation
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 """l that are tried, for standardised features."""
@@ -70,9 +69,9 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     prior = torch.bincount(y, minlength=classes).float() / count
     gram, cross = torch.zeros(width, width), torch.zeros(width, classes)
     for start in range(0, count, BLOCK):
-        x, target = _block(features, y, prior, mean, std, start)
+        x = _block(features, mean, std, start)
         gram.addmm_(x.T, x)
-        cross.addmm_(x.T, target)
+        cross.addmm_(x.T, _target(y, prior, start))
     values, vectors = torch.linalg.eigh(gram)  # the least penalty is far above float32's error
     values = values.clamp(min=0)
     rotated = vectors.T @ cross
@@ -84,16 +83,14 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     for start in range(0, count, BLOCK):
         z = seen.pop(start, None)
         if z is None:
-            z = _block(features, y, prior, mean, std, start)[0] @ vectors
+            z = _block(features, mean, std, start) @ vectors
         target = _target(y, prior, start)
         loo[start : start + len(z)] = _left_out(z @ weight, z.square() @ inverse, target, count) + prior
     return Ridge(loo, vectors @ weight, prior, mean, std, penalty, error)
 
 
-def _block(features: Any, y: Tensor, prior: Tensor, mean: Tensor, std: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    part = features[start : start + BLOCK]
-    x = part.float() if isinstance(part, Tensor) else torch.from_numpy(np.array(part, dtype=np.float32))
-    return (x - mean) / std, _target(y, prior, start)
+def _block(features: Any, mean: Tensor, std: Tensor, start: int) -> Tensor:
+    return (floats(features[start : start + BLOCK]) - mean) / std
 
 
 def _target(y: Tensor, prior: Tensor, start: int) -> Tensor:
@@ -115,8 +112,8 @@ def _best_penalty(
     inverses = 1 / (values[:, None] + torch.tensor(PENALTIES))
     errors = torch.zeros(len(PENALTIES), dtype=torch.float64)
     for start in some:
-        x, target = _block(features, y, prior, mean, std, start)
-        seen[start] = z = x @ vectors
+        target = _target(y, prior, start)
+        seen[start] = z = _block(features, mean, std, start) @ vectors
         leverages = z.square() @ inverses
         for k in range(len(PENALTIES)):
             score = z @ (inverses[:, k, None] * rotated)
@@ -211,7 +208,7 @@ def separation(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float
     """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: 3 * THIRD]
     thirds = [part.sort().values for part in order.chunk(3)]
-    xs = [torch.from_numpy(np.array(features[part.numpy()], dtype=np.float32)) for part in thirds]
+    xs = [floats(features[part.numpy()]) for part in thirds]
     mean, std = torch.cat(xs).mean(0), torch.cat(xs).std(0)
     std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))
     xs = [(x - mean) / std for x in xs]

@@ -34,8 +34,7 @@ class Loop(State):
 
     def p_wrong(self) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment: [N]."""
-        features = self._remade("train") if self.stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
-        self._network = None
+        features = self._remade("train")["train"] if self.stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
         with self.cost.timed("score"):
             return p_wrong(features, self.y, self.classes)
 

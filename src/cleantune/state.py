@@ -107,8 +107,6 @@ class State:
         self.epoch = 0
         self.progress = 0.0
         self.phase: Phase | None = None
-        self._network: Compiled | None = None
-        """The backbone as OpenVINO computes it, while features are made again."""
         self.plan: Plan | None = None
         """What was learned from last, for whoever measures it."""
         self.left: dict[str, list[tuple[nn.Module, torch.optim.Optimizer]]] = {}
@@ -316,23 +314,26 @@ class State:
 
     def _refresh(self) -> None:
         """New features of all splits from the backbone as it is now."""
-        for split, data in self.splits.items():
-            self.splits[split] = replace(data, features=FeatureSource(self._remade(split)))
-        self._network = None
+        for split, features in self._remade(*self.splits).items():
+            self.splits[split] = replace(self.splits[split], features=FeatureSource(features))
         self.stale = False
 
-    def _remade(self, split: str) -> Tensor:
-        """Features of a split from the backbone as it is now."""
-        net, samples = self.whole[0], self.splits[split].samples
+    def _remade(self, *splits: str) -> dict[str, Tensor]:
+        """Features of these splits from the backbone as it is now."""
+        net, network, out = self.whole[0], None, {}
         assert len(self.whole) == 1, "heads of several nets cannot share features once their backbones differ"
-        assert samples is not None
         net.eval()
-        name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
-        with self.cost.timed(name), self._spending(account):
-            if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
-                self._network = self._network or self._compile(net, samples)
-                return self._streamed(self._network, net, samples)
-            return self._pass_over(samples, lambda _, x: net.features(x))
+        for split in splits:
+            samples = self.splits[split].samples
+            assert samples is not None
+            name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
+            with self.cost.timed(name), self._spending(account):
+                if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
+                    network = network or self._compile(net, samples)
+                    out[split] = self._streamed(network, net, samples)
+                else:
+                    out[split] = self._pass_over(samples, lambda _, x: net.features(x))
+        return out
 
     @staticmethod
     def _compile(net: Net, samples: Source) -> Compiled:

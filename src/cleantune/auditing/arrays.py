@@ -21,6 +21,7 @@ from cleantune.cutoff import (
     label_scores,
     noise_models,
 )
+from cleantune.learner import floats
 from cleantune.leave_one_out import Ridge, Separation, Stack, loo_ridge, separation, stack
 from cleantune.neighbours import Graph, Progress, neighbour_graph, outliers, votes
 
@@ -115,7 +116,7 @@ def judge_probabilities(
     """
     count, classes = p.shape
     rows = fitted_rows(count, classes)
-    some, given = tensor(p[rows.numpy()]), y[rows]
+    some, given = floats(p[rows.numpy()]), y[rows]
     models = noise_models(some, given, source)
     seen = _pass(p, y, models[0], annotators)
     score = label_scores(seen.own[:, None], torch.zeros_like(y), seen.wrong)
@@ -147,11 +148,6 @@ def judge_probabilities(
     )
 
 
-def tensor(p: Any) -> Tensor:
-    """A block of probabilities as float32."""
-    return torch.from_numpy(np.array(p, dtype=np.float32)) if not isinstance(p, Tensor) else p.float()
-
-
 @dataclass
 class _Seen:
     """What one pass over the probabilities leaves behind."""
@@ -178,7 +174,7 @@ def _pass(p: Any, y: Tensor, model: NoiseModel, annotators: np.ndarray | None) -
     experts = _experts(p, y, model, annotators, starts, block) if annotators is not None else None
     for start in starts:
         at = slice(start, min(start + block, count))
-        part, mine = tensor(p[at]), y[at]
+        part, mine = floats(p[at]), y[at]
         said = model.judge(part, mine)
         truth = said.truth if experts is None else experts[at]
         best = truth.max(1)
@@ -206,7 +202,7 @@ def _gce_mixture(own: Tensor, y: Tensor, classes: int) -> Tensor:
 def _experts(p: Any, y: Tensor, model: NoiseModel, votes_of: np.ndarray, starts: range, block: int) -> Tensor:
     from cleantune.auditing.annotators import weighed
 
-    truth = torch.cat([model.judge(tensor(p[s : s + block]), y[s : s + block]).truth for s in starts])
+    truth = torch.cat([model.judge(floats(p[s : s + block]), y[s : s + block]).truth for s in starts])
     return weighed(truth, torch.as_tensor(votes_of))
 
 
@@ -270,4 +266,4 @@ class _Spread:
         return torch.stack([(low - error[0]).clamp(min=0), (high + error[1]).clamp(max=1)])
 
 
-__all__ = ["Verdict", "contradicted", "judge_features", "judge_probabilities", "tensor"]
+__all__ = ["Verdict", "contradicted", "judge_features", "judge_probabilities"]
