@@ -146,7 +146,7 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
     return Stack(tuple(weights.detach().tolist()), bias.detach())
 
 
-def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, " N"]:
+def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int, even: float = 0.0) -> Float[Tensor, " N"]:
     """The probability that each label is wrong, as features tell it: a leave-one-out ridge probe, then the noise model.
 
     Linear in N; memory is D^2 and N x C. An audit adds neighbours' votes, which rank noise without a pattern better
@@ -156,15 +156,19 @@ def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, 
         features: [N, D], an array or memory-mapped.
         y: Given labels.
         classes: C.
+        even: The power of 1 / class size that probabilities are multiplied by: 1 says that all classes are equally
+            probable beforehand, and that a class is large because others' samples have its label; 0 that its size
+            is right.
 
     Source: ours; `cutoff` has the model.
     """
     loo = loo_ridge(features, y, classes).loo
     stacked = stack([loo], y)
+    prior = even * torch.bincount(y, minlength=classes).clamp(min=1).log()
     rows = fitted_rows(len(y), classes)
-    model = fit_noise(stacked(loo[rows]).softmax(1), y[rows])
+    model = fit_noise((stacked(loo[rows]) - prior).softmax(1), y[rows])
     parts = zip(torch.split(loo, BLOCK), torch.split(y, BLOCK), strict=True)
-    return torch.cat([model.judge(stacked(part).softmax(1), mine).p_wrong for part, mine in parts])
+    return torch.cat([model.judge((stacked(part) - prior).softmax(1), mine).p_wrong for part, mine in parts])
 
 
 class Separation(NamedTuple):

@@ -32,11 +32,11 @@ class Loop(State):
         with self.cost.timed("score"), self._spending("forwards"):
             return self._look("train", fn, list(nets))
 
-    def p_wrong(self) -> Float[Tensor, " N"]:
+    def p_wrong(self, even: float = 0.0) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment: [N]."""
         features = self._remade("train")["train"] if self.stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
         with self.cost.timed("score"):
-            return p_wrong(features, self.y, self.classes)
+            return p_wrong(features, self.y, self.classes, even)
 
     def learn(
         self,

@@ -13,6 +13,9 @@ from cleantune.errors import UserError, nearest
 RESCUED = 5
 """A class that keeps fewer samples than this is filled up to it with its lowest losses (spec 1.6, rule 4)."""
 
+LIFTED = 10.0
+"""A sample of a small class counts at the most this many times what one of a mean class does."""
+
 
 def rescue(
     keep: Bool[Tensor, " N"], losses: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, smallest: int = RESCUED
@@ -69,6 +72,42 @@ def smallest_by_class(
     keep = torch.zeros(len(y), dtype=torch.bool)
     keep[order[rank < each]] = True
     return keep
+
+
+def evened(trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even: float) -> Float[Tensor, " N"]:
+    """Weights that make classes count alike: a sample's trust times (mean / its class's trust)^even, LIFTED at the most.
+
+    They keep the sum of the trust where no class meets the limit. With even 1 every class weighs the same, with 0 as
+    much as it is trusted.
+
+    Source: ours, in the place of the paper's N = min_c |D_c|, which evens out by leaving out.
+    """
+    if even == 0:
+        return trust
+    mass = torch.zeros(classes, dtype=trust.dtype).index_add_(0, y, trust)
+    there = mass > 0
+    factor = (mass[there].mean() / mass.clamp(min=1e-9)).pow(even).clamp(max=LIFTED)
+    out = trust * factor[y]
+    return out * (trust.sum() / out.sum().clamp(min=1e-9))
+
+
+def within_share(wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even: float) -> Bool[Tensor, " N"]:
+    """Whether a label is among the least suspicious of its class that the class has room for.
+
+    Class c can have no more right labels than it has samples, and these are N n_c^(1 - even) / sum of that: with even 1
+    all classes are equally large, with 0 as large as their labels say, and then all have room.
+
+    Source: ours; UNICON (arXiv:2203.14542) gives each class equal room as well.
+    """
+    size = torch.bincount(y, minlength=classes)
+    there = size > 0
+    share = torch.where(there, size.clamp(min=1).double().pow(1 - even), torch.zeros(()))
+    room = (len(y) * share / share.sum()).ceil().long()
+    order = torch.argsort(wrong, stable=True)
+    order = order[torch.argsort(y[order], stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(y)) - (torch.cumsum(size, 0) - size)[y[order]]
+    return rank < room[y]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cleantune import losses
@@ -35,7 +37,7 @@ from cleantune.methods.nmtune import NMTune
 from cleantune.methods.table8 import paper_probe, paper_tune
 from cleantune.mixture import Normalise, class_mixtures
 from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Plan, Run, Scope, Stage
-from cleantune.selection import balanced, parse_balance, rescue
+from cleantune.selection import balanced, evened, parse_balance, rescue, within_share
 
 HALF = 0.5
 """A label is trusted where it is more probably right than wrong."""
@@ -59,6 +61,9 @@ class TURN:
     """With the mixture: a label is trusted above this probability of being right."""
     balance: str = "all"
     """How the classes are evened out: all, quantile:RHO, floor:K or strict (the paper's minimum)."""
+    even: Annotated[float, Interval(0.0, 1.0)] = 1.0
+    """How far classes of different size count alike, in the losses and in the verdict on labels: 1 wholly, 0 by their
+    size. With `select = "posterior"`."""
     reprobe: bool = True
     """Judge each time by a fresh probe on the features of the moment, and deliver the last one; false: the tuned model
     judges, as in the paper."""
@@ -94,6 +99,7 @@ class TURN:
         "paper": lambda backbone: TURN(
             select="mixture",
             balance="strict",
+            even=0.0,
             reprobe=False,
             average=False,
             strength=0.0,
@@ -131,7 +137,10 @@ class TURN:
     def probe_epoch(self, run: Run) -> None:
         """Step 1: one pass of GCE over every sample; of tuned features each label by how probably it is right."""
         if not (run.touched and self.probes_judge):
-            run.learn(run.net, self.probe_loss if self.head == "linear" else self.nmtune().learned(run))
+            first: Callable[..., Tensor | Parts] = (
+                self.probe_loss if self.head == "linear" else self.nmtune().learned(run)
+            )
+            run.learn(run.net, weighed(first, self.weight(run, torch.ones(len(run.y)))))
             return
         # With beta 1 ELR's targets stay what the tuning made of them.
         of: Callable[..., Tensor | Parts] = (
@@ -139,10 +148,7 @@ class TURN:
             if self.head == "linear"
             else replace(self.nmtune(), loss="elr", beta=1.0).learned(run)
         )
-        p_clean = run.ledger["p_clean"].float()
-        run.learn(
-            run.net, lambda net, batch: of(net, batch._replace(weight=p_clean[batch.rows].to(batch.weight.device)))
-        )
+        run.learn(run.net, weighed(of, self.weight(run, run.ledger["p_clean"].float())))
 
     def nmtune(self) -> NMTune:
         """What the probes learn by where their head has an MLP."""
@@ -159,17 +165,23 @@ class TURN:
     def tune_epoch(self, run: Run) -> None:
         """Step 2: cleanse, then learn from the trusted."""
         if self.probes_judge and self.select == "posterior":
-            wrong = run.p_wrong()
-            keep = rescue(wrong < HALF, wrong, run.y, run.classes)
-            run.ledger.write("p_clean", 1 - wrong)
+            wrong = run.p_wrong(self.even)
+            share = within_share(wrong, run.y, run.classes, self.even)
+            keep = rescue(share & (wrong < HALF), wrong, run.y, run.classes)
+            run.ledger.write("p_clean", (1 - wrong) * share)
         else:
             keep = self.cleansed(run)
-        plan = Plan.of(balanced(keep, run.y, run.classes, parse_balance(self.balance), run.rng))
+        kept = balanced(keep, run.y, run.classes, parse_balance(self.balance), run.rng)
+        plan = Plan(kept, self.weight(run, kept.float()))
         if self.probes_judge and TARGET not in run.ledger:
             run.ledger.begin(TARGET, run.classes)
         run.learn(
             run.net, self.pull.loss(run) if self.probes_judge else self.tune_loss, plan, passes=self.visits(run, plan)
         )
+
+    def weight(self, run: Run, trust: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+        """What each sample counts: its trust, evened out over the classes."""
+        return evened(trust, run.y, run.classes, self.even if self.select == "posterior" else 0.0)
 
     def cleansed(self, run: Run) -> Tensor:
         """Whether the mixture of its class trusts each label [N], with the rescue."""
@@ -209,3 +221,8 @@ class TURN:
     def tune_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
         """Mean cross-entropy of the batch."""
         return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
+
+
+def weighed(loss: Callable[..., Tensor | Parts], weight: Float[Tensor, " N"]) -> Callable[..., Tensor | Parts]:
+    """The loss with each sample's weight, in the place of the plan's."""
+    return lambda net, batch: loss(net, batch._replace(weight=weight[batch.rows].to(batch.weight.device)))
