@@ -136,6 +136,18 @@ def test_the_probability_of_a_wrong_label_is_that_of_the_noise_model_fitted_to_l
     torch.testing.assert_close(p_wrong(x.astype(np.float16), y, 3), expected, atol=5e-3, rtol=0)
 
 
+def test_where_classes_are_said_to_be_alike_a_class_swollen_by_others_samples_is_doubted_more() -> None:
+    """A rule gave half of two classes to a third: of their sizes nothing is left of the truth, three times 300."""
+    g = torch.Generator().manual_seed(0)
+    true = torch.arange(900) % 3
+    x = 1.4 * torch.eye(8)[true] + torch.randn(900, 8, generator=g)
+    y = torch.where(torch.rand(900, generator=g) < 0.5, torch.zeros_like(true), true)
+    by_size, alike = (p_wrong(x, y, 3, even) for even in (0.0, 1.0))
+    right = lambda wrong: float(((wrong > 0.5) == (y != true)).float().mean())  # noqa: E731
+    assert right(alike) > right(by_size) + 0.1
+    assert float(alike[y == 0].mean()) > float(by_size[y == 0].mean())
+
+
 def test_what_is_said_is_a_probability_even_of_a_class_of_one_sample_and_features_that_never_vary() -> None:
     x, y = blobs()
     y[0] = 3

@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.errors import UserError
-from cleantune.selection import All, Floor, Quantile, Strict, balanced, parse_balance, rescue
+from cleantune.selection import (
+    LIFTED,
+    All,
+    Floor,
+    Quantile,
+    Strict,
+    balanced,
+    evened,
+    parse_balance,
+    rescue,
+    within_share,
+)
 
 C = 6
 
@@ -118,3 +129,40 @@ def test_a_balance_is_read_from_its_spelling(text: str, rule: object) -> None:
 def test_a_wrong_balance_is_refused_by_name(text: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         parse_balance(text)
+
+
+@given(seed=st.integers(0, 200), even=st.sampled_from([0.0, 0.5, 1.0]))
+def test_evened_weights_keep_the_whole_and_weigh_a_class_by_its_trust_to_the_power_of_one_less_even(
+    seed: int, even: float
+) -> None:
+    _, trust, y = random_cut(seed)
+    weight = evened(trust.double(), y, C, even)
+    before, after = (torch.zeros(C).double().index_add_(0, y, w.double()) for w in (trust, weight))
+    there = before > 0
+    assert float(weight.sum()) == pytest.approx(float(trust.sum()))
+    if float(before[there].mean() / before[there].min()) ** even < LIFTED:
+        ratio = after[there] / before[there].pow(1 - even)
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
+
+
+def test_a_sample_of_a_tiny_class_is_lifted_to_a_limit_and_a_class_without_trust_has_no_weight() -> None:
+    y = torch.tensor([0] * 999 + [1] + [2] * 500)
+    trust = torch.ones(1500)
+    trust[y == 2] = 0
+    weight = evened(trust, y, 4, 1.0)
+    assert float(weight[999] / weight[0]) == pytest.approx(LIFTED / (500 / 999))
+    assert float(weight[y == 2].sum()) == 0
+
+
+@given(seed=st.integers(0, 200), even=st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_class_has_room_for_its_share_of_labels_and_the_least_suspicious_fill_it(seed: int, even: float) -> None:
+    _, wrong, y = random_cut(seed)
+    inside, size = within_share(wrong, y, C, even), torch.bincount(y, minlength=C).tolist()
+    total = sum(n ** (1 - even) for n in size if n)
+    for c, n in enumerate(size):
+        room = -(-len(y) * n ** (1 - even) // total) if n else 0
+        assert abs(int(inside[y == c].sum()) - min(n, room)) <= (even == 0.5)  # a hair of rounding may decide
+        if n and not inside[y == c].all():
+            assert wrong[(y == c) & inside].max() <= wrong[(y == c) & ~inside].min()
+    if even == 0:
+        assert inside.all()

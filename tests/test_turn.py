@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +29,10 @@ class Asked:
         self.logits = 2 * torch.randn(len(ROWS), C, generator=g)
         self.net: Any = lambda x: Output(self.logits, x, x)
         self.plan: Plan | None = None
-        self.value = torch.zeros(())
+        self.value, self.even = torch.zeros(()), 0.0
 
-    def p_wrong(self) -> Tensor:
+    def p_wrong(self, even: float = 0.0) -> Tensor:
+        self.even = even
         return self.wrong
 
     def learn(self, net: nn.Module, loss: Callable[..., Tensor], plan: Plan | None = None, **_: Any) -> None:
@@ -48,12 +51,21 @@ def by_hand(run: Asked, targets: Tensor, weight: Tensor, beta: float) -> float:
     return total / len(ROWS)
 
 
+def alike(trust: Tensor, y: Tensor) -> Tensor:
+    """The trust of each sample, times what makes the sums of all classes equal and keeps the whole."""
+    return torch.stack([t * trust.sum() / C / trust[y == c].sum() for t, c in zip(trust, y, strict=True)])
+
+
 def test_the_tuning_learns_by_cross_entropy_and_elrs_pull_with_targets_that_move() -> None:
     run = Asked()
     METHODS["turn"]().tune_epoch(run)  # type: ignore[attr-defined]
     assert abs(float(run.value) - by_hand(run, torch.zeros(N, C), torch.ones(N), 0.7)) < 1e-5
     torch.testing.assert_close(run.ledger[TARGET][ROWS], 0.3 * run.logits.softmax(1))
-    torch.testing.assert_close(run.ledger["p_clean"], 1 - run.wrong)
+    room = torch.tensor([int((run.wrong[run.y == c] < w).sum()) < 3 for w, c in zip(run.wrong, run.y, strict=True)])
+    torch.testing.assert_close(run.ledger["p_clean"], (1 - run.wrong) * room)
+    assert run.even == 1.0
+    assert run.plan is not None
+    torch.testing.assert_close(run.plan.weight, alike(run.plan.keep.float(), run.y))
 
 
 def test_a_probe_of_tuned_features_weighs_each_label_by_how_probably_it_is_right_and_moves_no_target() -> None:
@@ -62,15 +74,23 @@ def test_a_probe_of_tuned_features_weighs_each_label_by_how_probably_it_is_right
     before, run.touched = run.ledger[TARGET].clone(), True
     method.probe_epoch(run)  # type: ignore[attr-defined]
     assert run.plan is None, "it learns from every sample, so that it can bear witness"
-    assert abs(float(run.value) - by_hand(run, before, 1 - run.wrong, 1.0)) < 1e-5
+    assert abs(float(run.value) - by_hand(run, before, alike(run.ledger["p_clean"], run.y), 1.0)) < 1e-5
     assert torch.equal(run.ledger[TARGET], before)
 
 
-def test_the_first_probe_learns_by_gce_alone() -> None:
+@pytest.mark.parametrize("even", [0.0, 1.0])
+def test_the_first_probe_learns_by_gce_alone_and_weighs_classes_alike_where_asked(even: float) -> None:
     run = Asked()
-    METHODS["turn"]().probe_epoch(run)  # type: ignore[attr-defined]
+    replace(METHODS["turn"](), even=even).probe_epoch(run)  # type: ignore[attr-defined, type-var]
     p = run.logits.double().softmax(1)[torch.arange(len(ROWS)), run.y[ROWS]]
-    assert abs(float(run.value) - float(((1 - p**0.7) / 0.7).mean())) < 1e-5
+    weight = alike(torch.ones(N), run.y)[ROWS] if even else torch.ones(len(ROWS))
+    assert abs(float(run.value) - float((weight * (1 - p**0.7) / 0.7).mean())) < 1e-5
+
+
+def test_the_paper_preset_and_the_mixture_weigh_no_class() -> None:
+    run, paper = Asked(), METHODS["turn"].presets["paper"]("vit")
+    for method in (paper, replace(METHODS["turn"](), select="mixture")):  # type: ignore[type-var]
+        assert torch.equal(method.weight(run, torch.ones(N)), torch.ones(N))  # type: ignore[attr-defined]
 
 
 def test_the_papers_preset_has_no_pull() -> None:

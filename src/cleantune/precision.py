@@ -27,8 +27,9 @@ _BFLOAT16_GAIN = 1.25
 """bfloat16 costs digits: it must be this much faster to be chosen."""
 _LAYOUT_GAIN = 1.05
 """The layout costs nothing, but a tie shall fall to the same side every time."""
-_SECONDS_A_PASS = 0.1
-"""The probe's batch is cut so that one pass takes about this long."""
+_SECONDS_A_PASS = {False: 0.1, True: 0.4}
+"""The probe's batch is cut so that one pass takes about this long; of training longer, since with few samples the casts
+of the weights hide what bfloat16 gains."""
 _SECONDS_A_PROBE = 2.0
 """No round of timings begins after this."""
 
@@ -175,8 +176,8 @@ def _part(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], training: 
     count = min(2, total)
     while True:
         seconds = _race({None: _pass(backbone, _head(inputs, count), Precision(), training)}, rounds=1)[None]
-        if count == total or seconds > _SECONDS_A_PASS / 4:
-            return _head(inputs, max(1, min(total, int(count * 2 * _SECONDS_A_PASS / seconds))))
+        if count == total or seconds > _SECONDS_A_PASS[training] / 4:
+            return _head(inputs, max(1, min(total, int(count * 2 * _SECONDS_A_PASS[training] / seconds))))
         count = min(4 * count, total)  # what a pass costs whatever it carries hides what a sample costs
 
 

@@ -75,7 +75,7 @@ def smallest_by_class(
 
 
 def evened(trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even: float) -> Float[Tensor, " N"]:
-    """Weights that make classes count alike: a sample's trust times (mean / its class's trust)^even, LIFTED at the most.
+    """Weights that make classes count alike: the trust times (mean / the class's trust)^even, LIFTED at the most.
 
     They keep the sum of the trust where no class meets the limit. With even 1 every class weighs the same, with 0 as
     much as it is trusted.
