@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cleantune.ledger import Ledger
 from cleantune.methods import METHODS
 from cleantune.methods.elr import TARGET
-from cleantune.records import Batch, Output, Plan
+from cleantune.records import Batch, Output, Parts, Plan
 
 N, C, ROWS = 8, 3, torch.tensor([5, 0, 2])
 
@@ -29,7 +29,8 @@ class Asked:
         self.logits = 2 * torch.randn(len(ROWS), C, generator=g)
         self.net: Any = lambda x: Output(self.logits, x, x)
         self.plan: Plan | None = None
-        self.value, self.even = torch.zeros(()), 0.0
+        self.value: Tensor | Parts = torch.zeros(())
+        self.even = 0.0
 
     def p_wrong(self, even: float = 0.0) -> Tensor:
         self.even = even
@@ -85,6 +86,23 @@ def test_the_first_probe_learns_by_gce_alone_and_weighs_classes_alike_where_aske
     p = run.logits.double().softmax(1)[torch.arange(len(ROWS)), run.y[ROWS]]
     weight = alike(torch.ones(N), run.y)[ROWS] if even else torch.ones(len(ROWS))
     assert abs(float(run.value) - float((weight * (1 - p**0.7) / 0.7).mean())) < 1e-5
+
+
+def test_a_warning_is_said_where_classes_differ_much_in_size_and_count_alike() -> None:
+    run, method = Asked(), METHODS["turn"]()
+    method.probe_epoch(run)  # type: ignore[attr-defined]
+    assert isinstance(run.value, Tensor), "classes of 3, 3 and 2 are near enough"
+    run.y = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
+    method.probe_epoch(run)  # type: ignore[attr-defined]
+    assert isinstance(run.value, Parts)
+    assert run.value.warning is not None
+    for words in ("7 given labels", "smallest 1", "method.even=0"):
+        assert words in run.value.warning
+    replace(method, even=0.0).probe_epoch(run)  # type: ignore[attr-defined, type-var]
+    assert isinstance(run.value, Tensor)
+    run.epoch = 1
+    method.probe_epoch(run)  # type: ignore[attr-defined]
+    assert isinstance(run.value, Tensor), "it is said once"
 
 
 def test_the_paper_preset_and_the_mixture_weigh_no_class() -> None:

@@ -9,6 +9,7 @@ Differs from the paper, by default (the evidence is in dev/LOG.md):
   the loss of the fine-tuned model, which has learned what it is to judge;
 - what is trusted: every label that is more probably right than wrong (`select`). Where most labels are right that is
   nearly all of them, where most are wrong it is a clean part; one rule for both;
+- how classes are evened out: by weights, and by room for trusted labels (`even`), not by leaving samples out;
 - what it learns by: cross-entropy and ELR's pull (`strength`), since what is trusted still holds wrong labels;
 - how much: a budget of sample visits spent on what is trusted, so that less trust means more passes, in two
   cleansings instead of four;
@@ -41,6 +42,8 @@ from cleantune.selection import balanced, evened, parse_balance, rescue, within_
 
 HALF = 0.5
 """A label is trusted where it is more probably right than wrong."""
+UNEVEN = 3
+"""How many times the smallest class the largest must be for a warning."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class TURN:
             first: Callable[..., Tensor | Parts] = (
                 self.probe_loss if self.head == "linear" else self.nmtune().learned(run)
             )
-            run.learn(run.net, weighed(first, self.weight(run, torch.ones(len(run.y)))))
+            warning = self.warning(run) if run.epoch == 0 else None
+            run.learn(run.net, weighed(first, self.weight(run, torch.ones(len(run.y))), warning))
             return
         # With beta 1 ELR's targets stay what the tuning made of them.
         of: Callable[..., Tensor | Parts] = (
@@ -183,6 +187,18 @@ class TURN:
         """What each sample counts: its trust, evened out over the classes."""
         return evened(trust, run.y, run.classes, self.even if self.select == "posterior" else 0.0)
 
+    def warning(self, run: Run) -> str | None:
+        """What to say where given classes differ so much in size that it matters whether they count alike."""
+        size = torch.bincount(run.y, minlength=run.classes)
+        most, least = int(size.max()), int(size[size > 0].min())
+        if self.select != "posterior" or self.even == 0 or most <= UNEVEN * least:
+            return None
+        return (
+            f"the largest class has {most:,} given labels, the smallest {least:,}; classes count alike"
+            f" (method.even={self.even:g}), so labels of large ones are doubted more: set method.even=0 if they truly"
+            " differ so much and plain accuracy is what counts"
+        )
+
     def cleansed(self, run: Run) -> Tensor:
         """Whether the mixture of its class trusts each label [N], with the rescue."""
         loss = self.judged(run)
@@ -223,6 +239,15 @@ class TURN:
         return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
 
 
-def weighed(loss: Callable[..., Tensor | Parts], weight: Float[Tensor, " N"]) -> Callable[..., Tensor | Parts]:
-    """The loss with each sample's weight, in the place of the plan's."""
-    return lambda net, batch: loss(net, batch._replace(weight=weight[batch.rows].to(batch.weight.device)))
+def weighed(
+    loss: Callable[..., Tensor | Parts], weight: Float[Tensor, " N"], warning: str | None = None
+) -> Callable[..., Tensor | Parts]:
+    """The loss with each sample's weight, in the place of the plan's, and with a warning."""
+
+    def of(net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
+        value = loss(net, batch._replace(weight=weight[batch.rows].to(batch.weight.device)))
+        if warning is None or (isinstance(value, Parts) and value.warning is not None):
+            return value
+        return value._replace(warning=warning) if isinstance(value, Parts) else Parts(value, {}, warning)
+
+    return of
