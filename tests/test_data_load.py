@@ -87,6 +87,15 @@ def test_every_form_of_a_table_gives_the_same_data(tmp_path):
         assert train.samples.describe(i).startswith(f"row {row} of ")
 
 
+def test_arrays_of_an_npz_file_are_columns_whatever_their_names_and_a_matrix_beside_the_features_is_not_read(tmp_path):
+    f, y = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32), np.arange(90) % 3
+    np.savez(tmp_path / "f.npz", features=f, labels=y, by_anna=(y + 1) % 3, pred_probs=np.ones((90, 3)), few=y[:5])
+    given = [load(DataSpec(tmp_path / "f.npz", label=label)).rows["train"] for label in (None, "labels", "by_anna")]
+    for rows, shift in zip(given, (0, 0, 1), strict=True):
+        assert all(int(label) == (int(i) + shift) % 3 for i, label in zip(rows.ids, rows.y, strict=True))
+    assert 'known: by_anna, features, labels' in refused(tmp_path / "f.npz", label="pred_probs")
+
+
 def test_features_of_npz_arrays_and_columns_are_the_same(tmp_path):
     f = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     y = np.arange(30) % 3

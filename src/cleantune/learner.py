@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from cleantune.backbones import Backbone
+from cleantune.halves import halved, may_be_halved
 from cleantune.mlp_head import MLPHead
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE
@@ -242,6 +244,8 @@ class Net(nn.Module):
             self.trained += count
         else:
             self.looked += count
+        if learns and self.sharing.count == 1 and may_be_halved(self.backbone, count, device):
+            return halved(self.backbone, x, partial(chosen.autocast, device))
         with chosen.autocast(device):
             f: Tensor = self.backbone(self.sharing.part(x))
         return self.sharing.join(f.float(), count)

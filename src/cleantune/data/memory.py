@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,7 @@ def part_of_arrays(arrays: Mapping[str, Any], name: str) -> Part:
 
 
 def read_npz(path: Path) -> Part:
-    """Embeddings of an .npz file: `features` [N, D], and `label`, `true_label`, `id`, `split` [N] where there are any.
+    """Embeddings of an .npz file: `features` [N, D]; every array [N] beside it is a column by its name.
 
     Raises:
         UserError: As `part_of_arrays`, and where the file is damaged, pickled or lacks `features`.
@@ -91,6 +92,7 @@ def read_npz(path: Path) -> Part:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in ARRAYS}
             names = list(file.files)
+            others = {key: file[key] for key in names if key not in ARRAYS and len(_shape(file, key)) == 1}
     except Exception as error:  # zipfile, zlib, struct and numpy each have their own
         reason = (
             "it holds pickled objects, write plain arrays" if "pickle" in str(error) else str(error).splitlines()[0]
@@ -98,7 +100,21 @@ def read_npz(path: Path) -> Part:
         raise UserError(f"{path} cannot be read: {reason}") from error
     if "features" not in arrays:
         raise UserError(f'{path} has no array "features"{nearest("features", names)}')
-    return part_of_arrays(arrays, path.name)
+    part = part_of_arrays(arrays, path.name)
+    table = part.table
+    for key, values in others.items():
+        if len(values) == len(table):
+            table = table.append_column(key, _array(values, key, path.name))
+    return replace(part, table=table)
+
+
+def _shape(file: Any, key: str) -> tuple[int, ...]:
+    """Of an array in an .npz file, which is not read for it."""
+    with file.zip.open(f"{key}.npy") as raw:
+        old = np.lib.format.read_magic(raw) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        shape: tuple[int, ...] = read(raw)[0]
+    return shape
 
 
 def _column(key: str, values: Any, name: str) -> pa.Array:

@@ -1,0 +1,95 @@
+"""A batch that learns, passed through the backbone as two halves in two threads: the bits of two ranks, in one process.
+
+Processors add up the gradient of a weight in an order that depends on the number of rows and of threads. Two ranks of
+one thread each, and one process of two, therefore differ in the last digits, and fine-tuning makes much of little. With
+halves they do not differ: `fit` and `fit --workers 2` on two cores give the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleantune.ranks import Ranks
+from cleantune.records import Inputs
+
+HALVES = (Ranks(0, 2), Ranks(1, 2))
+"""What two ranks would take of a batch."""
+
+
+def may_be_halved(backbone: nn.Module, count: int, device: str) -> bool:
+    """Whether a batch of so many may be halved: on a CPU, where nothing in the backbone draws luck or mixes rows.
+
+    Dropout draws from one generator, which two threads would ask in no fixed order; batch normalisation with statistics
+    of its own mixes the rows.
+    """
+    if device != "cpu" or count < 2:
+        return False
+    learning = any(p.requires_grad for p in backbone.parameters())
+    return learning and not any(_restless(module) for module in backbone.modules())
+
+
+def _restless(module: nn.Module) -> bool:
+    if not module.training:
+        return False
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    rate = getattr(module, "p", getattr(module, "drop_prob", None))
+    return "drop" in type(module).__name__.lower() and rate != 0
+
+
+def halved(backbone: nn.Module, x: Inputs, within: Callable[[], Any]) -> Tensor:
+    """The backbone's features of a batch, as float32; gradients flow into its weights.
+
+    Args:
+        backbone: Nothing in it draws luck or mixes rows (`may_be_halved`).
+        x: The batch.
+        within: Makes the context (autocast) in which it computes; contexts belong to a thread.
+    """
+    weights = [p for p in backbone.parameters() if p.requires_grad]
+    joined: Tensor = _Halved.apply(torch.zeros(1, requires_grad=True), backbone, x, within, weights)  # type: ignore[no-untyped-call]
+    return joined
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Two threads that compute, each with half of so many of torch's own."""
+    return ThreadPoolExecutor(2, "half", torch.set_num_threads, (max(1, threads // 2),))
+
+
+class _Halved(torch.autograd.Function):
+    """Both halves at once; their gradients are summed in a fixed order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hook: Tensor, backbone: nn.Module, x: Inputs, within: Callable[[], Any], weights: list[Tensor]
+    ) -> Tensor:
+        def half(share: Ranks) -> Tensor:
+            with torch.enable_grad(), within():
+                f: Tensor = backbone(share.part(x))
+                return f.float()
+
+        ctx.weights, ctx.pool = weights, _pool(torch.get_num_threads())
+        ctx.halves = list(ctx.pool.map(half, HALVES))
+        return torch.cat([f.detach() for f in ctx.halves])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        def half(f: Tensor, own: Tensor) -> tuple[Tensor | None, ...]:
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(f, ctx.weights, own, allow_unused=True)
+            return found
+
+        parts = torch.split(gradient, [len(f) for f in ctx.halves])
+        for p, one, other in zip(ctx.weights, *ctx.pool.map(half, ctx.halves, parts), strict=True):
+            if one is not None and other is not None:
+                total = one.add_(other)
+                if p.grad is not None:
+                    p.grad.add_(total)
+                else:  # laid out in memory as the weight is, which fused optimisers want
+                    p.grad = total if total.stride() == p.stride() else torch.empty_like(p).copy_(total)
+        return torch.zeros(1), None, None, None, None

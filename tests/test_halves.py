@@ -1,0 +1,100 @@
+"""A batch in two halves: the whole batch's features and gradients, to the bits of two ranks of one thread each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cleantune.halves import HALVES, halved, may_be_halved
+
+B = 7
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def small() -> nn.Module:
+    """A convolutional net; its normalisation has fixed statistics."""
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    net[1].eval()
+    return net
+
+
+def batch() -> Tensor:
+    return torch.randn(B, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(net: nn.Module, f: Tensor) -> list[Tensor]:
+    net.zero_grad()
+    (f * torch.linspace(-1, 1, f.numel()).view_as(f)).sum().backward()  # type: ignore[no-untyped-call]
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("within", [contextlib.nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_halves_give_the_features_and_the_gradients_of_two_ranks_of_one_thread_each_bit_for_bit(
+    within: type, two_threads: None
+) -> None:
+    net, x = small(), batch()
+    f = halved(net, x, within)
+    found = gradients(net, f)
+    torch.set_num_threads(1)
+    features, sums = [], None
+    for share in HALVES:
+        with within():
+            own = net(share.part(x)).float()
+        features.append(own)
+    whole = torch.cat([own.detach() for own in features])
+    weight = torch.linspace(-1, 1, whole.numel()).view_as(whole)
+    for own, part in zip(features, torch.split(weight, [len(own) for own in features]), strict=True):
+        net.zero_grad()
+        (own * part).sum().backward()
+        grads = [p.grad.clone() for p in net.parameters() if p.grad is not None]
+        sums = grads if sums is None else [a + b for a, b in zip(sums, grads, strict=True)]
+    assert sums is not None
+    assert torch.equal(f, whole)
+    assert all(torch.equal(a, b) for a, b in zip(found, sums, strict=True))
+
+
+def test_the_gradients_are_those_of_the_whole_batch_and_add_up_over_forwards_and_steps() -> None:
+    net, x = small(), batch()
+    expected = gradients(net, net(x))
+    for once, again in zip(expected, gradients(net, halved(net, x, contextlib.nullcontext)), strict=True):
+        torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-5)
+    twice = gradients(net, halved(net, x, contextlib.nullcontext) + halved(net, x, contextlib.nullcontext))
+    for once, again in zip(expected, twice, strict=True):
+        torch.testing.assert_close(again, 2 * once, rtol=1e-4, atol=1e-5)
+
+
+def test_a_weight_that_is_frozen_or_unused_gets_no_gradient_and_others_are_laid_out_as_they_are() -> None:
+    net = small().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net[0].requires_grad_(False)
+    net.register_parameter("idle", nn.Parameter(torch.ones(2)))
+    net.zero_grad()
+    halved(net, batch().contiguous(memory_format=torch.channels_last), contextlib.nullcontext).sum().backward()  # type: ignore[no-untyped-call]
+    assert net[0].weight.grad is None
+    assert net.idle.grad is None
+    assert net[3].weight.grad.stride() == net[3].weight.stride()
+
+
+def test_what_draws_luck_or_mixes_rows_and_what_does_not_learn_is_not_halved() -> None:
+    net = small()
+    assert may_be_halved(net, 2, "cpu")
+    assert not may_be_halved(net, 1, "cpu"), "one row has no halves"
+    assert not may_be_halved(net, 2, "cuda")
+    assert not may_be_halved(net.train(), 2, "cpu"), "statistics of the batch"
+    assert not may_be_halved(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), 2, "cpu")
+    assert may_be_halved(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.0)), 2, "cpu")
+    assert may_be_halved(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)).eval(), 2, "cpu")
+    assert not may_be_halved(small().requires_grad_(False), 2, "cpu")
