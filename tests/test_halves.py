@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cleantune.halves import HALVES, halved, may_be_halved
+from cleantune.backbones import open_backbone
+from cleantune.halves import HALVES, _pool, at_rest, halved
+from cleantune.learner import LinearHead, Net
 
 B = 7
 
@@ -88,13 +91,42 @@ def test_a_weight_that_is_frozen_or_unused_gets_no_gradient_and_others_are_laid_
     assert net[3].weight.grad.stride() == net[3].weight.stride()
 
 
-def test_what_draws_luck_or_mixes_rows_and_what_does_not_learn_is_not_halved() -> None:
+@pytest.mark.parametrize(("net", "expected"), [
+    (nn.Linear(3, 3), True),
+    (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.0)), True),
+    (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), False),
+    (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)).eval(), True),
+    (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), False),
+    (nn.MultiheadAttention(8, 2, dropout=0.1), False),
+    (nn.MultiheadAttention(8, 2), True),
+])  # fmt: skip
+def test_what_draws_luck_or_mixes_rows_is_not_at_rest(net: nn.Module, expected: bool) -> None:
+    assert at_rest(net) is expected
+
+
+def test_a_net_halves_what_learns_on_a_processor_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "cleantune.learner.halved", lambda backbone, x, within: seen.append(len(x)) or backbone(x).float()
+    )
+    backbone = open_backbone(small(), feature="pool", width=16)
+    net = Net(backbone, LinearHead(16, 2)).train()
+    net.features(batch())
+    assert seen == [B]
+    net.features(batch()[:1])
+    with torch.no_grad():
+        net.features(batch())
+    net.freeze_batchnorm = False
+    net.train().features(batch())
+    net.freeze_batchnorm = True
+    backbone.requires_grad_(False)
+    net.train().features(batch())
+    assert seen == [B]
+
+
+def test_threads_that_begin_later_have_all_cores(two_threads: None) -> None:
+    _pool.cache_clear()
     net = small()
-    assert may_be_halved(net, 2, "cpu")
-    assert not may_be_halved(net, 1, "cpu"), "one row has no halves"
-    assert not may_be_halved(net, 2, "cuda")
-    assert not may_be_halved(net.train(), 2, "cpu"), "statistics of the batch"
-    assert not may_be_halved(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)), 2, "cpu")
-    assert may_be_halved(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.0)), 2, "cpu")
-    assert may_be_halved(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)).eval(), 2, "cpu")
-    assert not may_be_halved(small().requires_grad_(False), 2, "cpu")
+    halved(net, batch(), contextlib.nullcontext)
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -22,16 +23,13 @@ HALVES = (Ranks(0, 2), Ranks(1, 2))
 """What two ranks would take of a batch."""
 
 
-def may_be_halved(backbone: nn.Module, count: int, device: str) -> bool:
-    """Whether a batch of so many may be halved: on a CPU, where nothing in the backbone draws luck or mixes rows.
+def at_rest(backbone: nn.Module) -> bool:
+    """Whether two threads may pass rows through the backbone at once, each for itself, and come to what one would.
 
-    Dropout draws from one generator, which two threads would ask in no fixed order; batch normalisation with statistics
-    of its own mixes the rows.
+    Dropout of any kind draws from one generator, which two threads would ask in no fixed order; batch normalisation
+    with statistics of its own mixes the rows.
     """
-    if device != "cpu" or count < 2:
-        return False
-    learning = any(p.requires_grad for p in backbone.parameters())
-    return learning and not any(_restless(module) for module in backbone.modules())
+    return not any(_restless(module) for module in backbone.modules())
 
 
 def _restless(module: nn.Module) -> bool:
@@ -39,16 +37,17 @@ def _restless(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
-    rate = getattr(module, "p", getattr(module, "drop_prob", None))
-    return "drop" in type(module).__name__.lower() and rate != 0
+    if "drop" in type(module).__name__.lower() and getattr(module, "p", getattr(module, "drop_prob", None)) != 0:
+        return True
+    return any("drop" in name and isinstance(value, float) and value > 0 for name, value in vars(module).items())
 
 
 def halved(backbone: nn.Module, x: Inputs, within: Callable[[], Any]) -> Tensor:
     """The backbone's features of a batch, as float32; gradients flow into its weights.
 
     Args:
-        backbone: Nothing in it draws luck or mixes rows (`may_be_halved`).
-        x: The batch.
+        backbone: On the CPU; nothing in it draws luck or mixes rows (`at_rest`).
+        x: The batch, of two rows at the least.
         within: Makes the context (autocast) in which it computes; contexts belong to a thread.
     """
     weights = [p for p in backbone.parameters() if p.requires_grad]
@@ -59,7 +58,12 @@ def halved(backbone: nn.Module, x: Inputs, within: Callable[[], Any]) -> Tensor:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Two threads that compute, each with half of so many of torch's own."""
-    return ThreadPoolExecutor(2, "half", torch.set_num_threads, (max(1, threads // 2),))
+    both = Barrier(2)
+    pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (max(1, threads // 2),))
+    # A thread takes its number when it first asks, and a number that is set is that of all threads of the future.
+    list(pool.map(lambda _: (torch.get_num_threads(), both.wait()), HALVES))
+    torch.set_num_threads(threads)
+    return pool
 
 
 class _Halved(torch.autograd.Function):

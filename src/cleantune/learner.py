@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from cleantune.backbones import Backbone
-from cleantune.halves import halved, may_be_halved
+from cleantune.halves import at_rest, halved
 from cleantune.mlp_head import MLPHead
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE
@@ -213,6 +213,7 @@ class Net(nn.Module):
         self.sharing = ALONE
         self.looked = 0
         self.trained = 0
+        self._at_rest: bool | None = None
         if backbone is not None and self.precision.channels_last:
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -244,15 +245,22 @@ class Net(nn.Module):
             self.trained += count
         else:
             self.looked += count
-        if learns and self.sharing.count == 1 and may_be_halved(self.backbone, count, device):
+        if learns and self.sharing.count == 1 and count > 1 and device == "cpu" and self._may_be_halved():
             return halved(self.backbone, x, partial(chosen.autocast, device))
         with chosen.autocast(device):
             f: Tensor = self.backbone(self.sharing.part(x))
         return self.sharing.join(f.float(), count)
 
+    def _may_be_halved(self) -> bool:
+        assert self.backbone is not None
+        if self._at_rest is None:
+            self._at_rest = at_rest(self.backbone)
+        return self._at_rest and any(p.requires_grad for p in self.backbone.parameters())
+
     def train(self, mode: bool = True) -> Net:
         """Training or evaluation mode, but for BatchNorm where its statistics are frozen."""
         super().train(mode)
+        self._at_rest = None
         if mode and self.freeze_batchnorm and self.backbone is not None:
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
