@@ -12,6 +12,7 @@ from cleantune.data.folders import read_image_folder
 from cleantune.data.memory import part_of_arrays, part_of_dataset, part_of_frame, read_npz
 from cleantune.data.parts import Part
 from cleantune.data.pictures import EXTENSIONS
+from cleantune.data.remote import fetched, is_remote
 from cleantune.data.splits import split_named
 from cleantune.data.tables import read_csv, read_jsonl, read_parquet
 from cleantune.errors import UserError, nearest
@@ -59,7 +60,7 @@ def read_one(data: Any, split: str, notes: list[str], *, labelled: bool = True) 
 def _read_named(name: str, notes: list[str], labelled: bool) -> dict[str, Part]:
     if name.startswith("hf:"):
         return _read_object(_from_hub(name), notes, name)
-    path = Path(name)
+    path = fetched(name, notes) if is_remote(name) else Path(name)
     if not path.exists():
         raise UserError(f"{name} does not exist{_sibling(path)}")
     if path.is_dir():

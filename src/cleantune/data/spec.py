@@ -11,8 +11,9 @@ class DataSpec:
     """Where the data is, what its columns mean, and how it is divided."""
 
     data: Any
-    """Image folder, table (.csv .tsv .jsonl .parquet), embeddings (.npz), Hugging Face folder or `hf:NAME`;
-    in Python also a `datasets.Dataset`, a pandas frame, a mapping of arrays or `(features, labels)`."""
+    """Image folder, table (.csv .tsv .jsonl .parquet), embeddings (.npz), each by path or address (`s3://…`), Hugging
+    Face folder or `hf:NAME`; in Python also a `datasets.Dataset`, a pandas frame, a mapping of arrays or
+    `(features, labels)`."""
     text: str | None = None
     """Column of texts; guessed when left out."""
     image: str | None = None

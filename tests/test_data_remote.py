@@ -1,0 +1,129 @@
+"""Data at an address: copied once, anew when it changes, and a sentence where it cannot be had."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cleantune.data import DataSpec, load
+from cleantune.data.remote import fetched
+from cleantune.errors import UserError
+
+WORDS = ["cat", "dog", "fly"]
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fsspec.AbstractFileSystem]:
+    monkeypatch.setenv("CLEANTUNE_CACHE", str(tmp_path / "cache"))
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
+def put(system: fsspec.AbstractFileSystem, path: str, rows: int) -> None:
+    frame = pd.DataFrame({"text": [f"text {i}" for i in range(rows)], "label": [WORDS[i % 3] for i in range(rows)]})
+    with system.open(path, "wb") as file:
+        frame.to_parquet(file)
+
+
+def counted(system: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every file that is copied from now on."""
+    seen: list[str] = []
+    copy = type(system).get_file
+
+
+    def noted(self: object, path: str, *a: object, **k: object) -> None:
+        seen.append(path)
+        copy(self, path, *a, **k)
+
+    monkeypatch.setattr(type(system), "get_file", noted)
+    return seen
+
+
+def test_a_table_is_copied_once_and_anew_when_it_changes(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(memory, "/bucket/talk.parquet", 30)
+    seen = counted(memory, monkeypatch)
+    data = load(DataSpec("memory://bucket/talk.parquet"))
+    assert data.kind == "text"
+    assert sum(map(len, data.rows.values())) == 30
+    assert any("copied memory://bucket/talk.parquet (1 files" in note for note in data.notes)
+    again = load(DataSpec("memory://bucket/talk.parquet"))
+    assert again.rows["train"].samples.fingerprint == data.rows["train"].samples.fingerprint
+    assert seen == ["/bucket/talk.parquet"]
+    put(memory, "/bucket/talk.parquet", 60)
+    assert sum(map(len, load(DataSpec("memory://bucket/talk.parquet")).rows.values())) == 60
+
+
+def test_a_folder_of_images_is_what_it_is_on_disk(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    for i in range(24):
+        out = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(out, "png")
+        memory.pipe_file(f"/bucket/photos/{WORDS[i % 3]}/{i}.png", out.getvalue())
+    memory.get("/bucket/photos/", f"{tmp_path}/photos/", recursive=True)
+    there, here = load(DataSpec("memory://bucket/photos")), load(DataSpec(tmp_path / "photos"))
+    assert there.classes == here.classes == tuple(WORDS)
+    for split, rows in here.rows.items():
+        assert list(there.rows[split].ids) == list(rows.ids)
+        assert list(there.rows[split].y) == list(rows.y)
+    shutil.rmtree(tmp_path / "cache")
+    again = load(DataSpec("memory://bucket/photos"))
+    assert again.fingerprint == there.fingerprint, "another machine finds the features of this one"
+    memory.pipe_file("/bucket/photos/cat/0.png", out.getvalue())
+    assert load(DataSpec("memory://bucket/photos")).fingerprint != there.fingerprint
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(memory, "/bucket/talk.parquet", 30)
+
+    def broken(self: object, path: str, local: str, **_: object) -> None:
+        Path(local).write_bytes(b"half")
+        raise OSError("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(memory), "get_file", broken)
+        with pytest.raises(UserError, match=r"could not be copied \(the line is dead\); .* tries again"):
+            fetched("memory://bucket/talk.parquet", [])
+    assert list((tmp_path / "cache" / "remote").iterdir()) == []
+    assert fetched("memory://bucket/talk.parquet", []).is_file()
+
+
+def test_a_process_that_was_slower_takes_the_copy_of_the_other(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(memory, "/bucket/talk.parquet", 30)
+    copy, first = type(memory).get_file, []
+
+    def slow(self: fsspec.AbstractFileSystem, path: str, local: str, **options: object) -> None:
+        if not first:
+            first.append(local)
+            fetched("memory://bucket/talk.parquet", [])
+        copy(self, path, local, **options)
+
+    monkeypatch.setattr(type(memory), "get_file", slow)
+    notes: list[str] = []
+    assert len(pd.read_parquet(fetched("memory://bucket/talk.parquet", notes))) == 30
+    assert len(list((tmp_path / "cache" / "remote").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("address", "words"), [
+    ("memory://bucket/nothing.parquet", "does not exist"),
+    ("nonsense://bucket/x.parquet", "no storage is known by nonsense://"),
+    ("memory://bucket/talk.xyz", "cannot read files of the kind .xyz"),
+])  # fmt: skip
+def test_what_cannot_be_had_is_one_sentence(memory: fsspec.AbstractFileSystem, address: str, words: str) -> None:
+    memory.pipe_file("/bucket/talk.xyz", b"0")
+    with pytest.raises(UserError, match=words) as error:
+        load(DataSpec(address))
+    assert "\n" not in str(error.value)
