@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from cleantune.cutoff import fit_noise, fitted_rows
 from cleantune.learner import floats, standardisation
+from cleantune.selection import evened, within_share
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 """l that are tried, for standardised features."""
@@ -89,6 +90,42 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     return Ridge(loo, vectors @ weight, prior, mean, std, penalty, error)
 
 
+def weighted_loo(features: Any, y: Int[Tensor, " N"], ridge: Ridge, weight: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+    """Leave-one-out scores of a ridge probe to which each sample counts as much as its weight says.
+
+    With an intercept that is not penalised; its penalty is the given probe's times the mean weight. Two passes over
+    blocks of rows; memory is D^2 and N x C.
+
+    Args:
+        features: [N, D], an array or memory-mapped.
+        y: Given labels.
+        ridge: The probe that counted all alike.
+        weight: At least 0.
+    """
+    (count, width), classes = features.shape, len(ridge.bias)
+    starts = range(0, count, BLOCK)
+    gram, cross = torch.zeros(width + 1, width + 1), torch.zeros(width + 1, classes)
+    for start in starts:
+        x, target = _with_one(features, ridge, start), functional.one_hot(y[start : start + BLOCK], classes).float()
+        weighed = x * weight[start : start + BLOCK, None]
+        gram.addmm_(weighed.T, x)
+        cross.addmm_(weighed.T, target)
+    penalty = torch.full((width + 1,), max(ridge.penalty * float(weight.mean()), 1e-3), dtype=torch.float64)
+    penalty[-1] = 1e-3
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram.double() + penalty.diag()))
+    coefficients, inverse = (inverse @ cross.double()).float(), inverse.float()
+    out = torch.empty(count, classes)
+    for start in starts:
+        x, target = _with_one(features, ridge, start), functional.one_hot(y[start : start + BLOCK], classes).float()
+        own = (((x @ inverse) * x).sum(1) * weight[start : start + BLOCK]).clamp(max=0.999)[:, None]
+        out[start : start + BLOCK] = (x @ coefficients - own * target) / (1 - own)
+    return out
+
+
+def _with_one(features: Any, ridge: Ridge, start: int) -> Tensor:
+    return functional.pad(_block(features, ridge.mean, ridge.std, start), (0, 1), value=1.0)
+
+
 def _block(features: Any, mean: Tensor, std: Tensor, start: int) -> Tensor:
     return (floats(features[start : start + BLOCK]) - mean) / std
 
@@ -149,6 +186,9 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
 def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int, even: float = 0.0) -> Float[Tensor, " N"]:
     """The probability that each label is wrong, as features tell it: a leave-one-out ridge probe, then the noise model.
 
+    Two opinions, of which the more doubtful counts: of a probe taught by all labels alike, and of one to which each
+    counts as far as the first trusts it. Where wrong labels follow a pattern the first has learned much of it.
+
     Linear in N; memory is D^2 and N x C. An audit adds neighbours' votes, which rank noise without a pattern better
     and noise between few classes worse (dev/LOG.md has both).
 
@@ -162,7 +202,14 @@ def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int, even: float = 0.0
 
     Source: ours; `cutoff` has the model.
     """
-    loo = loo_ridge(features, y, classes).loo
+    ridge = loo_ridge(features, y, classes)
+    first = _opinion(ridge.loo, y, classes, even)
+    trust = evened((1 - first) * within_share(first, y, classes, even), y, classes, even)
+    return torch.maximum(first, _opinion(weighted_loo(features, y, ridge, trust), y, classes, even))
+
+
+def _opinion(loo: Float[Tensor, "N C"], y: Int[Tensor, " N"], classes: int, even: float) -> Float[Tensor, " N"]:
+    """What the noise model makes of leave-one-out scores."""
     stacked = stack([loo], y)
     prior = even * torch.bincount(y, minlength=classes).clamp(min=1).log()
     rows = fitted_rows(len(y), classes)
