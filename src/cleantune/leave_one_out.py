@@ -90,7 +90,9 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     return Ridge(loo, vectors @ weight, prior, mean, std, penalty, error)
 
 
-def weighted_loo(features: Any, y: Int[Tensor, " N"], ridge: Ridge, weight: Float[Tensor, " N"]) -> Float[Tensor, "N C"]:
+def weighted_loo(
+    features: Any, y: Int[Tensor, " N"], ridge: Ridge, weight: Float[Tensor, " N"]
+) -> Float[Tensor, "N C"]:
     """Leave-one-out scores of a ridge probe to which each sample counts as much as its weight says.
 
     With an intercept that is not penalised; its penalty is the given probe's times the mean weight. Two passes over
