@@ -255,7 +255,7 @@ def test_weighted_leave_one_out_scores_are_those_of_weighted_ridge_probes_that_a
         np.testing.assert_allclose(found[i].numpy(), rows[i] @ refitted, atol=2e-4)
 
 
-def test_the_second_opinion_finds_wrong_labels_that_follow_a_pattern_and_trusts_no_label_that_the_first_doubts() -> None:
+def test_the_second_opinion_finds_wrong_labels_that_follow_a_pattern_and_trusts_none_that_the_first_doubts() -> None:
     g = torch.Generator().manual_seed(0)
     true = torch.arange(1500) % 5
     x = 1.6 * torch.eye(20)[true] + torch.randn(1500, 20, generator=g)
