@@ -25,6 +25,7 @@ from sklearn.preprocessing import normalize
 
 import cleantune
 from cleantune.compare.table import Score, scores
+from cleantune.report.words import METHODS
 
 HEADS = ("ce", "gce", "elr", "coteaching", "dividemix", "unicon")
 NOISES = ("symmetric:0.6", "symmetric:0.9", "asymmetric:0.4", "instance:0.4,kind=pdn")
@@ -137,19 +138,28 @@ def words(score: Score) -> str:
     return {"best": f"**{text}**", "tie": f"{text} ≈"}.get(score.mark, text)
 
 
+GROUPS = (("cifar10",), ("pacs",), ("banking77", "trec6"))
+"""Data that share a table, by how their names begin."""
+
+
+def tables(rows: pd.DataFrame) -> str:
+    """A table for each group of data of which there are cells."""
+    parts = [rows[(rows["status"] == "done") & rows["data"].str.startswith(group)] for group in GROUPS]
+    return "\n".join(table(part.copy()) for part in parts if len(part))
+
+
 def table(rows: pd.DataFrame) -> str:
     """Methods down, data and noise across."""
-    rows = rows[rows["status"] == "done"].copy()
     short = [Path(n.split(":")[1]).stem if n.startswith("matrix") else n.split(",")[0] for n in rows["noise"]]
     rows["noise"] = [d if n == "none" else f"{d} {n}" for d, n in zip(rows["data"], short, strict=True)]
     columns = {
-        noise: {f"{s.entry.upper() if len(s.entry) < 5 else s.entry} {s.tuning}": words(s) for s in each}
+        noise: {f"{METHODS[s.entry]} {s.tuning}": words(s) for s in each}
         for (_, noise), each in scores(rows).items()
     }
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name in sorted(names, key=lambda name: (name.startswith("TURN"), "FFT" in name)):
-        lines.append(f"| {name} | " + " | ".join(cells.get(name, "") for cells in columns.values()) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells.get(name, "–") for cells in columns.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -179,8 +189,8 @@ def main() -> None:
     rows = gathered(args.out, data, todo)
     if len(rows):
         rows.to_parquet(args.out / "matrix.parquet", index=False)
-        (args.out / "results.md").write_text(table(rows), encoding="utf-8")
-        print(table(rows))
+        (args.out / "results.md").write_text(tables(rows), encoding="utf-8")
+        print(tables(rows))
 
 
 if __name__ == "__main__":
