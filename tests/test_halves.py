@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.backbones import open_backbone
-from cleantune.halves import HALVES, _pool, at_rest, halved
+from cleantune.halves import HALVES, _pool, at_rest, half_of_the_threads, halved
 from cleantune.learner import LinearHead, Net
 
 B = 7
@@ -50,8 +50,9 @@ def test_halves_give_the_features_and_the_gradients_of_two_ranks_of_one_thread_e
     within: type, two_threads: None
 ) -> None:
     net, x = small(), batch()
-    f = halved(net, x, within)
-    found = gradients(net, f)
+    with half_of_the_threads():
+        f = halved(net, x, within)
+        found = gradients(net, f)
     torch.set_num_threads(1)
     features, sums = [], None
     for share in HALVES:

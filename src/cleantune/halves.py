@@ -7,8 +7,9 @@ halves they do not differ: `fit` and `fit --workers 2` on two cores give the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from threading import Barrier
 from typing import Any
@@ -43,7 +44,7 @@ def _restless(module: nn.Module) -> bool:
 
 
 def halved(backbone: nn.Module, x: Inputs, within: Callable[[], Any]) -> Tensor:
-    """The backbone's features of a batch, as float32; gradients flow into its weights.
+    """The backbone's features of a batch, as float32; gradients flow into its weights. Within `half_of_the_threads`.
 
     Args:
         backbone: On the CPU; nothing in it draws luck or mixes rows (`at_rest`).
@@ -55,11 +56,22 @@ def halved(backbone: nn.Module, x: Inputs, within: Callable[[], Any]) -> Tensor:
     return joined
 
 
+@contextmanager
+def half_of_the_threads() -> Iterator[None]:
+    """Torch computes with half of its threads here, as a rank of two does: heads and losses too come to its bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Two threads that compute, each with half of so many of torch's own."""
+    """Two threads that compute, each with so many of torch's own."""
     both = Barrier(2)
-    pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (max(1, threads // 2),))
+    pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (threads,))
     # A thread takes its number when it first asks, and a number that is set is that of all threads of the future.
     list(pool.map(lambda _: (torch.get_num_threads(), both.wait()), HALVES))
     torch.set_num_threads(threads)

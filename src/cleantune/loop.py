@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cleantune.errors import UserError
+from cleantune.halves import half_of_the_threads
 from cleantune.learner import Net
 from cleantune.leave_one_out import p_wrong
 from cleantune.ranks import ALONE
@@ -67,7 +69,8 @@ class Loop(State):
         strongly: tuple[View, ...] = ("strong",)
         views = weakly * weak + strongly * strong
         passes = max(passes, self._least_passes(int(plan.keep.sum())))
-        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
+        halving = half_of_the_threads() if self._scope == "all" and self.ranks.count == 1 else nullcontext()
+        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"), halving:
             for module in modules:
                 module.train()
             for net in self.whole:
