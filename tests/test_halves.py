@@ -131,3 +131,13 @@ def test_threads_that_begin_later_have_all_cores(two_threads: None) -> None:
     halved(net, batch(), contextlib.nullcontext)
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == 2
+
+
+def test_a_net_that_is_not_halved_keeps_its_threads_and_one_that_shares_with_ranks_is_not_halved() -> None:
+    restless = Net(open_backbone(nn.Sequential(small(), nn.Dropout(0.1)), feature="pool", width=16), LinearHead(16, 2))
+    assert not restless.train().may_be_halved()
+    whole = Net(open_backbone(small(), feature="pool", width=16), LinearHead(16, 2)).train()
+    assert whole.may_be_halved()
+    whole.sharing = HALVES[0]
+    assert not whole.may_be_halved()
+    assert not Net(None, LinearHead(16, 2)).train().may_be_halved()

@@ -245,17 +245,22 @@ class Net(nn.Module):
             self.trained += count
         else:
             self.looked += count
-        if learns and self.sharing.count == 1 and count > 1 and device == "cpu" and self._may_be_halved():
+        if learns and count > 1 and self.may_be_halved():
             return halved(self.backbone, x, partial(chosen.autocast, device))
         with chosen.autocast(device):
             f: Tensor = self.backbone(self.sharing.part(x))
         return self.sharing.join(f.float(), count)
 
-    def _may_be_halved(self) -> bool:
-        assert self.backbone is not None
+    def may_be_halved(self) -> bool:
+        """Whether a batch that learns passes through the backbone as two halves: alone, on a CPU, where it may."""
+        if self.backbone is None or self.sharing.count > 1:
+            return False
+        learning = [p for p in self.backbone.parameters() if p.requires_grad]
+        if not learning or learning[0].device.type != "cpu":
+            return False
         if self._at_rest is None:
             self._at_rest = at_rest(self.backbone)
-        return self._at_rest and any(p.requires_grad for p in self.backbone.parameters())
+        return self._at_rest
 
     def train(self, mode: bool = True) -> Net:
         """Training or evaluation mode, but for BatchNorm where its statistics are frozen."""

@@ -69,14 +69,15 @@ class Loop(State):
         strongly: tuple[View, ...] = ("strong",)
         views = weakly * weak + strongly * strong
         passes = max(passes, self._least_passes(int(plan.keep.sum())))
-        halving = half_of_the_threads() if self._scope == "all" and self.ranks.count == 1 else nullcontext()
-        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"), halving:
+        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
             for module in modules:
                 module.train()
             for net in self.whole:
                 net.sharing = self.ranks
-            for done in range(math.ceil(passes)):
-                self._one_pass((modules, optimisers, loss), plan, views, done, passes)
+            halving = self._scope == "all" and any(net.may_be_halved() for net in self.whole)
+            with half_of_the_threads() if halving else nullcontext():
+                for done in range(math.ceil(passes)):
+                    self._one_pass((modules, optimisers, loss), plan, views, done, passes)
             for net in self.whole:
                 net.sharing = ALONE
 

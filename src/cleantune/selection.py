@@ -64,14 +64,17 @@ def smallest_by_class(
     Source: UNICON (arXiv:2203.14542), section 3.2, uniform selection. Differs: the public code fills up a small class
     with copies of sample 0, and keeps nothing where the number rounds to 0.
     """
-    each = max(1, int(share * len(y) / classes))
+    return _rank_in_class(value, y, classes) < max(1, int(share * len(y) / classes))
+
+
+def _rank_in_class(value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int) -> Int[Tensor, " N"]:
+    """How many samples of its class have a smaller value, or the same and an earlier row."""
+    size = torch.bincount(y, minlength=classes)
     order = torch.argsort(value, stable=True)
     order = order[torch.argsort(y[order], stable=True)]
-    size = torch.bincount(y, minlength=classes)
-    rank = torch.arange(len(order)) - (torch.cumsum(size, 0) - size)[y[order]]
-    keep = torch.zeros(len(y), dtype=torch.bool)
-    keep[order[rank < each]] = True
-    return keep
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(y)) - (torch.cumsum(size, 0) - size)[y[order]]
+    return rank
 
 
 def evened(trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even: float) -> Float[Tensor, " N"]:
@@ -103,11 +106,7 @@ def within_share(wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int,
     there = size > 0
     share = torch.where(there, size.clamp(min=1).double().pow(1 - even), torch.zeros(()))
     room = (len(y) * share / share.sum()).ceil().long()
-    order = torch.argsort(wrong, stable=True)
-    order = order[torch.argsort(y[order], stable=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(y)) - (torch.cumsum(size, 0) - size)[y[order]]
-    return rank < room[y]
+    return _rank_in_class(wrong, y, classes) < room[y]
 
 
 @dataclass(frozen=True)
@@ -185,11 +184,8 @@ def balanced(
     cap = balance.cap(kept[observed])
     luck = torch.rand(len(y), generator=rng, dtype=torch.float64)
     chosen = keep.nonzero().flatten()
-    order = chosen[torch.argsort(luck[chosen], stable=True)]
-    order = order[torch.argsort(y[order], stable=True)]
-    rank = torch.arange(len(order)) - (torch.cumsum(kept, 0) - kept)[y[order]]
     out = torch.zeros_like(keep)
-    out[order[rank < cap]] = True
+    out[chosen] = _rank_in_class(luck[chosen], y[chosen], classes) < cap
     return out
 
 
