@@ -103,6 +103,14 @@ def probed(tmp_path, monkeypatch):
     return at
 
 
+@pytest.fixture
+def threads():
+    """Whatever a test sets, the number is what it was afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @needs_openvino
 def test_auto_takes_what_is_faster_says_why_and_remembers_it(probed, tmp_path):
     backbone, x = probed(0.5)
@@ -110,12 +118,34 @@ def test_auto_takes_what_is_faster_says_why_and_remembers_it(probed, tmp_path):
     assert picked.engine == "openvino"
     assert "0.50 of torch's time" in picked.why
     stored = [json.loads(p.read_text()) for p in (tmp_path / "memory").glob("engine-*.json")]
-    assert [s["engine"] for s in stored] == ["openvino"]
+    assert [s["chosen"]["engine"] for s in stored] == ["openvino"]
     backbone, x = probed(2.0)
     assert choose(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory") == picked
     slower = choose(backbone, x, precision="float32", count=1000)
     assert slower.engine == "torch"
     assert "2.00 of torch's time" in slower.why
+
+
+@needs_openvino
+@pytest.mark.parametrize("count", [9, 11])
+def test_a_process_with_fewer_threads_makes_the_same_choice(probed, tmp_path, threads, count):
+    """Ranks on one machine share its cores; what they and one process compute must not differ by the program."""
+    backbone, x = probed(0.5)
+    torch.set_num_threads(2)
+    first = choose(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
+    backbone, x = probed(0.5, seconds=100.0 if count == 9 else 0.01)  # would now fall to the other side
+    torch.set_num_threads(1)
+    again = choose(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
+    assert (again.engine, again.dtype) == (first.engine, first.dtype) == (("torch", "openvino")[count > 10], "float32")
+    assert again.streams == 1
+
+
+@needs_openvino
+def test_a_choice_that_did_not_pay_is_made_anew_for_more_samples(probed, tmp_path):
+    backbone, x = probed(0.5)
+    for count, engine_ in ((9, "torch"), (1000, "openvino"), (9, "torch"), (1000, "openvino")):
+        picked = choose(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
+        assert picked.engine == engine_
 
 
 @needs_openvino

@@ -7,8 +7,6 @@ lie, bytes with the channels last, and normalises them itself; it computes sever
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import sys
 import time
 from collections import OrderedDict
@@ -26,6 +24,7 @@ from cleantune.backbones import Backbone, ImagePreprocess, quiet
 from cleantune.errors import UserError, nearest
 from cleantune.precision import Precision, probe_precision, question, seconds_a_sample
 from cleantune.records import Inputs
+from cleantune.store import read_json, write_json
 
 Key = TypeVar("Key")
 
@@ -211,9 +210,9 @@ def choose(
     """
     if engine not in ENGINES:
         raise UserError(f'unknown engine "{engine}"{nearest(engine, ENGINES)}')
-    known = _remembered(backbone, inputs, precision, engine, memory)
-    if known is not None and (engine != "auto" or known[1] * count > PAYS):
-        return known[0]
+    chosen, seconds = _remembered(backbone, inputs, precision, engine, memory)
+    if chosen is not None and (engine != "auto" or seconds * count > PAYS):
+        return chosen
     plain = probe_precision(backbone, inputs, precision, memory=memory)
     if engine == "torch":
         return plain
@@ -225,17 +224,22 @@ def choose(
         raise UserError(f"--engine openvino: {reason}; or leave --engine out")
     if reason:
         return plain
-    seconds = known[1] if known is not None else seconds_a_sample(backbone, inputs, plain)
+    path = _path(backbone, inputs, precision, engine, memory) if memory is not None else None
+    known = bool(seconds)
+    seconds = seconds or seconds_a_sample(backbone, inputs, plain)
     if engine == "auto" and seconds * count <= PAYS:
+        if not known:
+            _remember(path, None, seconds)
         return plain
     chosen = _raced(backbone, inputs if pixels is None else pixels, inputs, plain, engine == "openvino", seconds)
-    if memory is not None:
-        path = _path(backbone, inputs, precision, engine, memory)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps(asdict(chosen) | {"torch_seconds": seconds}) + "\n", encoding="utf-8")
-        draft.replace(path)
+    _remember(path, chosen, seconds)
     return chosen
+
+
+def _remember(path: Path | None, chosen: Precision | None, seconds: float) -> None:
+    if path is not None:
+        told = None if chosen is None else asdict(chosen)
+        write_json(path, {"torch_seconds": seconds, "threads": torch.get_num_threads(), "chosen": told})
 
 
 def _path(backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path) -> Path:
@@ -245,16 +249,24 @@ def _path(backbone: Backbone, inputs: Inputs, precision: str, engine: str, memor
 
 def _remembered(
     backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path | None
-) -> tuple[Precision, float] | None:
-    """An earlier choice, and the seconds that torch took for a sample."""
+) -> tuple[Precision | None, float]:
+    """An earlier choice, if a conversion ever paid, and the seconds that torch took for a sample; 0.0: not known.
+
+    Threads do not matter for what is chosen, so that a process and its workers, which share them, choose alike; as many
+    streams as threads stay so.
+    """
     if memory is None or engine == "torch" or not installed():
-        return None
+        return None, 0.0
     path = _path(backbone, inputs, precision, engine, memory)
     if not path.is_file():
-        return None
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    seconds = float(stored.pop("torch_seconds"))
-    return Precision(**stored), seconds
+        return None, 0.0
+    stored = read_json(path)
+    if stored["chosen"] is None:
+        return None, stored["torch_seconds"]
+    chosen = Precision(**stored["chosen"])
+    if chosen.engine == "openvino" and chosen.streams == stored["threads"]:
+        chosen = replace(chosen, streams=torch.get_num_threads())
+    return chosen, stored["torch_seconds"]
 
 
 def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, forced: bool, torchs: float) -> Precision:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.errors import UserError, nearest
+from cleantune.store import read_json, write_json
 
 K = TypeVar("K")
 Dtype = Literal["float32", "bfloat16"]
@@ -94,13 +93,10 @@ def probe_precision(
         raise UserError(f'unknown precision "{setting}"{nearest(setting, SETTINGS)}')
     path = memory / f"{question(backbone, inputs, setting, training)}.json" if memory is not None else None
     if path is not None and path.is_file():
-        return Precision(**json.loads(path.read_text(encoding="utf-8")))
+        return Precision(**read_json(path))
     chosen = _measured(backbone, inputs, setting, training)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(json.dumps(asdict(chosen)) + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_json(path, asdict(chosen))
     return chosen
 
 
@@ -206,10 +202,10 @@ def _race(runs: Mapping[K, Callable[[], object]], rounds: int = 6) -> dict[K, fl
 
 
 def question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> str:
-    """What the choice depends on, as a name."""
+    """What the choice depends on, as a name. Not the number of threads: one process and its workers choose alike."""
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ("tokens",)
     weights = [(name, tuple(p.shape), str(p.device)) for name, p in backbone.named_parameters()]
-    text = f"2 {_processor()} {torch.__version__} {torch.get_num_threads()} {shape} {setting} {training} {weights}"
+    text = f"3 {_processor()} {torch.__version__} {shape} {setting} {training} {weights}"
     return f"precision-{sha256(text.encode()).hexdigest()[:32]}"
 
 
