@@ -93,10 +93,11 @@ def in_worker(given: dict[str, Any]) -> None:
         os.chdir(given["place"])  # Ray changes it, and data may be named by relative paths
     if given["cache"]:
         os.environ["CLEANTUNE_CACHE"] = given["cache"]
-    again = (folder / SPOKEN).is_file()
     main = os.environ.get("RANK", "0") == "0"
+    spoken = folder / SPOKEN if main else Path(os.devnull)  # of the others it would look as if there had been a group
+    again = main and spoken.is_file()
     try:
-        with (folder / SPOKEN).open("a", encoding="utf-8") as file:
+        with spoken.open("a", encoding="utf-8") as file:
             console = Console(silent=not main, out=file)
             if again:
                 console.mention("a worker was lost: all go on from the last epoch's checkpoint")
