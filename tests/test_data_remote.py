@@ -64,6 +64,13 @@ def test_a_table_is_copied_once_and_anew_when_it_changes(
     assert sum(map(len, load(DataSpec("memory://bucket/talk.parquet")).rows.values())) == 60
 
 
+def test_copies_are_kept_where_the_user_says(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    put(memory, "/bucket/talk.parquet", 30)
+    load(DataSpec("memory://bucket/talk.parquet", test="memory://bucket/talk.parquet"), str(tmp_path / "elsewhere"))
+    assert len(list((tmp_path / "elsewhere" / "remote").iterdir())) == 1
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_folder_of_images_is_what_it_is_on_disk(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     for i in range(24):
         out = io.BytesIO()
@@ -94,9 +101,9 @@ def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(type(memory), "get_file", broken)
         with pytest.raises(UserError, match=r"could not be copied \(the line is dead\); .* tries again"):
-            fetched("memory://bucket/talk.parquet", [])
+            fetched("memory://bucket/talk.parquet", [], tmp_path / "cache")
     assert list((tmp_path / "cache" / "remote").iterdir()) == []
-    assert fetched("memory://bucket/talk.parquet", []).is_file()
+    assert fetched("memory://bucket/talk.parquet", [], tmp_path / "cache").is_file()
 
 
 def test_a_process_that_was_slower_takes_the_copy_of_the_other(
@@ -108,12 +115,12 @@ def test_a_process_that_was_slower_takes_the_copy_of_the_other(
     def slow(self: fsspec.AbstractFileSystem, path: str, local: str, **options: object) -> None:
         if not first:
             first.append(local)
-            fetched("memory://bucket/talk.parquet", [])
+            fetched("memory://bucket/talk.parquet", [], tmp_path / "cache")
         copy(self, path, local, **options)
 
     monkeypatch.setattr(type(memory), "get_file", slow)
     notes: list[str] = []
-    assert len(pd.read_parquet(fetched("memory://bucket/talk.parquet", notes))) == 30
+    assert len(pd.read_parquet(fetched("memory://bucket/talk.parquet", notes, tmp_path / "cache"))) == 30
     assert len(list((tmp_path / "cache" / "remote").iterdir())) == 1
 
 

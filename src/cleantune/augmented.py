@@ -11,9 +11,10 @@ from cleantune.config import Config
 from cleantune.console import Console
 from cleantune.errors import UserError
 from cleantune.features import Seen, Views, extract, features_key, view_key
-from cleantune.material import Material, cache_folder
+from cleantune.material import Material
 from cleantune.records import Phase, View
 from cleantune.sources import FeatureSource
+from cleantune.store import cache_folder
 
 
 def wanted(todo: tuple[Phase, ...], count: int) -> list[Seen]:

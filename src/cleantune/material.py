@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from cleantune.precision import Precision, probe_precision
 from cleantune.ranks import ALONE, Ranks
 from cleantune.sources import FeatureSource, SampleSource
 from cleantune.state import Split
+from cleantune.store import cache_folder
 
 Known = tuple[Precision, Precision] | None
 
@@ -124,7 +124,7 @@ def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | 
     Raises:
         UserError: In one sentence, for whatever is missing or malformed.
     """
-    data = load(config.data)
+    data = load(config.data, config.run.cache)
     for note in data.notes:
         console.say(note)
     if config.run.noise is None:
@@ -272,12 +272,6 @@ def pick_device(setting: str) -> str:
     if setting == "cuda" and not there:
         raise UserError("--device cuda: torch sees no GPU; use --device cpu")
     return "cuda" if setting == "cuda" or (setting == "auto" and there) else "cpu"
-
-
-def cache_folder(setting: str | None) -> Path:
-    """Where pixels, features and timings are kept."""
-    chosen = setting or os.environ.get("CLEANTUNE_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "cleantune"
 
 
 def _given_features(rows: Rows) -> Any:

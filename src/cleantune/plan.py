@@ -24,11 +24,12 @@ from cleantune.engine import choose, rate
 from cleantune.errors import UserError
 from cleantune.inputs import MEMORY_SHARE, Prepared, PreparedImages, prepare
 from cleantune.learner import LinearHead, Net
-from cleantune.material import backbone_rate, cache_folder, open_model, pick_device, read_data
+from cleantune.material import backbone_rate, open_model, pick_device, read_data
 from cleantune.noise import parse
 from cleantune.precision import Precision, probe_precision
 from cleantune.records import Phase
 from cleantune.speed import BUDGET, Speed, measure
+from cleantune.store import cache_folder
 from cleantune.train import phases
 
 PROBED = 256

@@ -20,11 +20,11 @@ from cleantune.features import SHARD, extract, features_key
 from cleantune.inputs import by_length, prepare
 from cleantune.learner import Net
 from cleantune.main_job import precisions
-from cleantune.material import cache_folder, gather, open_model, pick_device, read_data
+from cleantune.material import gather, open_model, pick_device, read_data
 from cleantune.precision import probe_precision
 from cleantune.records import Inputs
 from cleantune.state import moved
-from cleantune.store import RunFolder
+from cleantune.store import RunFolder, cache_folder
 
 BATCH = 64
 """Samples of a forward."""

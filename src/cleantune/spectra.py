@@ -105,7 +105,7 @@ def read(data: Any, split: str, options: dict[str, Any]) -> tuple[Config, Data]:
     from cleantune.main_job import tabulate
 
     config = configure(tabulate(data, None, "ce", None, None, None, None, None, options))
-    loaded = load(config.data)
+    loaded = load(config.data, config.run.cache)
     if split == "all":
         return config, loaded
     if split not in loaded.rows:

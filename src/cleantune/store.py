@@ -20,6 +20,12 @@ from cleantune.errors import UserError
 from cleantune.records import Row
 
 
+def cache_folder(setting: str | None) -> Path:
+    """Where pixels, features, timings and copies of distant data are kept."""
+    chosen = setting or os.environ.get("CLEANTUNE_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "cleantune"
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A path beside the real one to write to; it takes the real one's place only when all went well.

@@ -31,8 +31,9 @@ from cleantune.features import (
     write_shard,
 )
 from cleantune.inputs import prepare
-from cleantune.material import PROBED, cache_folder, check_kind, extraction_precision, open_model, pick_device
+from cleantune.material import PROBED, check_kind, extraction_precision, open_model, pick_device
 from cleantune.precision import Precision
+from cleantune.store import cache_folder
 from cleantune.workers import first_line, session, surroundings
 
 
@@ -51,7 +52,7 @@ def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> di
         UserError: Data or model are missing or do not fit, Ray is missing, or was lost.
     """
     console, config = Console(silent), configure(table)
-    data = load(config.data)
+    data = load(config.data, config.run.cache)
     if data.kind == "features":
         raise UserError("these data are features already: there is nothing to extract")
     backbone = open_model(config.model, False)
@@ -109,7 +110,7 @@ class Extractor:
             os.chdir(given["place"])
         config = configure(given["table"])
         self.cache, self.store = cache_folder(config.run.cache), config.run.store
-        self.samples = load(config.data).rows[given["split"]].samples
+        self.samples = load(config.data, config.run.cache).rows[given["split"]].samples
         backbone = open_model(config.model, False)
         assert backbone is not None
         self.precision = Precision(**given["precision"])
@@ -151,7 +152,7 @@ def precision_in_worker(given: dict[str, Any]) -> dict[str, Any]:
     if Path(given["place"]).is_dir():
         os.chdir(given["place"])
     config = configure(given["table"])
-    rows = load(config.data).rows
+    rows = load(config.data, config.run.cache).rows
     samples = rows["train"].samples
     backbone = open_model(config.model, False)
     assert backbone is not None

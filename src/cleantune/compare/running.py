@@ -47,7 +47,8 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
     if "data" not in table.get("data", {}):
         raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
     matrix = resolve(table)
-    data = load(matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False).data)
+    first = matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False)
+    data = load(first.data, first.run.cache)
     matrix = resolve(table, data.kind == "features")
     if stored is not None:
         refuse_other_settings(resolved_table(matrix), resolved_table(resolve(stored, data.kind == "features")))

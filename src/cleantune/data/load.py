@@ -22,29 +22,33 @@ from cleantune.data.spec import DataSpec
 from cleantune.errors import UserError, nearest
 
 
-def load(spec: DataSpec) -> Data:
+def load(spec: DataSpec, cache: str | None = None) -> Data:
     """The data, divided into splits, with its classes.
 
     Rows without a given label become the split `unlabelled`. The classes are those of the given labels of the training
     rows, and of true labels where known, before any draw. Draws are seeded by `split_seed` and stratified by given
     label: first test, then `limit`, then validation.
 
+    Args:
+        spec: Where the data are and what their columns mean.
+        cache: Where copies of what lies at an address are kept, as `--cache`.
+
     Raises:
         UserError: In one sentence, for whatever is missing, malformed or cannot be learned from.
     """
-    return assemble(spec)[0]
+    return assemble(spec, cache)[0]
 
 
-def assemble(spec: DataSpec) -> tuple[Data, dict[str, Piece], Columns]:
+def assemble(spec: DataSpec, cache: str | None = None) -> tuple[Data, dict[str, Piece], Columns]:
     """`load`, with the rows that each split came from and the columns chosen."""
     _check(spec)
     notes: list[str] = []
-    parts = read(spec.data, notes)
+    parts = read(spec.data, notes, cache=cache)
     if "train" not in parts and "" not in parts:
         raise UserError(f"{next(iter(parts.values())).name}: there is no training split, only {', '.join(parts)}")
     first = parts.get("train") or parts[""]
     columns = choose_columns(first, spec, notes)
-    pieces = _pieces(spec, parts, columns, notes)
+    pieces = _pieces(spec, parts, columns, notes, cache)
     classes, values = _label(spec, columns, pieces, notes)
     splits = draw_splits(spec, pieces, classes, notes)
     samples = _samples(columns, splits, notes)
@@ -105,7 +109,9 @@ def _check(spec: DataSpec) -> None:
         raise UserError(f"limit is {spec.limit}, it must be at least 2")
 
 
-def _pieces(spec: DataSpec, parts: dict[str, Part], columns: Columns, notes: list[str]) -> dict[str, Piece]:
+def _pieces(
+    spec: DataSpec, parts: dict[str, Part], columns: Columns, notes: list[str], cache: str | None
+) -> dict[str, Piece]:
     whole = parts.get("")
     if whole is None:
         pieces = {split: Piece(part, np.arange(len(part)), True) for split, part in parts.items()}
@@ -118,7 +124,7 @@ def _pieces(spec: DataSpec, parts: dict[str, Part], columns: Columns, notes: lis
             continue
         if split in pieces:
             notes.append(f"the {split} rows of {pieces[split].part.name} are left out for those of --{split}")
-        part = read_one(source, split, notes)
+        part = read_one(source, split, notes, cache=cache)
         pieces[split] = Piece(part, np.arange(len(part)), False)
     if spec.test_label not in (None, columns.label, spec.true_label) and "test" not in pieces:
         raise UserError(

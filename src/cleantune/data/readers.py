@@ -16,6 +16,7 @@ from cleantune.data.remote import fetched, is_remote
 from cleantune.data.splits import split_named
 from cleantune.data.tables import read_csv, read_jsonl, read_parquet
 from cleantune.errors import UserError, nearest
+from cleantune.store import cache_folder
 
 READERS: dict[str, Callable[[Path], Part]] = {
     ".csv": read_csv,
@@ -27,40 +28,44 @@ READERS: dict[str, Callable[[Path], Part]] = {
 """How each kind of file is read, by the end of its name."""
 
 
-def read(data: Any, notes: list[str], *, labelled: bool = True) -> dict[str, Part]:
+def read(data: Any, notes: list[str], *, labelled: bool = True, cache: str | None = None) -> dict[str, Part]:
     """The tables of a path, a Hugging Face name or a Python object, by split.
 
     Args:
         data: See `DataSpec.data`.
         notes: Gets what is left out.
         labelled: Whether the folders of an image folder are classes.
+        cache: Where copies of what lies at an address are kept, as `--cache`.
 
     Raises:
         UserError: Where there is nothing, nothing readable, or no rows.
     """
-    parts = _read_named(str(data), notes, labelled) if isinstance(data, str | Path) else _read_object(data, notes)
+    named = isinstance(data, str | Path)
+    parts = _read_named(str(data), notes, labelled, cache) if named else _read_object(data, notes)
     for part in parts.values():
         if not len(part):
             raise UserError(f"{part.name} is empty: it has no rows")
     return parts
 
 
-def read_one(data: Any, split: str, notes: list[str], *, labelled: bool = True) -> Part:
+def read_one(
+    data: Any, split: str, notes: list[str], *, labelled: bool = True, cache: str | None = None
+) -> Part:
     """The one table meant by data that is handed over for one split: its part of that name, or all there is.
 
     Raises:
         UserError: As `read`, and where several parts are there and none has the name.
     """
-    parts = read(data, notes, labelled=labelled)
+    parts = read(data, notes, labelled=labelled, cache=cache)
     if split in parts or len(parts) == 1:
         return parts.get(split) or next(iter(parts.values()))
     raise UserError(f"{data} has the splits {', '.join(sorted(parts))}, but no {split}; hand over one table")
 
 
-def _read_named(name: str, notes: list[str], labelled: bool) -> dict[str, Part]:
+def _read_named(name: str, notes: list[str], labelled: bool, cache: str | None) -> dict[str, Part]:
     if name.startswith("hf:"):
         return _read_object(_from_hub(name), notes, name)
-    path = fetched(name, notes) if is_remote(name) else Path(name)
+    path = fetched(name, notes, cache_folder(cache)) if is_remote(name) else Path(name)
     if not path.exists():
         raise UserError(f"{name} does not exist{_sibling(path)}")
     if path.is_dir():

@@ -22,12 +22,13 @@ def is_remote(name: str) -> bool:
     return "://" in name
 
 
-def fetched(address: str, notes: list[str]) -> Path:
+def fetched(address: str, notes: list[str], cache: Path) -> Path:
     """The local copy of a file or folder.
 
     Args:
         address: As fsspec writes it: `s3://bucket/photos`, `https://host/table.parquet`.
         notes: Gets what was copied.
+        cache: Where copies are kept.
 
     Raises:
         UserError: Nothing is there, it cannot be had, or a package for its protocol is missing.
@@ -42,18 +43,13 @@ def fetched(address: str, notes: list[str]) -> Path:
     if not files:
         raise UserError(f"{address} does not exist or is empty; check the address")
     state = sha256(repr([address, *(_state(system, path, files[path]) for path in sorted(files))]).encode()).hexdigest()
-    folder = _folder() / state[:32]
+    folder = cache / "remote" / state[:32]
     copy = folder / (Path(place.rstrip("/")).name or "data")
     if not copy.exists():
         _copy(system, place, folder, copy.name, address)
         size = sum(file.get("size") or 0 for file in files.values())
         notes.append(f"copied {address} ({len(files):,} files, {size / 1e6:,.1f} MB) to {copy}")
     return copy
-
-
-def _folder() -> Path:
-    chosen = os.environ.get("CLEANTUNE_CACHE")
-    return (Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "cleantune") / "remote"
 
 
 def _state(system: Any, path: str, file: dict[str, Any]) -> tuple[Any, ...]:

@@ -20,10 +20,10 @@ from cleantune.errors import UserError
 from cleantune.evaluation import by_domain, refuse_unknown
 from cleantune.features import extract, features_key
 from cleantune.inputs import prepare
-from cleantune.material import cache_folder, extraction_precision, open_model, pick_device
+from cleantune.material import extraction_precision, open_model, pick_device
 from cleantune.noise import flip, parse
 from cleantune.spectrum import PRESETS, spectrum
-from cleantune.store import read_json, write_json, write_table, write_text
+from cleantune.store import cache_folder, read_json, write_json, write_table, write_text
 from cleantune.transfer.sets import Sets, Tested, numbers, sets_of
 from cleantune.transfer.study import Backbone, Cell, Study
 
