@@ -23,7 +23,7 @@ TUNINGS = [
     {"name": "NMTune, paper", "method": "nmtune", "preset": "paper"},
     {"name": "NMTune, official_code", "method": "nmtune", "preset": "official_code"},
 ]
-DOMAINS = ("photo", "art", "cartoon", "sketch")
+DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 
 
 def pictures(shared: Path) -> Study:
