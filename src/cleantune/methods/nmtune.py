@@ -34,7 +34,7 @@ from cleantune.methods.elr import ELR, TARGET
 from cleantune.methods.robust_loss import TUNE, one_phase
 from cleantune.records import Batch, Inputs, Interval, Method, Output, Parts, Phase, Reshape, Run, Scope, Stage
 
-STAGE = Stage(epochs=10, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=400)
+STAGE = Stage(epochs=6, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=400)
 """Short and slow: an MLP learns by heart what a linear probe cannot."""
 RESHAPE = Reshape(classifier="zeros", standardise=True)
 TEXT = ("bert", "roberta", "mpnet", "modernbert")
