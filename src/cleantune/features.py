@@ -26,7 +26,7 @@ from torch import Tensor
 from cleantune.backbones import Backbone
 from cleantune.engine import compiled
 from cleantune.errors import UserError
-from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
+from cleantune.inputs import Prepared, PreparedImages, ahead, by_length, moved
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE, Ranks
@@ -351,8 +351,8 @@ def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarra
     if not np.isfinite(half).all():
         return f
     if judge:
-        moved, deviation = np.square(half.astype(np.float32) - f).mean(0), f.std(0)
-        if not ((np.sqrt(moved) <= ROUNDING * deviation) | (deviation == 0)).all():
+        lost, deviation = np.square(half.astype(np.float32) - f).mean(0), f.std(0)
+        if not ((np.sqrt(lost) <= ROUNDING * deviation) | (deviation == 0)).all():
             return f
     return half
 
@@ -390,15 +390,14 @@ def _stream(
         yield batch, f
 
 
-def forward(backbone: Backbone, x: Any, precision: Precision, device: torch.device) -> Float[Tensor, "B D"]:
+def forward(backbone: Backbone, x: Inputs, precision: Precision, device: torch.device) -> Float[Tensor, "B D"]:
     """Features of a batch in a precision, on a device."""
-    if isinstance(x, Tensor):
-        layout = torch.channels_last if precision.channels_last and x.dim() == 4 else torch.contiguous_format
-        moved: Any = x.to(device).contiguous(memory_format=layout)
-    else:
-        moved = {name: value.to(device) for name, value in x.items()}
+    there = moved(x, device)
+    if isinstance(there, Tensor):
+        layout = torch.channels_last if precision.channels_last and there.dim() == 4 else torch.contiguous_format
+        there = there.contiguous(memory_format=layout)
     with precision.autocast(device.type):
-        features: Tensor = backbone(moved)
+        features: Tensor = backbone(there)
     return features
 
 

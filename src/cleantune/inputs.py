@@ -309,3 +309,10 @@ def by_length(prepared: Prepared, rows: Sequence[int]) -> list[int]:
     if lengths is None:
         return list(rows)
     return sorted(rows, key=lambda i: (int(lengths[i]), i))
+
+
+def moved(x: Inputs, device: torch.device) -> Inputs:
+    """The inputs on a device; to a GPU from pinned memory, so that the copy does not wait for what computes there."""
+    if isinstance(x, Tensor):
+        return (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
+    return {name: cast(Tensor, moved(value, device)) for name, value in x.items()}

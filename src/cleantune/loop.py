@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from cleantune.errors import UserError
 from cleantune.halves import half_of_the_threads
+from cleantune.inputs import moved
 from cleantune.learner import Net
 from cleantune.leave_one_out import p_wrong
 from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, forget_gradients, set_rates
-from cleantune.state import State, cut, moved
+from cleantune.state import State, cut
 
 Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | Parts]]
 """What learns, what steps it, and by which loss."""

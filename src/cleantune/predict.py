@@ -17,13 +17,12 @@ from cleantune.data import Rows, load_unlabelled
 from cleantune.errors import UserError
 from cleantune.export import load_nets
 from cleantune.features import SHARD, extract, features_key
-from cleantune.inputs import by_length, prepare
+from cleantune.inputs import by_length, moved, prepare
 from cleantune.learner import Net
 from cleantune.main_job import precisions
 from cleantune.material import gather, open_model, pick_device, read_data
 from cleantune.precision import probe_precision
 from cleantune.records import Inputs
-from cleantune.state import moved
 from cleantune.store import RunFolder, cache_folder
 
 BATCH = 64

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cleantune.adapters import learnable
 from cleantune.engine import Compiled
 from cleantune.errors import UserError
+from cleantune.inputs import moved
 from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
 from cleantune.mlp_head import MLPHead
@@ -390,13 +391,6 @@ def lay_out(optimiser: torch.optim.Optimizer) -> None:
         for name, value in slots.items():
             if value.shape == parameter.shape:
                 slots[name] = like(parameter, value)
-
-
-def moved(x: Inputs, device: torch.device) -> Inputs:
-    """The inputs on a device."""
-    if isinstance(x, Tensor):
-        return x.to(device, non_blocking=True)
-    return {name: value.to(device, non_blocking=True) for name, value in x.items()}
 
 
 def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
