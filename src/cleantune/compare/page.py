@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from cleantune.compare import figures
 from cleantune.compare.table import Score, legend, number, scores, shown
 from cleantune.config import read_toml
 from cleantune.errors import UserError
 from cleantune.report import tables, words
-from cleantune.report.svg import plain
+from cleantune.report.svg import Plot, plain
 from cleantune.report.templates import rendered
 from cleantune.store import write_text
 
@@ -26,14 +24,6 @@ COSTS = (
     ("forwards", "As it was run, features cached", "forwards (multiples of the training split)"),
     ("forwards_uncached", "Had nothing been cached", "forwards, nothing cached (multiples of the training split)"),
 )
-
-
-class Plot(NamedTuple):
-    """A figure with its title and what is to be said under it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
 
 
 def build(out: Path) -> Path:

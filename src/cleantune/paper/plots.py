@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from cleantune.paper.experiment import Experiment
 from cleantune.paper.sheets import called
-from cleantune.report.svg import FIRST, LINE, MUTED, PAPER, SECOND, THIRD, canvas, inline, plain
+from cleantune.report.svg import FIRST, LINE, MUTED, PAPER, SECOND, THIRD, Plot, canvas, inline, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,14 +23,6 @@ CLASS_COLOURS = ("#4477aa", "#ee6677", "#228833", "#bba022", "#3399bb", "#aa3377
 MARKERS = "osD^vPXp<>"
 LINES = 9
 """Lines of one figure of cleansings."""
-
-
-class Plot(NamedTuple):
-    """A figure with its title and what is to be said under it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
 
 
 def plots(made: Experiment, table: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> list[Plot]:

@@ -6,15 +6,14 @@ import json
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from markupsafe import Markup
 
 from cleantune.errors import UserError
 from cleantune.report import figures, tables, words
 from cleantune.report.folder import RunFolder, finite, value_at
-from cleantune.report.svg import FIRST, SECOND, THIRD, plain
+from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, plain
 from cleantune.report.templates import rendered
 
 if TYPE_CHECKING:
@@ -48,14 +47,6 @@ CURVES: tuple[tuple[str, str, str, tuple[tuple[str, ...], ...]], ...] = (
         ),
     ),
 )
-
-
-class Plot(NamedTuple):
-    """A figure with its title and what is to be said under it."""
-
-    title: str
-    svg: Markup
-    note: str = ""
 
 
 def render(run: RunFolder) -> str:

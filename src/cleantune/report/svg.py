@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -58,6 +58,14 @@ STYLE: Any = {  # matplotlib 3.11 types the keys one by one, earlier releases do
 }
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+class Plot(NamedTuple):
+    """A figure with its title and what is to be said under it."""
+
+    title: str
+    svg: Markup
+    note: str = ""
 
 
 @contextmanager
