@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cleantune.augment import ImageAugment, TextAugment
 from cleantune.data.spec import DataSpec
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, nearest, refuse_unknown_keys
 from cleantune.fields import build, merge, spell
 from cleantune.methods import METHODS
 from cleantune.records import Choose, Interval, Method
@@ -103,10 +103,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     Raises:
         UserError: A name or key is unknown or a value leaves its range; the sentence names it.
     """
-    known = ("data", "model", "method", "run", "views")
-    for key in table:
-        if key not in known:
-            raise UserError(f'unknown key "{key}"{nearest(key, known)}')
+    refuse_unknown_keys(table, ("data", "model", "method", "run", "views"))
     settings = dict(table.get("method", {}))
     name, preset = settings.pop("name", "turn"), settings.pop("preset", None)
     return Config(

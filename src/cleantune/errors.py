@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
@@ -26,3 +26,19 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(names)}"
+
+
+def refuse_unknown_keys(table: Iterable[str], known: Collection[str], path: str = "") -> None:
+    """Refuse the first key that is not known.
+
+    Args:
+        table: Its keys.
+        known: Those there are.
+        path: What the sentence writes before the key: `matrix.`.
+
+    Raises:
+        UserError: With the nearest key.
+    """
+    for key in table:
+        if key not in known:
+            raise UserError(f'unknown key "{path}{key}"{nearest(key, known)}')

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, nearest, refuse_unknown_keys
 from cleantune.records import Choice, Interval
 
 T = TypeVar("T")
@@ -90,10 +90,9 @@ def build(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = N
         UserError: A key is unknown, or a value has the wrong type or leaves its range; the sentence names the key.
     """
     known = {d.name: d for d in describe(cls)}
+    refuse_unknown_keys(table, known, f"{path}.")
     values: dict[str, Any] = {}
     for key, value in table.items():
-        if key not in known:
-            raise UserError(f'unknown key "{path}.{key}"{nearest(key, known)}')
         old = getattr(start, key) if start is not None else known[key].default
         values[key] = _value(known[key], value, f"{path}.{key}", old)
     if start is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from cleantune.compare.matrix import OURS, SCOPES, TUNINGS, Cell, Entry, Matrix
 from cleantune.config import ModelSpec, RunSpec, read_toml
 from cleantune.data.spec import DataSpec
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, nearest, refuse_unknown_keys
 from cleantune.fields import assignment, describe, merge, nested
 from cleantune.methods import METHODS
 from cleantune.noise import parse, spell
@@ -63,11 +63,11 @@ def resolve(table: Mapping[str, Any], features_only: bool | None = None) -> Matr
     Raises:
         UserError: A name or key is unknown, a value leaves its range, or two entries have one name.
     """
-    refuse_unknown(table, KNOWN, "")
+    refuse_unknown_keys(table, KNOWN)
     axes = table.get("matrix", {})
     if not isinstance(axes, Mapping):
         raise UserError('key "matrix" is a table: set matrix.methods, matrix.noises and so on')
-    refuse_unknown(axes, AXES, "matrix.")
+    refuse_unknown_keys(axes, AXES, "matrix.")
     for path, instead in OURS.items():
         part, key = path.split(".")
         if key in table.get(part, {}):
@@ -106,7 +106,7 @@ def resolve_entries(table: Mapping[str, Any], axes: Mapping[str, Any], features_
     for number, entry in enumerate(written):
         if not isinstance(entry, Mapping):
             raise UserError(f'key "matrix.entries" holds {entry!r}; each entry is a table with a method')
-        refuse_unknown(entry, ENTRY, f"matrix.entries[{number}].")
+        refuse_unknown_keys(entry, ENTRY, f"matrix.entries[{number}].")
         if "method" not in entry:
             raise UserError(f'key "matrix.entries[{number}].method" is missing')
         found.append(make_entry(table, {"preset": preset} | dict(entry), features_only))
@@ -164,17 +164,6 @@ def make_entry(table: Mapping[str, Any], said: Mapping[str, Any], features_only:
 def probes_and_tunes(method: str) -> bool:
     """Whether the method by itself first trains a head and then everything, so that scopes do not apply to it."""
     return len({phase.scope for phase in METHODS[method]().phases()}) > 1
-
-
-def refuse_unknown(table: Mapping[str, Any], known: Sequence[str], path: str) -> None:
-    """Refuse the first key that is not known.
-
-    Raises:
-        UserError: With the nearest key.
-    """
-    for key in table:
-        if key not in known:
-            raise UserError(f'unknown key "{path}{key}"{nearest(key, known)}')
 
 
 def refuse_idle_settings(table: Mapping[str, Any], entries: Sequence[Entry]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cleantune.config import configure, toml_of
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, nearest, refuse_unknown_keys
 from cleantune.fields import build, merge
 from cleantune.noise import parse, spell
 from cleantune.paper.downloads import LOADERS
@@ -163,10 +163,7 @@ def experiment(table: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: A key or value is not known.
     """
-    known = [*PLAIN, *PARTS]
-    for key in table:
-        if key not in known:
-            raise UserError(f'unknown key "{key}"{nearest(key, known)}')
+    refuse_unknown_keys(table, [*PLAIN, *PARTS])
     parts: dict[str, Any] = {
         name: tuple(build(record, entry, f"{name}[{k}]") for k, entry in enumerate(table.get(name, [])))
         for name, record in PARTS.items()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cleantune.config import method_of, toml_of
 from cleantune.data import DataSpec
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, nearest, refuse_unknown_keys
 from cleantune.fields import build, spell
 from cleantune.noise import parse
 from cleantune.noise import spell as spell_noise
@@ -188,10 +188,7 @@ def study(table: Mapping[str, Any]) -> Study:
     Raises:
         UserError: A key or value is not known.
     """
-    known = [*PLAIN, *PARTS]
-    unknown = next((key for key in table if key not in known), None)
-    if unknown is not None:
-        raise UserError(f'unknown key "{unknown}"{nearest(unknown, known)}')
+    refuse_unknown_keys(table, [*PLAIN, *PARTS])
     missing = next((key for key in ("title", *PARTS) if not table.get(key)), None)
     if missing:
         raise UserError(f'key "{missing}" is missing')
