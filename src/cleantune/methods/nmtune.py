@@ -82,7 +82,7 @@ class NMTune:
     reshape: Reshape = RESHAPE
     """The MLP."""
     probe: Stage = STAGE
-    """The only phase of scope `head`."""
+    """The only phase of scope `head`. Left as it is, GCE learns at three times the rate."""
     tune: Stage = TUNE
     """The only phase of scope `all`."""
 
@@ -97,9 +97,15 @@ class NMTune:
         ),
     }  # fmt: skip
 
+    @property
+    def stage(self) -> Stage:
+        """Of scope `head`. GCE's gradient is p_y^q of cross-entropy's: beside the other terms it would be weak."""
+        fast = self.loss == "gce" and self.probe == STAGE
+        return replace(STAGE, learning_rate=3 * STAGE.learning_rate) if fast else self.probe
+
     def phases(self) -> tuple[Phase, ...]:
         """`probe` in scope `head`, `tune` in scope `all`."""
-        phase = one_phase(self.scope, self.probe, self.tune, self.epoch)
+        phase = one_phase(self.scope, self.stage, self.tune, self.epoch)
         if self.scope == "all":
             return (phase,)
         return (replace(phase, reshape=self.reshape, views=("weak",) if self.views > 1 else ()),)

@@ -46,6 +46,10 @@ UNEVEN = 3
 """How many times the smallest class the largest must be for a warning."""
 
 
+PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
+TUNE = Stage(epochs=2, learning_rate=3e-4, batch_size=64, warmup=0.1, rate_width=1280)
+
+
 @dataclass(frozen=True)
 class TURN:
     """Probe with a robust loss, then cleanse and fine-tune in turns: the main job."""
@@ -93,10 +97,11 @@ class TURN:
     """A mixture is done when its mean log-likelihood changes by less; the paper's 0.01 stops long before that."""
     monotone: bool = True
     """Never call a loss above the high component's mean clean."""
-    probe: Stage = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
-    """The head on cached features."""
-    tune: Stage = Stage(epochs=2, learning_rate=3e-4, batch_size=64, warmup=0.1, rate_width=1280)
-    """Backbone and head on what is trusted; each epoch begins with a cleansing."""
+    probe: Stage = PROBE
+    """The head on cached features. Left as it is, a head with an MLP takes the stage of `nmtune`."""
+    tune: Stage = TUNE
+    """Backbone and head on what is trusted; each epoch begins with a cleansing. Left as it is, a head with an MLP that
+    learns alone takes the rate of `nmtune`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: TURN(
@@ -118,11 +123,14 @@ class TURN:
     def phases(self) -> tuple[Phase, ...]:
         """Probe, then tune; with reprobe each cleansing has a phase, and a probe after the last (mixture: each)."""
         reshape = None if self.head == "linear" else self.nmtune().reshape
-        probe = Phase("probe", "head", self.probe, self.probe_epoch, reshape=reshape)
+        stage = self.nmtune().stage if reshape and self.probe == PROBE else self.probe
+        probe = Phase("probe", "head", stage, self.probe_epoch, reshape=reshape)
         if not self.probes_judge:
-            return (probe, Phase("tune", self.scope, self.tune, self.tune_epoch, head="same"))
+            slow = reshape is not None and self.scope == "head" and self.tune == TUNE
+            tune = replace(self.tune, learning_rate=self.nmtune().probe.learning_rate) if slow else self.tune
+            return (probe, Phase("tune", self.scope, tune, self.tune_epoch, head="same"))
         once = replace(self.tune, epochs=1)
-        again = replace(probe, stage=replace(self.probe, weight_decay=self.reprobe_decay / self.probe.learning_rate))
+        again = replace(probe, stage=replace(stage, weight_decay=self.reprobe_decay / stage.learning_rate))
         out = [probe]
         for k, (start, end) in enumerate(self.spans()):
             head: Literal["new", "own"] = "new" if k == 0 else "own"
@@ -179,9 +187,12 @@ class TURN:
         plan = Plan(kept, self.weight(run, kept.float()))
         if self.probes_judge and TARGET not in run.ledger:
             run.ledger.begin(TARGET, run.classes)
-        run.learn(
-            run.net, self.pull.loss(run) if self.probes_judge else self.tune_loss, plan, passes=self.visits(run, plan)
-        )
+        loss: Callable[..., Tensor | Parts] = self.tune_loss
+        if self.probes_judge:
+            loss = self.pull.loss(run)
+        elif self.scope == "head" and self.head != "linear":
+            loss = replace(self.nmtune(), loss="ce").learned(run)
+        run.learn(run.net, loss, plan, passes=self.visits(run, plan))
 
     def weight(self, run: Run, trust: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """What each sample counts: its trust, evened out over the classes."""
