@@ -129,8 +129,9 @@ class Cell:
     @property
     def file(self) -> str:
         """A name for its record, which changes with anything that the record depends on."""
-        method = spell(self.tuning.configured(self.model.architecture))  # so that a new default is a new cell
-        parts = [spell(self.model), spell(self.task), self.noise, self.fraction, self.tuning.name, method, self.seed]
+        method = self.tuning.configured(self.model.architecture)  # so that a new default is a new cell
+        learns = [spell(method), *(spell(phase.stage) for phase in method.phases())]
+        parts = [spell(self.model), spell(self.task), self.noise, self.fraction, self.tuning.name, learns, self.seed]
         mark = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
         words = f"{self.model.name}_{self.model.seed}_{self.task.name}_{self.noise}_{self.tuning.name}_{self.seed}"
         return f"{re.sub(r'[^a-z0-9._]+', '-', words.lower())[:90]}-{mark}.json"
