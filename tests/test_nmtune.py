@@ -16,6 +16,7 @@ from cleantune.config import configure
 from cleantune.export import load_model, save_model
 from cleantune.learner import Net, standardisation
 from cleantune.methods.nmtune import MLP, NMTune, seen
+from cleantune.methods.turn import TURN
 from cleantune.mlp_head import MLPHead
 from cleantune.records import Batch, Output, Reshape, Stage
 from cleantune.schedule import factor
@@ -182,6 +183,35 @@ def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
     run.deliver(loop_on(problem, "all", body=body).whole, "probe")
     assert isinstance(run.whole[0].head, MLPHead)
     assert torch.isfinite(run.probabilities("test")).all()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "nmtune"])
+def test_an_mlp_head_that_learns_alone_keeps_its_terms_after_the_cleansing(kind: str) -> None:
+    problem = blobs(0.4, size=128)
+    method = quick("turn", "head", head=kind, probe=SHORT, tune=replace(SHORT, epochs=2))
+    _, rows = trained(problem, method, loop_on(problem, "head"))
+    tuning = [row for row in rows if row["phase"] == "tune"]
+    assert [("loss_consistency" in row, "loss_ce" in row) for row in tuning] == [(kind == "nmtune", True)] * 2
+
+
+def test_turn_trains_an_mlp_head_by_the_stage_of_nmtune_unless_one_is_set() -> None:
+    rate = NMTune().probe.learning_rate
+    probe, tune = TURN(scope="head", head="nmtune").phases()
+    assert probe.stage == NMTune(loss="gce").phases()[0].stage
+    assert (tune.stage.learning_rate, tune.stage.epochs) == (rate, TURN().tune.epochs)
+    first, tuned, again = (TURN(head="mlp", tune=replace(TURN().tune, epochs=1))).phases()
+    assert first.stage == probe.stage
+    assert again.stage == replace(probe.stage, weight_decay=again.stage.weight_decay)
+    assert tuned.stage.learning_rate == TURN().tune.learning_rate, "the backbone's schedule is no matter of the head"
+    probe, tune = TURN(scope="head", head="nmtune", probe=SHORT, tune=SHORT).phases()
+    assert (probe.stage, tune.stage) == (SHORT, SHORT)
+
+
+def test_gce_learns_at_three_times_the_rate_unless_one_is_set() -> None:
+    """Beside the three terms its gradient, p_y^q of cross-entropy's, would be weak."""
+    assert NMTune(loss="gce").phases()[0].stage == replace(NMTune().probe, learning_rate=3e-4)
+    assert NMTune(loss="elr").phases()[0].stage == NMTune().probe
+    assert NMTune(loss="gce", probe=SHORT).phases()[0].stage == SHORT
 
 
 def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_mlp() -> None:

@@ -48,9 +48,7 @@ def read(data: Any, notes: list[str], *, labelled: bool = True, cache: str | Non
     return parts
 
 
-def read_one(
-    data: Any, split: str, notes: list[str], *, labelled: bool = True, cache: str | None = None
-) -> Part:
+def read_one(data: Any, split: str, notes: list[str], *, labelled: bool = True, cache: str | None = None) -> Part:
     """The one table meant by data that is handed over for one split: its part of that name, or all there is.
 
     Raises:

@@ -101,7 +101,7 @@ class NMTune:
     def stage(self) -> Stage:
         """Of scope `head`. GCE's gradient is p_y^q of cross-entropy's: beside the other terms it would be weak."""
         fast = self.loss == "gce" and self.probe == STAGE
-        return replace(STAGE, learning_rate=3 * STAGE.learning_rate) if fast else self.probe
+        return replace(STAGE, learning_rate=3e-4) if fast else self.probe
 
     def phases(self) -> tuple[Phase, ...]:
         """`probe` in scope `head`, `tune` in scope `all`."""
