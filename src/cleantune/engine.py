@@ -210,7 +210,8 @@ def choose(
     """
     if engine not in ENGINES:
         raise UserError(f'unknown engine "{engine}"{nearest(engine, ENGINES)}')
-    chosen, seconds = _remembered(backbone, inputs, precision, engine, memory)
+    path = _path(backbone, inputs, precision, engine, memory) if memory is not None and engine != "torch" else None
+    chosen, seconds = _remembered(path)
     if chosen is not None and (engine != "auto" or seconds * count > PAYS):
         return chosen
     plain = probe_precision(backbone, inputs, precision, memory=memory)
@@ -224,7 +225,6 @@ def choose(
         raise UserError(f"--engine openvino: {reason}; or leave --engine out")
     if reason:
         return plain
-    path = _path(backbone, inputs, precision, engine, memory) if memory is not None else None
     known = bool(seconds)
     seconds = seconds or seconds_a_sample(backbone, inputs, plain)
     if engine == "auto" and seconds * count <= PAYS:
@@ -247,18 +247,13 @@ def _path(backbone: Backbone, inputs: Inputs, precision: str, engine: str, memor
     return memory / f"{name.replace('precision', 'engine')}.json"
 
 
-def _remembered(
-    backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path | None
-) -> tuple[Precision | None, float]:
+def _remembered(path: Path | None) -> tuple[Precision | None, float]:
     """An earlier choice, if a conversion ever paid, and the seconds that torch took for a sample; 0.0: not known.
 
     Threads do not matter for what is chosen, so that a process and its workers, which share them, choose alike; as many
     streams as threads stay so.
     """
-    if memory is None or engine == "torch" or not installed():
-        return None, 0.0
-    path = _path(backbone, inputs, precision, engine, memory)
-    if not path.is_file():
+    if path is None or not path.is_file() or not installed():
         return None, 0.0
     stored = read_json(path)
     if stored["chosen"] is None:

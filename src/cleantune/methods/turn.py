@@ -44,10 +44,10 @@ HALF = 0.5
 """A label is trusted where it is more probably right than wrong."""
 UNEVEN = 3
 """How many times the smallest class the largest must be for a warning."""
-
-
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
+"""Of a linear head."""
 TUNE = Stage(epochs=2, learning_rate=3e-4, batch_size=64, warmup=0.1, rate_width=1280)
+"""Of backbone and head; an epoch a cleansing."""
 
 
 @dataclass(frozen=True)
