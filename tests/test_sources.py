@@ -137,3 +137,14 @@ def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
     assert inside.features.dtype == torch.float16
     for (_, (a, _)), (_, (b, _)) in zip(seen, inside.batches(batches, ("weak", "weak"), 0), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypatch):
+    monkeypatch.setattr(sources, "GATHERED", size)
+    f = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).half()
+    found = list(FeatureSource(f).batches(BATCHES, ("weak", "weak"), 0))
+    assert [index.tolist() for index, _ in found] == [b.tolist() for b in BATCHES]
+    for index, (one, two) in found:
+        assert one is two
+        assert torch.equal(one, f[index].float())

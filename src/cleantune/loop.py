@@ -18,6 +18,7 @@ from cleantune.leave_one_out import p_wrong
 from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, forget_gradients, set_rates
+from cleantune.sources import Item
 from cleantune.state import State, cut
 
 Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | Parts]]
@@ -92,8 +93,8 @@ class Loop(State):
         order = self._draw(plan)
         least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
         batches = cut(order[: max(least, round(part * len(order)))], self.phase.stage.batch_size)
-        total, seen = torch.zeros(()), 0
-        parts: dict[str, Tensor] = {}
+        values: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {}
         for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
             share = (done + part * j / len(batches)) / passes
             self.progress = self.epoch + share
@@ -106,21 +107,21 @@ class Loop(State):
             self._join_gradients(modules)
             for optimiser in optimisers:
                 optimiser.step()
-            total += value.detach().cpu() * len(batch.rows)
-            seen += len(batch.rows)
-            self.cost.training_samples += len(batch.rows)
-            self.cost.optimiser_steps += len(optimisers)
+            values.append(value.detach() * len(batch.rows))
+        seen = sum(len(batch) for batch in batches)
+        self.cost.training_samples += seen
+        self.cost.optimiser_steps += len(optimisers) * len(batches)
         if self._scope == "all":
             self.touched = self.stale = True
-        self.row |= {f"loss_{name}": float(value) / seen for name, value in parts.items()}
-        self._note(float(total) / seen, optimisers[0])
+        self.row |= {f"loss_{name}": float(torch.stack(part).sum()) / seen for name, part in parts.items()}
+        self._note(float(torch.stack(values).sum()) / seen, optimisers[0])
 
-    def _added(self, value: Tensor | Parts, parts: dict[str, Tensor], samples: int) -> Tensor:
+    def _added(self, value: Tensor | Parts, parts: dict[str, list[Tensor]], samples: int) -> Tensor:
         """The scalar of a loss, after its components and its warning were taken down."""
         if isinstance(value, Tensor):
             return value
         for name, part in value.parts.items():
-            parts[name] = parts.get(name, torch.zeros(())) + part.detach().cpu() * samples
+            parts.setdefault(name, []).append(part.detach() * samples)
         if value.warning is not None and value.warning not in self.row.get("warnings", []):
             self.row["warnings"] = [*self.row.get("warnings", []), value.warning]
         return value.total
@@ -200,19 +201,19 @@ class Loop(State):
         seed = int(torch.randint(2**62, (), generator=self.rng))
         # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
         torch.manual_seed(seed + self.ranks.rank)
-        stream = source.batches(batches, views, seed)
-        beside = source.batches(rest, views, seed + 1) if rest else None
-        for index, xs in stream:
-            batch = self._batch(index, plan.weight[index], xs)
-            if beside is not None:
-                other, other_xs = next(beside)
-                batch = batch._replace(rest=self._batch(other, torch.zeros(len(other)), other_xs))
-            yield batch
+        stream = self._samples(source.batches(batches, views, seed), batches, plan.weight)
+        if not rest:
+            return stream
+        beside = self._samples(source.batches(rest, views, seed + 1), rest, torch.zeros(len(self.y)))
+        return (batch._replace(rest=other) for batch, other in zip(stream, beside, strict=True))
 
-    def _batch(self, index: Tensor, weight: Tensor, xs: tuple[Inputs, ...]) -> Batch:
-        """The samples where the nets are; the index stays on the CPU, where the ledger is."""
-        views = tuple(moved(x, self.device) for x in xs)
-        return Batch(index, self.y[index].to(self.device), weight.to(self.device), views)
+    def _samples(self, stream: Iterator[Item], batches: list[Tensor], weight: Tensor) -> Iterator[Batch]:
+        """Batches where the nets are; the rows stay on the CPU, where the ledger is. Labels go there once a pass."""
+        order, sizes = torch.cat(batches), [len(batch) for batch in batches]
+        labels = torch.split(self.y[order].to(self.device), sizes)
+        weights = torch.split(weight[order].to(self.device), sizes)
+        for (rows, xs), y, w in zip(stream, labels, weights, strict=True):
+            yield Batch(rows, y, w, tuple(moved(x, self.device) for x in xs))
 
     # -- looking -----------------------------------------------------------------------------------------------------
 

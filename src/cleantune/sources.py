@@ -16,6 +16,8 @@ from cleantune.records import Inputs, View
 
 BLOCK = 8192
 """Rows of features that are read from the disk at a time."""
+GATHERED = 2048
+"""Rows of features in memory that are gathered by one call; they stay in a processor's cache until they are used."""
 Item = tuple[Tensor, tuple[Inputs, ...]]
 """Indices of a batch, and one input per view."""
 
@@ -89,15 +91,23 @@ class FeatureSource:
 
         Two views of one batch are different ones as long as there are enough.
         """
+        if self._views == 1 or all(view == "plain" for view in views):
+            held = isinstance(self._features, Tensor)
+            return self._gathered(batches, len(views)) if held else ahead(self._in_blocks(batches, len(views)))
         if isinstance(self._features, Tensor):
             return ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        if self._views == 1 or all(view == "plain" for view in views):
-            return ahead(self._in_blocks(batches, len(views)))
         return ahead((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+
+    def _gathered(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
+        """Batches whose rows are gathered from memory together."""
+        for some in _blocks(batches, GATHERED):
+            block = self._rows(self.plain, torch.cat(some))
+            for batch, x in zip(some, torch.split(block, [len(batch) for batch in some]), strict=True):
+                yield batch, (x,) * views
 
     def _in_blocks(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
         """Batches whose rows are read from the disk together, in the order in which they lie there."""
-        for some in _blocks(batches):
+        for some in _blocks(batches, BLOCK):
             index, order = torch.cat(some).sort()
             block = torch.empty(len(index), self._features.shape[-1])
             block[order] = self._rows(self.plain, index)
@@ -105,9 +115,6 @@ class FeatureSource:
                 yield batch, (x,) * views
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Tensor, ...]:
-        if self._views == 1 or all(view == "plain" for view in views):
-            x = self._rows(self.plain, index)
-            return (x,) * len(views)
         casts, out = self._casts(len(index), drawn(seed, j, 0)), []
         used = {"weak": 0, "strong": 0}
         for view in views:
@@ -138,13 +145,13 @@ class FeatureSource:
         return torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
 
 
-def _blocks(batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbouring batches with about `BLOCK` rows together."""
+def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
+    """Neighbouring batches with about so many rows together."""
     some, rows = [], 0
     for batch in batches:
         some.append(batch)
         rows += len(batch)
-        if rows >= BLOCK:
+        if rows >= size:
             yield some
             some, rows = [], 0
     if some:
