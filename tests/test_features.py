@@ -231,6 +231,16 @@ def test_float16_is_taken_where_it_changes_nothing_that_matters():
         assert features.narrowed(f) is f
 
 
+@pytest.mark.parametrize(("value", "fits"), [(65519, True), (65520, False), (np.nan, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float16_is_not_taken_where_a_number_would_become_infinite(value, fits, sign):
+    f = np.zeros((4, 3), np.float32)
+    f[1, 1] = sign * value
+    assert (features.narrowed(f, judge=False).dtype == np.float16) == fits
+    with np.errstate(over="ignore"):
+        assert np.isfinite(f.astype(np.float16)).all() == fits
+
+
 def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
     prepared = prepared_of(image, tmp_path)
