@@ -23,10 +23,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleantune.backbones import ARCHITECTURES, Backbone, quiet
-from cleantune.features import forward
 from cleantune.learner import LinearHead, Net
 from cleantune.losses import cross_entropy
 from cleantune.precision import Precision
+from cleantune.program import forward
 from cleantune.schedule import QuickAdamW, forget_gradients
 
 SIDE, CLASSES, PRECISION = 224, 1000, Precision("bfloat16", True)

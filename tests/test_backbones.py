@@ -439,3 +439,13 @@ def test_any_module_with_a_stated_feature_is_a_backbone():
 def test_smaller_text_networks_take_larger_steps(checkpoints):
     backbone = open_backbone(checkpoints["bert"])
     assert backbone.learning_rate == pytest.approx(ARCHITECTURES["bert"].learning_rate * 768 / 16)
+
+
+def test_weights_at_rest_are_looked_at_once_and_anew_afterwards(checkpoints):
+    backbone = open_backbone(checkpoints["vit"])
+    before = backbone.fingerprint
+    with backbone.at_rest():
+        with torch.no_grad():
+            next(backbone.parameters()).mul_(2)
+        assert backbone.fingerprint == before
+    assert backbone.fingerprint != before

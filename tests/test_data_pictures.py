@@ -81,3 +81,45 @@ def test_damaged_files_give_a_reason_in_their_place(tmp_path):
 def test_png_of_memory_gives_every_pixel_back():
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(open_picture(memoryview(encode_png(pixels)))), pixels)
+
+
+def by_pillow(content: memoryview) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}, {"comment": b"x"},
+                                     {"restart_marker_rows": 1}, {"dpi": (72, 72)}])  # fmt: skip
+def test_a_plain_jpeg_is_decoded_without_its_tables_being_read_to_the_same_pixels(options, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    content = stored(Image.fromarray(noise), "JPEG", **options)
+    expected = by_pillow(content)
+    monkeypatch.setattr(Image, "open", None)
+    for given in (content, content.cast("b")):  # Arrow's bytes have a sign
+        np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpegs_that_are_not_plain_are_opened_as_any_file(mode):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    content = stored(Image.fromarray(noise).convert(mode), "JPEG")
+    np.testing.assert_array_equal(np.asarray(open_picture(content)), by_pillow(content))
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_the_exif_of_a_jpeg_is_heeded(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture = open_picture(stored(Image.new("RGB", (32, 16), (9, 99, 199)), "JPEG", exif=exif))
+    assert picture.size == ((32, 16) if turn == 3 else (16, 32))
+
+
+def test_a_jpeg_cut_anywhere_is_a_picture_only_where_pillow_says_so():
+    noise = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    whole = stored(Image.fromarray(noise), "JPEG")
+    for end in range(0, len(whole), 7):
+        try:
+            expected = by_pillow(whole[:end])
+        except OSError:
+            assert isinstance(open_picture(whole[:end]), Bad)
+        else:
+            np.testing.assert_array_equal(np.asarray(open_picture(whole[:end])), expected)

@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,3 +234,43 @@ def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, t
         made[program] = run.splits["train"].features.plain
         assert run.cost.forwards == 37
     assert error(made["openvino"], made["torch"]) < AGREES["float32"]
+
+
+@needs_openvino
+def test_features_come_while_later_batches_are_still_to_be_asked_for(tmp_path):
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    x = prepared_of(backbone, tmp_path, 40).plain(torch.arange(40))
+    network, asked = engine.Compiled(backbone, x, Precision(engine="openvino")), []
+
+    def items():
+        for k in range(100):
+            asked.append(k)
+            yield k, x
+
+    came = network.stream(items())
+    first, f = next(came)
+    assert first == 0
+    assert len(asked) < 100
+    rest = list(came)
+    assert [k for k, _ in rest] == list(range(1, 100))
+    assert all(torch.equal(f, other) for _, other in rest)
+
+
+@needs_openvino
+def test_bytes_are_normalised_in_the_network_channel_by_channel(tmp_path):
+    backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
+    backbone.preprocess = replace(backbone.preprocess, mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.5))
+    prepared = prepared_of(backbone, tmp_path)
+    ours = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "openvino")
+    assert error(ours, extract(backbone, prepared, Precision(), tmp_path, "torch")) < AGREES["float32"]
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["resnet", "bert"])
+def test_a_remembered_choice_is_found_by_one_sample(name, tmp_path):
+    backbone, memory = open_backbone(save_tiny(name, tmp_path / "m")), tmp_path / "memory"
+    prepared = prepared_of(backbone, tmp_path, 8)
+    asked = {"precision": "float32", "engine": "openvino", "count": 8, "memory": memory}
+    one = prepared.plain(torch.arange(1))
+    assert engine.remembered(backbone, one, **asked) is None
+    assert choose(backbone, prepared.plain(torch.arange(8)), **asked) == engine.remembered(backbone, one, **asked)

@@ -10,7 +10,7 @@ from fake_samples import fake_images, fake_texts
 from tiny import save_tiny
 from torch import nn
 
-from cleantune import features
+from cleantune import features, program
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
 from cleantune.features import extract, features_key, find
@@ -56,7 +56,7 @@ def test_cached_features_are_found_without_a_forward(image, tmp_path, monkeypatc
     prepared = prepared_of(image, tmp_path)
     assert find(tmp_path, "k") is None
     first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k"))
-    monkeypatch.setattr(features, "forward", None)
+    monkeypatch.setattr(program, "forward", None)
     assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k"))
     assert np.array_equal(first, find(tmp_path, "k"))
 
@@ -67,7 +67,7 @@ def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop,
     backbone = {"image": image, "text": text}[kind]
     prepared = prepared_of(backbone, tmp_path)
     whole = np.asarray(extract(backbone, prepared, Precision(), tmp_path, "whole"))
-    real, calls = features.forward, []
+    real, calls = program.forward, []
 
     def counted(*given):
         calls.append(1)
@@ -75,7 +75,7 @@ def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop,
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(features, "forward", counted)
+    monkeypatch.setattr(program, "forward", counted)
     with pytest.raises(KeyboardInterrupt):
         extract(backbone, prepared, Precision(), tmp_path, "killed")
     assert find(tmp_path, "killed") is None
@@ -90,7 +90,7 @@ def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop,
 def test_a_second_writer_between_the_steps_of_the_first_changes_nothing(image, tmp_path, monkeypatch):
     prepared = prepared_of(image, tmp_path)
     alone = np.asarray(extract(image, prepared, Precision(), tmp_path, "alone"))
-    real, calls = features.forward, []
+    real, calls = program.forward, []
 
     def overtaken(*given):
         calls.append(1)
@@ -98,7 +98,7 @@ def test_a_second_writer_between_the_steps_of_the_first_changes_nothing(image, t
             extract(image, prepared, Precision(), tmp_path, "both")
         return real(*given)
 
-    monkeypatch.setattr(features, "forward", overtaken)
+    monkeypatch.setattr(program, "forward", overtaken)
     assert np.array_equal(alone, extract(image, prepared, Precision(), tmp_path, "both"))
     assert np.array_equal(alone, find(tmp_path, "both"))
 
@@ -184,13 +184,13 @@ def test_extraction_leaves_the_mode_of_the_backbone(image, tmp_path):
 
 def test_texts_of_like_length_share_a_batch(text, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "SHARD", 64)
-    widths, real = [], features.forward
+    widths, real = [], program.forward
 
     def seen(backbone, x, *rest):
         widths.append(x["input_ids"].shape)
         return real(backbone, x, *rest)
 
-    monkeypatch.setattr(features, "forward", seen)
+    monkeypatch.setattr(program, "forward", seen)
     prepared = prepared_of(text, tmp_path, 64)
     extract(text, prepared, Precision(), tmp_path, "k")
     looked = sum(a * b for a, b in widths)
@@ -231,6 +231,16 @@ def test_float16_is_taken_where_it_changes_nothing_that_matters():
         assert features.narrowed(f) is f
 
 
+@pytest.mark.parametrize(("value", "fits"), [(65519, True), (65520, False), (np.nan, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_float16_is_not_taken_where_a_number_would_become_infinite(value, fits, sign):
+    f = np.zeros((4, 3), np.float32)
+    f[1, 1] = sign * value
+    assert (features.narrowed(f, judge=False).dtype == np.float16) == fits
+    with np.errstate(over="ignore"):
+        assert np.isfinite(f.astype(np.float16)).all() == fits
+
+
 def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
     prepared = prepared_of(image, tmp_path)
@@ -256,7 +266,7 @@ def rows_of(whole, made):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from cleantune import features
+from cleantune import features, program
 
 folder, store = features.Path(sys.argv[1]), sys.argv[2]
 features.SHARD, whole, save = 16, np.load(folder.parent / "whole.npy"), np.save
@@ -333,7 +343,7 @@ def test_an_index_of_an_unknown_form_is_not_read_and_is_written_anew_over_the_sa
     index = path.read_bytes()
     path.write_text(json.dumps(json.loads(index) | other if other else other))
     assert find(tmp_path, "k") is None
-    monkeypatch.setattr(features, "forward", None)
+    monkeypatch.setattr(program, "forward", None)
     assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k", store=store))
     assert path.read_bytes() == index
 

@@ -8,7 +8,7 @@ import torch
 from fake_samples import FakeSamples, fake_images, fake_texts
 from tiny import save_tiny
 
-from cleantune import inputs
+from cleantune import inputs, pixels
 from cleantune.augment import ImageAugment, TextAugment
 from cleantune.backbones import open_backbone, read_image_preprocess
 from cleantune.errors import UserError
@@ -187,8 +187,6 @@ def test_a_quarter_of_free_memory_is_the_limit():
 
 
 def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked_for(tmp_path, monkeypatch):
-    from cleantune import pixels
-
     monkeypatch.setattr(pixels, "BLOCK", 4)
     monkeypatch.setattr(pixels, "AHEAD", 2)
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
@@ -218,3 +216,36 @@ def test_features_that_are_cached_leave_images_unread(tmp_path):
     samples.reads.clear()
     extract(backbone, prepare(samples, backbone.preprocess, tmp_path, lazily=True), Precision(), tmp_path, "k")
     assert samples.reads == []
+
+
+@pytest.mark.parametrize("order", ["ascending", "backwards", "scattered", "twice"])
+def test_pixels_that_are_not_kept_are_the_same_in_any_order(order, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "BLOCK", 8)
+    monkeypatch.setattr(pixels, "AHEAD", 2)
+    samples = fake_images(50, bad=[9])
+    kept = prepare(samples, image, tmp_path)
+    passing = prepare(samples, image, tmp_path, lazily=True, keep=False)
+    batches = [np.arange(start, min(start + 6, 50)) for start in range(0, 50, 6)]
+    asked = {
+        "ascending": batches,
+        "backwards": batches[::-1],
+        "scattered": [np.random.default_rng(0).permutation(50)[:20], np.array([7]), np.array([], int)],
+        "twice": batches + batches,
+    }[order]
+    for rows in asked:
+        assert torch.equal(passing.pixels(torch.from_numpy(rows)), kept.pixels(torch.from_numpy(rows)))
+    assert order == "scattered" or passing.bad == kept.bad
+
+
+def test_pixels_that_are_not_kept_are_decoded_once_on_the_way(image, tmp_path, monkeypatch):
+    monkeypatch.setattr(pixels, "BLOCK", 8)
+    monkeypatch.setattr(pixels, "AHEAD", 2)
+    samples = fake_images(50)
+    passing = prepare(samples, image, tmp_path, lazily=True, keep=False)
+    passing.plain(torch.arange(1))
+    for start in range(0, 50, 6):
+        passing.plain(torch.arange(start, min(start + 6, 50)))
+    assert sorted(samples.reads) == list(range(50))
+    assert len(passing._store._coming) <= 3
+    again = pickle.loads(pickle.dumps(passing))
+    assert torch.equal(again.pixels(torch.arange(5)), passing.pixels(torch.arange(5)))

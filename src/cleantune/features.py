@@ -10,10 +10,10 @@ import json
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 from uuid import uuid4
@@ -21,14 +21,13 @@ from uuid import uuid4
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from cleantune.backbones import Backbone
-from cleantune.engine import compiled
 from cleantune.errors import UserError
-from cleantune.inputs import Prepared, PreparedImages, ahead, by_length, moved
+from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
+from cleantune.program import Program
 from cleantune.ranks import ALONE, Ranks
 from cleantune.records import Inputs, View
 
@@ -38,6 +37,8 @@ BATCH = 64
 """Samples of a forward."""
 ROUNDING = 0.01
 """A shard is kept in float16 where that moves no dimension by more than this share of its standard deviation."""
+_OVERFLOWS = 65520
+"""Numbers from here on are rounded to infinity in float16."""
 Store = Literal["float16", "float32"]
 FORMATS = frozenset(get_args(Store))
 OPEN = 1024
@@ -280,21 +281,41 @@ def _write_shards(
     training = backbone.training
     backbone.eval()
 
+    program = Program(backbone, precision)
+
     def make(rows: range) -> np.ndarray:
-        return shard_of(backbone, prepared, precision, rows, seen)
+        return shard_of(backbone, prepared, precision, rows, seen, program)
+
+    def told(k: int, writing: Future[None] | None) -> None:
+        if writing is not None:
+            writing.result()
+        if progress is not None:
+            progress(min((k + 1) * SHARD, len(prepared)), len(prepared))
 
     try:
-        for k in range(count)[ranks.rank :: ranks.count]:
-            keep_shard(folder, k, (len(prepared), backbone.width), make, store)
-            if progress is not None:
-                progress(min((k + 1) * SHARD, len(prepared)), len(prepared))
+        with ThreadPoolExecutor(1) as writer:
+            before: tuple[int, Future[None] | None] | None = None
+            for k in range(count)[ranks.rank :: ranks.count]:
+                writing = keep_shard(folder, k, (len(prepared), backbone.width), make, store, writer)
+                if before is not None:
+                    told(*before)
+                before = k, writing
+            if before is not None:
+                told(*before)
     finally:
         backbone.train(training)
     bad = {int(row): reason for met in ranks.each(prepared.bad) for row, reason in met.items()}
     ranks.first(lambda: write_index(folder, len(prepared), backbone.width, bad, store))
 
 
-def keep_shard(folder: Path, k: int, shape: tuple[int, int], make: Callable[[range], np.ndarray], store: Store) -> None:
+def keep_shard(
+    folder: Path,
+    k: int,
+    shape: tuple[int, int],
+    make: Callable[[range], np.ndarray],
+    store: Store,
+    writer: Executor | None = None,
+) -> Future[None] | None:
     """Make and write a shard, unless it is there.
 
     The first shard decides whether the others are float16. Of several processes, each that finds none makes it: none
@@ -306,17 +327,29 @@ def keep_shard(folder: Path, k: int, shape: tuple[int, int], make: Callable[[ran
         shape: Of all shards together [N, D].
         make: Features [n, D] of rows.
         store: As in `extract`.
+        writer: Writes shards but the first while the next one is made.
+
+    Returns:
+        The writing that is still to be waited for.
 
     Raises:
         UserError: The disk is full, or a feature is not finite.
     """
     rows = range(k * SHARD, min((k + 1) * SHARD, shape[0]))
     if has_shard(folder, k, (len(rows), shape[1])):
-        return
+        return None
     if store == "float16" and k:
         keep_shard(folder, 0, shape, make, store)
     f = make(rows)
-    if store == "float16" and (k == 0 or _format(folder, 0, (SHARD, shape[1])) == np.float16):
+    if writer is not None and k:
+        return writer.submit(_put_shard, folder, k, shape[1], f, store)
+    _put_shard(folder, k, shape[1], f, store)
+    return None
+
+
+def _put_shard(folder: Path, k: int, width: int, f: Float[np.ndarray, "n D"], store: Store) -> None:
+    """Write a shard in the format that the first one decides."""
+    if store == "float16" and (k == 0 or _format(folder, 0, (SHARD, width)) == np.float16):
         f = narrowed(f, judge=k == 0)
     write_shard(folder / shard_name(k), f)
 
@@ -346,10 +379,9 @@ def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarra
         f: A shard; the first one decides for those after it.
         judge: Look at the deviations, not only for numbers that are too large.
     """
-    with np.errstate(over="ignore"):
-        half = f.astype(np.float16)
-    if not np.isfinite(half).all():
+    if not (f.max(initial=0) < _OVERFLOWS and f.min(initial=0) > -_OVERFLOWS):  # nor what is not a number
         return f
+    half = f.astype(np.float16)
     if judge:
         lost, deviation = np.square(half.astype(np.float32) - f).mean(0), f.std(0)
         if not ((np.sqrt(lost) <= ROUNDING * deviation) | (deviation == 0)).all():
@@ -358,15 +390,20 @@ def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarra
 
 
 def shard_of(
-    backbone: Backbone, prepared: Prepared, precision: Precision, rows: range, seen: Seen
+    backbone: Backbone,
+    prepared: Prepared,
+    precision: Precision,
+    rows: range,
+    seen: Seen,
+    program: Program | None = None,
 ) -> Float[np.ndarray, "n D"]:
     """Features [n, D] of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
     batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
-    for batch, f in _stream(backbone, ahead(made), precision):
-        _refuse_non_finite(f, batch, prepared)
+    for batch, f in (program or Program(backbone, precision)).stream(ahead(made)):
+        _refuse_non_finite(f.numpy(), batch, prepared)
         out[np.array(batch) - rows.start] = f.numpy()
     for i in prepared.bad:  # images decoded on demand show only now that they are bad
         if i in rows:
@@ -374,37 +411,11 @@ def shard_of(
     return out
 
 
-def _stream(
-    backbone: Backbone, items: Iterator[tuple[list[int], Inputs]], precision: Precision
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches with their features, by the program of the precision."""
-    if precision.engine == "openvino":
-        first = next(items, None)
-        if first is not None:
-            yield from compiled(backbone, first[1], precision).stream(chain([first], items))
-        return
-    device = next((p.device for p in backbone.parameters()), torch.device("cpu"))
-    for batch, x in items:
-        with torch.inference_mode():
-            f = forward(backbone, x, precision, device).float().cpu()
-        yield batch, f
-
-
-def forward(backbone: Backbone, x: Inputs, precision: Precision, device: torch.device) -> Float[Tensor, "B D"]:
-    """Features of a batch in a precision, on a device."""
-    there = moved(x, device)
-    if isinstance(there, Tensor):
-        layout = torch.channels_last if precision.channels_last and there.dim() == 4 else torch.contiguous_format
-        there = there.contiguous(memory_format=layout)
-    with precision.autocast(device.type):
-        features: Tensor = backbone(there)
-    return features
-
-
-def _refuse_non_finite(f: Tensor, batch: list[int], prepared: Prepared) -> None:
-    finite = torch.isfinite(f).all(dim=1)
+def _refuse_non_finite(f: Float[np.ndarray, "B D"], batch: list[int], prepared: Prepared) -> None:
+    # By NumPy: threads of torch would go on spinning on the cores that the network computes on.
+    finite = np.isfinite(f).all(1)
     if not finite.all():
-        place = prepared.describe(batch[int((~finite).nonzero()[0])])
+        place = prepared.describe(batch[int(finite.argmin())])
         raise UserError(
             f"the model gives a feature that is not finite for {place} ({int((~finite).sum())} of a batch of "
             f"{len(batch)}): try --precision float32, or another model"

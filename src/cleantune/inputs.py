@@ -18,13 +18,15 @@ from cleantune.augment import ImageAugment, TextAugment, augment_images, drop_to
 from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
 from cleantune.data import Samples
 from cleantune.errors import UserError
-from cleantune.pixels import BLOCK, Decoder, Filling, Progress, decode_all, write_pixels
+from cleantune.pixels import Decoder, Filling, Passing, Progress, decode_all, write_pixels
 from cleantune.ranks import ALONE, Ranks
 from cleantune.records import Inputs
 
 T = TypeVar("T")
 MEMORY_SHARE = 0.25
 """Pixels and features live in memory while they fit in this share of what is free, else in a memory map."""
+TEXTS = 256
+"""Texts that are tokenised at a time."""
 DISK_SHARE = 0.5
 """Pixels are cached while they fit in this share of the free disk, else images are decoded each time."""
 
@@ -77,7 +79,7 @@ class PreparedImages:
         self,
         samples: Samples,
         preprocess: ImagePreprocess,
-        store: UInt8[np.ndarray, "n H W 3"] | Decoder | Filling,
+        store: UInt8[np.ndarray, "n H W 3"] | Decoder | Filling | Passing,
         rows: Int[np.ndarray, " N"],
         bad: dict[int, str],
         augment: ImageAugment,
@@ -205,6 +207,7 @@ def prepare(
     ranks: Ranks = ALONE,
     *,
     lazily: bool = False,
+    keep: bool = True,
 ) -> Prepared:
     """Samples in the form the network takes.
 
@@ -217,13 +220,14 @@ def prepare(
         ranks: Several on one machine share one file of pixels.
         lazily: Images that fit in memory are decoded by threads ahead of where they are used; which of them are bad is
             known only of those that were.
+        keep: Whether such images stay in memory, or are decoded again where they are asked for again.
 
     Raises:
         UserError: The kinds of samples and preprocessing differ.
     """
     if isinstance(preprocess, ImagePreprocess) and samples.kind == "image":
         chosen = augment if isinstance(augment, ImageAugment) else ImageAugment()
-        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks, lazily)
+        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks, lazily, keep)
     if isinstance(preprocess, TextPreprocess) and samples.kind == "text":
         chosen_text = augment if isinstance(augment, TextAugment) else TextAugment()
         return _prepare_texts(samples, preprocess, progress, chosen_text)
@@ -239,6 +243,7 @@ def _prepare_images(
     augment: ImageAugment,
     ranks: Ranks,
     lazily: bool,
+    keep: bool,
 ) -> PreparedImages:
     import psutil
 
@@ -246,12 +251,12 @@ def _prepare_images(
     shape = (len(samples), *preprocess.size, 3)
     size, rows = int(np.prod(shape)), np.arange(len(samples))
     if ranks.count == 1 and size <= MEMORY_SHARE * psutil.virtual_memory().available:
-        pixels = np.zeros(shape, np.uint8)
+        decoder = Decoder(samples, preprocess, bad)
         if lazily:
-            return PreparedImages(
-                samples, preprocess, Filling(Decoder(samples, preprocess, bad), pixels), rows, bad, augment
-            )
-        decode_all(Decoder(samples, preprocess, bad), pixels, progress)
+            ready = Filling(decoder, np.zeros(shape, np.uint8)) if keep else Passing(decoder)
+            return PreparedImages(samples, preprocess, ready, rows, bad, augment)
+        pixels = np.zeros(shape, np.uint8)
+        decode_all(decoder, pixels, progress)
         return PreparedImages(samples, preprocess, pixels, rows, bad, augment)
     cache.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{samples.fingerprint} {preprocess.fingerprint}".encode()).hexdigest()[:32]
@@ -273,13 +278,13 @@ def _prepare_texts(
 ) -> PreparedTexts:
     ids: list[np.ndarray] = []
     lengths: list[int] = []
-    for start in range(0, len(samples), BLOCK):
-        texts = samples.read(range(start, min(start + BLOCK, len(samples))))
+    for start in range(0, len(samples), TEXTS):
+        texts = samples.read(range(start, min(start + TEXTS, len(samples))))
         block = preprocess.tokens(cast(list[str], texts))
         lengths += [len(row) for row in block]
         ids.append(np.fromiter((token for row in block for token in row), np.int32))
         if progress is not None:
-            progress(min(start + BLOCK, len(samples)), len(samples))
+            progress(min(start + TEXTS, len(samples)), len(samples))
     tokens = torch.from_numpy(np.concatenate([*ids, np.full(1, preprocess.pad_id, np.int32)]))
     ends = torch.tensor([0, *lengths]).cumsum(0)
     return PreparedTexts(samples, preprocess, tokens, ends, np.arange(len(samples)), augment)

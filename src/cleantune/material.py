@@ -21,7 +21,7 @@ from cleantune.backbones import Backbone, open_backbone
 from cleantune.config import Config, ModelSpec
 from cleantune.console import Console
 from cleantune.data import Data, Rows, corrupt, load
-from cleantune.engine import choose
+from cleantune.engine import choose, remembered
 from cleantune.errors import UserError
 from cleantune.features import extract, features_key
 from cleantune.inputs import Prepared, PreparedImages, prepare
@@ -168,8 +168,8 @@ def gather(
     out = decoded(config, data, backbone, console, known, trains, ranks, ahead=True)
     cache, store = cache_folder(config.run.cache), config.run.store
     for name, ready in out.prepared.items():
-        key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision, store)
-        with console.bar(f"features of {name}") as told:
+        with backbone.at_rest(), console.bar(f"features of {name}") as told:
+            key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision, store)
             out.features[name] = extract(backbone, ready, out.precision, cache, key, told, ranks=ranks, store=store)
         if trains and isinstance(ready, PreparedImages):
             with console.bar(f"reading {name}") as told:
@@ -213,7 +213,8 @@ def decoded(
     for name, rows in data.rows.items():
         with console.bar(f"reading {name}") as told:
             prepared[name] = prepare(
-                rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks, lazily=ahead  # type: ignore[arg-type]
+                rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks,  # type: ignore[arg-type]
+                lazily=ahead, keep=trains,
             )  # fmt: skip
     backbone.to(device)
     count = sum(len(ready) for ready in prepared.values()) if ahead else 0
@@ -309,6 +310,12 @@ def extraction_precision(
     backbone: Backbone, prepared: Prepared, model: ModelSpec, cache: Path, count: int
 ) -> Precision:
     """The fastest way to the features of so many samples, timed here the first time and kept in the cache."""
+    memory = cache / "precision"
+    if len(prepared):
+        first = prepared.plain(torch.arange(1))  # its shape is what a choice is remembered by; the others can wait
+        known = remembered(backbone, first, model.precision, model.engine, count, memory)
+        if known is not None:
+            return known
     index = _probed(prepared)
     return choose(
         backbone,
@@ -316,7 +323,7 @@ def extraction_precision(
         precision=model.precision,
         engine=model.engine,
         count=count,
-        memory=cache / "precision",
+        memory=memory,
         pixels=prepared.pixels(index) if isinstance(prepared, PreparedImages) else None,
     )
 

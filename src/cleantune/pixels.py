@@ -21,8 +21,10 @@ from cleantune.data import Bad, Samples
 Progress = Callable[[int, int], None]
 """Told how many of how many samples are done."""
 
-BLOCK = 256
-"""Images or texts that one thread prepares at a time."""
+BLOCK = 64
+"""Images that one thread prepares at a time; the network waits for the first of them."""
+TOGETHER = 32
+"""Images that are decoded before they are resized: those of one size in one go."""
 AHEAD = 16
 """Blocks that are decoded ahead of the one in use; an interrupted run ends after these."""
 
@@ -46,12 +48,20 @@ class Decoder:
 
     def fill(self, out: UInt8[np.ndarray, "B H W 3"], rows: Int[np.ndarray, " B"]) -> None:
         """Write the pixels of these rows into `out`."""
-        for k, image in enumerate(self.samples.read(rows.tolist())):
-            row = int(rows[k])
+        for start in range(0, len(rows), TOGETHER):
+            self._fill(out[start : start + TOGETHER], rows[start : start + TOGETHER].tolist())
+
+    def _fill(self, out: np.ndarray, rows: list[int]) -> None:
+        alike: dict[tuple[str, tuple[int, int]], list[tuple[int, Image.Image]]] = {}
+        for k, image in enumerate(self.samples.read(rows)):
             if isinstance(image, Bad):
-                self.bad[row] = f"{self.samples.describe(row)}: {image.reason}"
+                self.bad[rows[k]] = f"{self.samples.describe(rows[k])}: {image.reason}"
             else:
-                out[k] = self.preprocess.array(cast(Image.Image, image))
+                picture = cast(Image.Image, image)
+                alike.setdefault((picture.mode, picture.size), []).append((k, picture))
+        for same in alike.values():
+            for (k, _), pixels in zip(same, self.preprocess.arrays([image for _, image in same]), strict=True):
+                out[k] = pixels
 
 
 class Filling:
@@ -107,6 +117,49 @@ class Filling:
         block = self._blocks[k]
         assert block is not None, "a block is begun before it is waited for"
         block.result()
+
+
+class Passing:
+    """Pixels that threads decode ahead of where they are asked for, and that nobody keeps: fresh memory is dear.
+
+    Who goes through the rows in their order finds them ready; rows in another order are decoded as by a `Decoder`.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        """All samples of a decoder."""
+        self.decoder = decoder
+        self._coming: dict[int, Future[np.ndarray]] = {}
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(decoder.threads)
+
+    def decode(self, rows: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W 3"]:
+        """Pixels of these rows; the blocks after them are begun, those before them forgotten."""
+        if not len(rows) or (np.diff(rows) != 1).any():
+            return self.decoder.decode(rows)
+        start, end = int(rows[0]), int(rows[-1]) + 1
+        with self._lock:
+            for k in [k for k in self._coming if k < start // BLOCK]:
+                self._coming.pop(k).cancel()
+            last = -(-end // BLOCK)
+            for k in range(start // BLOCK, min(last + AHEAD, -(-len(self.decoder.samples) // BLOCK))):
+                if k not in self._coming:
+                    self._coming[k] = self._pool.submit(self._block, k)
+            wanted = [self._coming[k] for k in range(start // BLOCK, last)]
+        blocks = [block.result() for block in wanted]
+        first = start % BLOCK
+        return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[first : first + len(rows)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"decoder": self.decoder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["decoder"])  # type: ignore[misc]
+
+    def _block(self, k: int) -> np.ndarray:
+        rows = np.arange(k * BLOCK, min((k + 1) * BLOCK, len(self.decoder.samples)))
+        out = np.zeros((len(rows), *self.decoder.preprocess.size, 3), np.uint8)
+        self.decoder.fill(out, rows)
+        return out
 
 
 def write_pixels(final: Path, shape: tuple[int, ...], decoder: Decoder, progress: Progress | None) -> None:

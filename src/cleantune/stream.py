@@ -33,6 +33,7 @@ from cleantune.features import (
 from cleantune.inputs import prepare
 from cleantune.material import PROBED, check_kind, extraction_precision, open_model, pick_device
 from cleantune.precision import Precision
+from cleantune.program import Program
 from cleantune.store import cache_folder
 from cleantune.workers import first_line, session, surroundings
 
@@ -119,6 +120,7 @@ class Extractor:
             import torch
 
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.program = Program(self.backbone, self.precision)
         self.folder = self.cache / f"features-{given['key']}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -130,7 +132,7 @@ class Extractor:
     def made(self, rows: range) -> np.ndarray:
         """Features [n, D] of a shard; those of its samples that cannot be read are noted beside it."""
         part = prepare(self.samples.take(np.asarray(rows)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
-        f = shard_of(self.backbone, part, self.precision, range(len(part)), Seen())
+        f = shard_of(self.backbone, part, self.precision, range(len(part)), Seen(), self.program)
         bad = {str(rows.start + row): reason for row, reason in part.bad.items()}
         if bad:
             write_shard(self.folder / f"{shard_name(rows.start // SHARD)}.bad.json", json.dumps(bad).encode())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class Backbone(nn.Module):
         preprocess: From samples to inputs; None where the inputs are ready as they come.
         source: Where it was opened, for messages and the run's summary.
     """
+
+    _resting: str | None = None
+    """The fingerprint, while the weights stay as they are."""
 
     def __init__(
         self,
@@ -82,6 +86,8 @@ class Backbone(nn.Module):
     @property
     def fingerprint(self) -> str:
         """sha256 over the weights as they are now, the feature and the configuration: what decides the features."""
+        if self._resting is not None:
+            return self._resting
         digest = hashlib.sha256(f"{self.architecture.model_type} {self.feature} {self.pooling}".encode())
         config = getattr(self.hf, "config", None)
         if config is not None:
@@ -93,6 +99,15 @@ class Backbone(nn.Module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(_bytes(tensor))
         return digest.hexdigest()
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Inside, nobody changes the weights: their fingerprint, seconds for a large network, is computed once."""
+        before, self._resting = self._resting, self.fingerprint
+        try:
+            yield
+        finally:
+            self._resting = before
 
     def save(self, folder: Path) -> None:
         """Write a folder that `open_backbone` opens to the same function.
@@ -120,9 +135,8 @@ _NOT_FUNCTION = {"transformers_version", "architectures", "dtype", "torch_dtype"
 """Entries of a configuration that do not change what the backbone computes."""
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    plain = tensor.detach().cpu().contiguous()
-    return np.asarray(plain.view(-1).view(torch.uint8) if plain.dim() else plain.reshape(1).view(torch.uint8)).tobytes()
+def _bytes(tensor: Tensor) -> memoryview:
+    return np.asarray(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)).data
 
 
 def _write_json(path: Path, value: Any) -> None:

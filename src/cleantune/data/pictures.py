@@ -17,10 +17,19 @@ EXTENSIONS = frozenset((
 ))
 """File names that an image folder takes for pictures."""
 # fmt: on
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+_SCAN = 0xDA
+_TABLES = frozenset((0xC4, 0xDB, 0xDD, 0xE0, 0xFE))
+"""Huffman tables, quantisation, restarts, JFIF, a comment."""
+_LARGE = 1 << 24
+"""Pixels beyond which Pillow may have a warning to give."""
 
 
 def open_picture(source: Path | memoryview) -> Image.Image | Bad:
     """The picture of a file or of its bytes: mode RGB, turned as its EXIF says; `Bad` where it cannot be read."""
+    quick = None if isinstance(source, Path) else _plain_jpeg(source)
+    if quick is not None:
+        return quick
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             image.load()
@@ -32,6 +41,42 @@ def open_picture(source: Path | memoryview) -> Image.Image | Bad:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything; the reason is kept and counted
         return Bad(f"{str(error).splitlines()[0] if str(error) else type(error).__name__}")
+
+
+def _plain_jpeg(source: memoryview) -> Image.Image | None:
+    """The picture of a JPEG in colour whose header holds nothing else, None for every other file.
+
+    Pillow's decoder makes it of the bytes as it would in `Image.open`, whose look at every table in the header takes as
+    long as a small picture itself. Profiles, EXIF, other kinds of JPEG and damaged ones are left to `Image.open`.
+    """
+    source = source.cast("B")  # Arrow says that its bytes have a sign
+    size = _jpeg_size(source)
+    if size is None:
+        return None
+    try:
+        return Image.frombytes("RGB", size, source, "jpeg", "RGB", "")
+    except (ValueError, OSError):
+        return None
+
+
+def _jpeg_size(data: memoryview) -> tuple[int, int] | None:
+    """Width and height that a plain header states."""
+    if bytes(data[:3]) != b"\xff\xd8\xff":
+        return None
+    place, size, end = 2, None, len(data) - 9
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == _SCAN:
+            return size
+        if marker in _FRAMES:
+            bits, layers = data[place + 4], data[place + 9]
+            size = (data[place + 7] << 8 | data[place + 8], data[place + 5] << 8 | data[place + 6])
+            if bits != 8 or layers != 3 or not 0 < size[0] * size[1] < _LARGE:
+                return None
+        elif marker not in _TABLES:
+            return None
+        place += 2 + (data[place + 2] << 8 | data[place + 3])
+    return None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

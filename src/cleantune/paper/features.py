@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 
 from cleantune.analysis import geometry, plane
-from cleantune.features import forward
 from cleantune.loop import Loop
 from cleantune.material import Material
+from cleantune.program import forward
 
 CLASSES = 10
 POINTS = 1000

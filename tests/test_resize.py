@@ -1,0 +1,46 @@
+"""Pictures of one size are resized together to Pillow's own bits, or by Pillow itself."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cleantune.backbones import ImagePreprocess
+from cleantune.backbones.resize import _alike, resize_all
+
+
+def preprocess(resample=2, **given) -> ImagePreprocess:
+    return ImagePreprocess(mean=(0.5,) * 3, std=(0.5,) * 3, resample=resample, **given)
+
+
+def pictures(count: int, height: int, width: int) -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("resample", [0, 1, 2, 3])
+@pytest.mark.parametrize(("given", "size"), [(32, 96), (32, 64), (96, 32), (33, 50), (64, 64), (45, 20)])
+def test_many_images_of_one_size_have_the_pixels_of_each_alone(given, size, resample):
+    ours, images = preprocess(resample, crop=(size, size), shortest_edge=size), pictures(40, given, given)
+    expected = [np.asarray(image.resize((size, size), Image.Resampling(resample))) for image in images]
+    np.testing.assert_array_equal(list(ours.arrays(images)), expected)
+
+
+@pytest.mark.parametrize("edge", [24, 48])
+@pytest.mark.parametrize(("height", "width"), [(48, 96), (96, 48), (30, 96)])
+def test_crop_and_margin_are_those_of_each_alone(height, width, edge):
+    ours, images = preprocess(crop=(32, 32), shortest_edge=edge), pictures(9, height, width)
+    np.testing.assert_array_equal(list(ours.arrays(images)), [ours.array(image) for image in images])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_other_modes_become_three_channels_together_too(mode):
+    ours, images = preprocess(crop=(96, 96), exact=(96, 96)), [p.convert(mode) for p in pictures(9, 32, 32)]
+    np.testing.assert_array_equal(list(ours.arrays(images)), [ours.array(image) for image in images])
+
+
+def test_sizes_at_which_torch_rounds_otherwise_are_left_to_pillow():
+    assert resize_all(pictures(8, 227, 227), (80, 80), 2) is None
+
+
+def test_large_pictures_are_resized_one_by_one():
+    assert not _alike((2048, 2048), (1024, 1024), 2)
