@@ -319,8 +319,7 @@ def exponent(bench: Any) -> None:
     probe_scale.once(sizes[0], 100, 1, folder)
     seconds = {}
     for n in sizes:
-        times = [probe_scale.once(n, 100, 1, folder) for _ in range(bench.repeats if n < sizes[-1] else 1)]
-        seconds[n] = statistics.median(times)
+        seconds[n] = statistics.median(probe_scale.once(n, 100, 1, folder) for _ in range(bench.repeats))
     slope = np.polyfit([math.log(n) for n in seconds], [math.log(s) for s in seconds.values()], 1)[0]
     bench.note(scale__exponent=float(slope), **{f"scale__seconds_{n}": s for n, s in seconds.items()})
 
