@@ -65,8 +65,18 @@ def p_wrong(
 
 
 def concentration(flips: Float[Tensor, "C C"]) -> float:
-    """Share of the wrong labels that name the class which most wrong labels of their true class name."""
-    return float(flips.max(1).values.sum() / flips.sum().clamp(min=1e-9))
+    """How far the wrong labels of a class name one other: 0 where all others alike, 1 where always the same.
+
+    It is the share that names the class which most of them name, beyond the 1 / (C - 1) of chance; 0 for two classes.
+
+    Args:
+        flips: How many labels of class j (column) are of class k (row); the diagonal is zero.
+    """
+    chance = 1 / max(len(flips) - 1, 1)
+    total = float(flips.sum())
+    if chance == 1 or total <= 0:
+        return 0.0
+    return (float(flips.max(1).values.sum()) / total - chance) / (1 - chance)
 
 
 def main_targets(flips: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:

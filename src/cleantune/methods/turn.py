@@ -72,9 +72,10 @@ class TURN:
     even: Annotated[float, Interval(0.0, 1.0)] = 1.0
     """How far classes of different size count alike, in the losses and in the verdict on labels: 1 wholly, 0 by their
     size. With `select = "posterior"`."""
-    pattern: Annotated[float, Interval(0.0, 1.0)] = 0.5
-    """Share of wrong labels that must name their class's most frequent target for the judge to hold that each class is
-    mistaken for few others, and not for whatever it finds likely; 1: never. With `select = "posterior"`."""
+    pattern: Annotated[float, Interval(0.0, 1.0)] = 0.45
+    """How far the wrong labels of a class must name one other (0 all alike, 1 always the same) for the judge to hold
+    that each class is mistaken for few others, and that what it finds beside them are its own confusions; 1: never.
+    With `select = "posterior"`."""
     reprobe: bool = True
     """Judge each time by a fresh probe on the features of the moment, and deliver the last one; false: the tuned model
     judges, as in the paper."""
