@@ -19,6 +19,7 @@ hook = install_import_hook(
         f"cleantune.{name}"
         for name in (
             "losses", "mixture", "selection", "detect", "metrics", "spectrum", "cutoff", "neighbours", "leave_one_out",
+            "opinions",
         )
     ],
     "beartype.beartype",

@@ -13,8 +13,9 @@ from cleantune.auditing.annotators import weighed
 from cleantune.auditing.arrays import judge_probabilities
 from cleantune.cutoff import fit_noise
 from cleantune.errors import UserError
-from cleantune.leave_one_out import kappa, loo_ridge, p_wrong, separation, stack, weighted_loo
+from cleantune.leave_one_out import kappa, loo_ridge, separation, stack, weighted_loo
 from cleantune.neighbours import Graph, near_duplicates, neighbour_graph, outliers, votes
+from cleantune.opinions import p_wrong
 
 
 def probabilities(count: int = 400, classes: int = 5) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class Recording:
         ]
         return fn(self.y, *logits)
 
-    def p_wrong(self, even: float = 0.0) -> Tensor:
+    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Tensor:
         self.transcript.append("p_wrong")
         return torch.rand(len(self.y), generator=torch.Generator().manual_seed(1))
 

@@ -30,10 +30,10 @@ class Asked:
         self.net: Any = lambda x: Output(self.logits, x, x)
         self.plan: Plan | None = None
         self.value: Tensor | Parts = torch.zeros(())
-        self.even = 0.0
+        self.even = self.pattern = 0.0
 
-    def p_wrong(self, even: float = 0.0) -> Tensor:
-        self.even = even
+    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Tensor:
+        self.even, self.pattern = even, pattern
         return self.wrong
 
     def learn(self, net: nn.Module, loss: Callable[..., Tensor], plan: Plan | None = None, **_: Any) -> None:
@@ -64,7 +64,7 @@ def test_the_tuning_learns_by_cross_entropy_and_elrs_pull_with_targets_that_move
     torch.testing.assert_close(run.ledger[TARGET][ROWS], 0.3 * run.logits.softmax(1))
     room = torch.tensor([int((run.wrong[run.y == c] < w).sum()) < 3 for w, c in zip(run.wrong, run.y, strict=True)])
     torch.testing.assert_close(run.ledger["p_clean"], (1 - run.wrong) * room)
-    assert run.even == 1.0
+    assert (run.even, run.pattern) == (1.0, 0.45)
     assert run.plan is not None
     torch.testing.assert_close(run.plan.weight, alike(run.plan.keep.float(), run.y))
 

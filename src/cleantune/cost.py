@@ -137,7 +137,7 @@ class Rehearsal(Loop):
         last = self.sizes.all * len(self.whole) if self.epochs_of_all and self._scope == "all" else 0
         return held_out * (self.epochs_of_all + self.refreshes) + last
 
-    def p_wrong(self, even: float = 0.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
         """What the made-up scores leave for other classes; it costs a look where the backbone has changed."""
         if self.stale:
             self._remade("train")

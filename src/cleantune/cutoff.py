@@ -104,6 +104,12 @@ class NoiseModel:
         wrong = (1 - truth.gather(1, y[:, None])[:, 0]).clamp(0, 1)
         return Judged(wrong, best.indices, best.values, truth)
 
+    def flips(self, p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, "C C"]:
+        """How many of these labels j (column) it holds to be of class k (row); the diagonal is zero."""
+        classes = p.shape[1]
+        named = torch.zeros(classes, classes).index_add_(0, y, self.judge(p, y).truth).T
+        return named * (1 - torch.eye(classes))
+
     def _joint(self, lp: Tensor, y: Tensor) -> Tensor:
         stratum = torch.bucketize(lp.max(1).values, self.edges)
         nu = torch.sigmoid(self.rate + self.hardness[stratum][:, None])

@@ -16,9 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune.cutoff import fit_noise, fitted_rows
 from cleantune.learner import floats, standardisation
-from cleantune.selection import evened, within_share
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 """l that are tried, for standardised features."""
@@ -183,41 +181,6 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
 
     search.step(closure)  # type: ignore[no-untyped-call]
     return Stack(tuple(weights.detach().tolist()), bias.detach())
-
-
-def p_wrong(features: Any, y: Int[Tensor, " N"], classes: int, even: float = 0.0) -> Float[Tensor, " N"]:
-    """The probability that each label is wrong, as features tell it: a leave-one-out ridge probe, then the noise model.
-
-    Two opinions, of which the more doubtful counts: of a probe taught by all labels alike, and of one to which each
-    counts as far as the first trusts it. Where wrong labels follow a pattern the first has learned much of it.
-
-    Linear in N; memory is D^2 and N x C. An audit adds neighbours' votes, which rank noise without a pattern better
-    and noise between few classes worse (dev/LOG.md has both).
-
-    Args:
-        features: [N, D], an array or memory-mapped.
-        y: Given labels.
-        classes: C.
-        even: The power of 1 / class size that probabilities are multiplied by: 1 says that all classes are equally
-            probable beforehand, and that a class is large because others' samples have its label; 0 that its size
-            is right.
-
-    Source: ours; `cutoff` has the model.
-    """
-    ridge = loo_ridge(features, y, classes)
-    first = _opinion(ridge.loo, y, classes, even)
-    trust = evened((1 - first) * within_share(first, y, classes, even), y, classes, even)
-    return torch.maximum(first, _opinion(weighted_loo(features, y, ridge, trust), y, classes, even))
-
-
-def _opinion(loo: Float[Tensor, "N C"], y: Int[Tensor, " N"], classes: int, even: float) -> Float[Tensor, " N"]:
-    """What the noise model makes of leave-one-out scores."""
-    stacked = stack([loo], y)
-    prior = even * torch.bincount(y, minlength=classes).clamp(min=1).log()
-    rows = fitted_rows(len(y), classes)
-    model = fit_noise((stacked(loo[rows]) - prior).softmax(1), y[rows])
-    parts = zip(torch.split(loo, BLOCK), torch.split(y, BLOCK), strict=True)
-    return torch.cat([model.judge((stacked(part) - prior).softmax(1), mine).p_wrong for part, mine in parts])
 
 
 class Separation(NamedTuple):

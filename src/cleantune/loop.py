@@ -14,7 +14,7 @@ from cleantune.errors import UserError
 from cleantune.halves import half_of_the_threads
 from cleantune.inputs import moved
 from cleantune.learner import Net
-from cleantune.leave_one_out import p_wrong
+from cleantune.opinions import p_wrong
 from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, forget_gradients, set_rates
@@ -36,11 +36,11 @@ class Loop(State):
         with self.cost.timed("score"), self._spending("forwards"):
             return self._look("train", fn, list(nets))
 
-    def p_wrong(self, even: float = 0.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment: [N]."""
         features = self._remade("train")["train"] if self.stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
         with self.cost.timed("score"):
-            return p_wrong(features, self.y, self.classes, even)
+            return p_wrong(features, self.y, self.classes, even, pattern)
 
     def learn(
         self,

@@ -136,8 +136,8 @@ class Run(Protocol):
         """`fn(y, *logits)` of every training sample, without gradient, in the order of the rows: [N, ...]."""
         ...
 
-    def p_wrong(self, even: float = 0.0) -> Float[Tensor, " N"]:
-        """The probability that each given label is wrong, from the features of the moment (`leave_one_out.p_wrong`)."""
+    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
+        """The probability that each given label is wrong, from the features of the moment (`opinions.p_wrong`)."""
         ...
 
     def learn(

@@ -8,7 +8,8 @@ Differs from the paper, by default (the evidence is in dev/LOG.md):
 - who judges: a leave-one-out probe on the features of the moment with a model of the noise (`Run.p_wrong`), instead of
   the loss of the fine-tuned model, which has learned what it is to judge;
 - what is trusted: every label that is more probably right than wrong (`select`). Where most labels are right that is
-  nearly all of them, where most are wrong it is a clean part; one rule for both;
+  nearly all of them, where most are wrong it is a clean part; one rule for both. Where wrong labels of a class name
+  few others (`pattern`), the model of the noise keeps to these;
 - how classes are evened out: by weights, and by room for trusted labels (`even`), not by leaving samples out;
 - what it learns by: cross-entropy and ELR's pull (`strength`), since what is trusted still holds wrong labels;
 - how much: a budget of sample visits spent on what is trusted, so that less trust means more passes, in two
@@ -71,6 +72,10 @@ class TURN:
     even: Annotated[float, Interval(0.0, 1.0)] = 1.0
     """How far classes of different size count alike, in the losses and in the verdict on labels: 1 wholly, 0 by their
     size. With `select = "posterior"`."""
+    pattern: Annotated[float, Interval(0.0, 1.0)] = 0.45
+    """How far the wrong labels of a class must name one other (0 all alike, 1 always the same) for the judge to hold
+    that each class is mistaken for few others, and that what it finds beside them are its own confusions; 1: never.
+    With `select = "posterior"`."""
     reprobe: bool = True
     """Judge each time by a fresh probe on the features of the moment, and deliver the last one; false: the tuned model
     judges, as in the paper."""
@@ -177,7 +182,7 @@ class TURN:
     def tune_epoch(self, run: Run) -> None:
         """Step 2: cleanse, then learn from the trusted."""
         if self.probes_judge and self.select == "posterior":
-            wrong = run.p_wrong(self.even)
+            wrong = run.p_wrong(self.even, self.pattern)
             share = within_share(wrong, run.y, run.classes, self.even)
             keep = rescue(share & (wrong < HALF), wrong, run.y, run.classes)
             run.ledger.write("p_clean", (1 - wrong) * share)
