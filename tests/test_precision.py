@@ -27,7 +27,7 @@ def hurried(monkeypatch) -> None:
 def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0) -> None:
     """A machine on which each precision takes what the table says."""
 
-    def race(runs, rounds=6):
+    def race(runs, rounds=6, handicap=None):
         return {c: seconds[(c.dtype, c.channels_last)] if isinstance(c, Precision) else 1.0 for c in runs}
 
     monkeypatch.setattr(precision, "_race", race)
@@ -52,6 +52,33 @@ def test_the_fastest_is_chosen_and_a_tie_falls_to_plain_float32(table, chosen, b
     picked = probe_precision(backbone, X)
     assert (picked.dtype, picked.channels_last) == chosen
     assert "takes" in picked.why
+
+
+def test_who_is_far_behind_is_timed_twice_and_the_others_go_on(monkeypatch):
+    clock, runs = [0.0], {"near": 0, "first": 0, "behind": 0, "handicapped": 0}
+    takes = {"near": 1.2, "first": 1.0, "behind": 1.6, "handicapped": 1.2}
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(precision, "_SECONDS_A_PROBE", 1e9)
+
+    def run(name):
+        runs[name] += 1
+        clock[0] += takes[name]
+
+    found = precision._race(
+        {name: lambda name=name: run(name) for name in takes}, rounds=4, handicap=lambda n: 1 + (n == "handicapped")
+    )
+    assert runs == {"near": 5, "first": 5, "behind": 2, "handicapped": 2}
+    assert found == pytest.approx(takes)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_settled_layout_is_taken_and_only_the_format_measured(last, backbone, tmp_path, monkeypatch):
+    timed(monkeypatch, {(F, last): 1, (B, last): 0.5})
+    picked = probe_precision(backbone, X, training=True, layout=last, memory=tmp_path)
+    assert (picked.dtype, picked.channels_last) == (B, last)
+    timed(monkeypatch, {(F, False): 1, (B, False): 9, (F, True): 9, (B, True): 9})
+    assert probe_precision(backbone, X, training=True, layout=last, memory=tmp_path) == picked
+    assert probe_precision(backbone, X, training=True, memory=tmp_path).dtype == F  # another question
 
 
 def test_slow_bfloat16_is_never_tried_in_the_network(backbone, monkeypatch):

@@ -90,6 +90,28 @@ def test_strided_depthwise_in_bfloat16_is_the_dense_one_read_at_every_other_pixe
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_batchnorm_that_learns_sees_pixels_without_gaps(layout, monkeypatch):
+    plain, twin = (network.train().to(memory_format=layout) for network in pair("mobilenet_v2"))
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = x.contiguous(memory_format=layout)
+    expected = feature(plain, x)
+    monkeypatch.setattr(quick, "_slow_strided", lambda x: True)
+    seen = []
+    for module in twin.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    found = feature(twin, x)
+    assert len(seen) > 3
+    assert all(each.is_contiguous(memory_format=layout) for each in seen)
+    torch.testing.assert_close(expected, found)
+    for network, out in ((plain, expected), (twin, found)):
+        out.square().sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+    for p, q in zip(plain.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
 def test_the_way_of_bfloat16_is_taken_under_autocast_and_only_when_something_learns():
     x = torch.zeros(1)
     assert not quick._slow_strided(x)

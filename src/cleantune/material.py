@@ -303,7 +303,10 @@ def _precisions(
     if not trains:
         return look, look
     x = train.plain(_probed(train))
-    return look, probe_precision(backbone, x, model.precision, training=True, memory=cache / "precision")
+    last = look.channels_last  # a net has one layout for both
+    return look, probe_precision(
+        backbone, x, model.precision, training=True, layout=last, memory=cache / "precision"
+    )  # fmt: skip
 
 
 def extraction_precision(

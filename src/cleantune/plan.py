@@ -167,7 +167,9 @@ def machine(
     look = choose(
         backbone, x, precision=setting, engine=config.model.engine, count=count, memory=memory, pixels=raw
     )  # fmt: skip
-    learn: Precision = probe_precision(backbone, x, setting, training=True, memory=memory) if trains else look
+    learn: Precision = look
+    if trains:
+        learn = probe_precision(backbone, x, setting, training=True, layout=look.channels_last, memory=memory)
     head = LinearHead(backbone.width, len(data.classes), init="zeros")
     rank = config.model.lora_rank if trains else 0
     body = adapted(backbone, rank, config.run.train_seed) if rank else copy.deepcopy(backbone)

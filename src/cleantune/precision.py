@@ -29,7 +29,9 @@ _LAYOUT_GAIN = 1.05
 _SECONDS_A_PASS = {False: 0.1, True: 0.4}
 """The probe's batch is cut so that one pass takes about this long; of training longer, since with few samples the casts
 of the weights hide what bfloat16 gains."""
-_SECONDS_A_PROBE = 2.0
+_BEHIND = 1.5
+"""A precision that takes so many times as long as the best one, handicaps counted, is timed no further."""
+_SECONDS_A_PROBE = 1.5
 """No round of timings begins after this."""
 
 
@@ -72,9 +74,10 @@ def probe_precision(
     setting: str = "auto",
     *,
     training: bool = False,
+    layout: bool | None = None,
     memory: Path | None = None,
 ) -> Precision:
-    """The fastest precision for a backbone on its device, by a timing of about two seconds.
+    """The fastest precision for a backbone on its device, by a timing of one or two seconds.
 
     Timings waver. So what is slower or about as fast as plain float32 is never chosen, and a choice that was
     written to `memory` is read from there ever after: the same machine then gives the same bits.
@@ -84,6 +87,7 @@ def probe_precision(
         inputs: An example batch; a part of it is used where the machine is slow.
         setting: `auto`, or a format to be taken as given, for which only the layout is measured.
         training: Time forward and backward in place of forward alone.
+        layout: Whether channels come last, where that is settled; None: it is measured.
         memory: A folder where choices are kept, by processor, network and input shape.
 
     Raises:
@@ -91,16 +95,19 @@ def probe_precision(
     """
     if setting not in SETTINGS:
         raise UserError(f'unknown precision "{setting}"{nearest(setting, SETTINGS)}')
-    path = memory / f"{question(backbone, inputs, setting, training)}.json" if memory is not None else None
+    asked = setting if layout is None else f"{setting} {layout}"
+    path = memory / f"{question(backbone, inputs, asked, training)}.json" if memory is not None else None
     if path is not None and path.is_file():
         return Precision(**read_json(path))
-    chosen = _measured(backbone, inputs, setting, training)
+    chosen = _measured(backbone, inputs, setting, training, layout)
     if path is not None:
         write_json(path, asdict(chosen))
     return chosen
 
 
-def _measured(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> Precision:
+def _measured(
+    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool, layout: bool | None
+) -> Precision:
     device = next((p.device.type for p in backbone.parameters()), "cpu")
     inputs = _part(backbone, inputs, training)
     dtypes: list[Dtype] = ["float32"] if setting != "bfloat16" else ["bfloat16"]
@@ -112,20 +119,20 @@ def _measured(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], settin
         else:
             slow = f"bfloat16 matmul runs at {gain:.2g} of float32's speed on this processor"
     image = isinstance(inputs, Tensor) and inputs.dim() == 4
-    candidates = [Precision(d, layout, "") for layout in ((False, True) if image else (False,)) for d in dtypes]
-    seconds = _race({c: _pass(backbone, inputs, c, training) for c in candidates})
+    layouts = (False,) if not image else (False, True) if layout is None else (layout,)
+    candidates = [Precision(d, last, "") for last in layouts for d in dtypes]
+    seconds = _race({c: _pass(backbone, inputs, c, training) for c in candidates}, handicap=_handicap)
     best = min(seconds, key=lambda p: seconds[p] * _handicap(p))
-    plain = seconds[Precision(dtypes[0], False, "")]
-    words = f"{best.fingerprint} takes {seconds[best] / plain:.2f} of the time of {dtypes[0]} contiguous"
+    plain = candidates[0]
+    words = f"{best.fingerprint} takes {seconds[best] / seconds[plain]:.2f} of the time of {plain.fingerprint}"
     given = "as set; " if setting != "auto" else ""
     return Precision(best.dtype, best.channels_last, given + (slow + "; " if slow else "") + words)
 
 
 def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision) -> float:
-    """What torch takes for the features of one sample, by two passes of a tenth of a second."""
-    part = _part(backbone, inputs, False)
-    count = len(part if isinstance(part, Tensor) else next(iter(part.values())))
-    return _race({None: _pass(backbone, part, precision, False)}, rounds=1)[None] / count
+    """What torch takes for the features of one sample, by passes that end in a tenth of a second."""
+    count, seconds = _grown(backbone, inputs, precision, False)
+    return seconds / count
 
 
 def _handicap(precision: Precision) -> float:
@@ -168,35 +175,55 @@ def _pass(
 
 def _part(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], training: bool) -> Tensor | Mapping[str, Tensor]:
     """As many of the samples as plain float32 carries in the time of one pass."""
-    total = len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+    count, seconds = _grown(backbone, inputs, Precision(), training)
+    return _head(inputs, max(1, min(_count(inputs), int(count * 2 * _SECONDS_A_PASS[training] / seconds))))
+
+
+def _grown(
+    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision, training: bool
+) -> tuple[int, float]:
+    """So many samples that what a pass costs whatever it carries does not hide what a sample costs, and their time."""
+    total = _count(inputs)
     count = min(2, total)
     while True:
-        seconds = _race({None: _pass(backbone, _head(inputs, count), Precision(), training)}, rounds=1)[None]
+        run = _pass(backbone, _head(inputs, count), precision, training)
+        seconds = _race({None: run}, rounds=1)[None]
         if count == total or seconds > _SECONDS_A_PASS[training] / 4:
-            return _head(inputs, max(1, min(total, int(count * 2 * _SECONDS_A_PASS[training] / seconds))))
-        count = min(4 * count, total)  # what a pass costs whatever it carries hides what a sample costs
+            return count, seconds
+        count = min(4 * count, total)
+
+
+def _count(inputs: Tensor | Mapping[str, Tensor]) -> int:
+    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
 
 
 def _head(inputs: Tensor | Mapping[str, Tensor], count: int) -> Tensor | Mapping[str, Tensor]:
     return inputs[:count] if isinstance(inputs, Tensor) else {name: value[:count] for name, value in inputs.items()}
 
 
-def _race(runs: Mapping[K, Callable[[], object]], rounds: int = 6) -> dict[K, float]:
+def _race(
+    runs: Mapping[K, Callable[[], object]], rounds: int = 6, handicap: Callable[[K], float] = lambda name: 1.0
+) -> dict[K, float]:
     """The best seconds of each, in turns: a neighbour that is busy for a while then slows all of them alike.
 
-    The first round warms up; after the budget of the probe no further round is begun.
+    The first round warms up. Who is far behind in it and the next leaves the race; it ends when one is left, or with
+    the budget of the probe.
     """
     best = dict.fromkeys(runs, float("inf"))
+    left = list(runs)
     begun = time.perf_counter()
     for turn in range(rounds + 1):
-        for name, run in runs.items():
+        for name in left:
             start = time.perf_counter()
-            run()
+            runs[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
-        if turn and time.perf_counter() - begun > _SECONDS_A_PROBE:
+            best[name] = min(best[name], time.perf_counter() - start)
+        if not turn:
+            continue
+        first = min(best[name] * handicap(name) for name in left)
+        left = [name for name in left if best[name] * handicap(name) < _BEHIND * first]
+        if len(left) == 1 or time.perf_counter() - begun > _SECONDS_A_PROBE:
             break
     return best
 
