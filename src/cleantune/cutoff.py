@@ -36,6 +36,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from cleantune.noise_likelihood import FAR, Likelihood, Parameters, climb
+
 Source = Literal["network", "probe"]
 """Where probabilities come from: a network that learned the labels whole, or a probe on frozen features."""
 
@@ -56,8 +58,7 @@ PAIRED = 2_000
 PSEUDO = 0.2
 """Wrong labels that every pair of classes begins with."""
 TINY = 1e-6
-_STEPS, _FEW = 40, 12
-_FAR = -1e9
+_STEPS, _FEW = 60, 12
 
 
 class Judged(NamedTuple):
@@ -141,7 +142,7 @@ def fit_noise(
     strata: int = 1,
     begin: NoiseModel | None = None,
 ) -> NoiseModel:
-    """The noise model of highest likelihood, by L-BFGS.
+    """The noise model of highest likelihood, by L-BFGS on slopes that are written out.
 
     Weak priors keep rare classes in place: every pair of classes begins with 0.2 wrong labels, rates by class vary
     by one in the logit, neighbouring strata by a half.
@@ -157,49 +158,48 @@ def fit_noise(
     hard = lp.max(1).values
     edges = torch.quantile(hard, torch.linspace(0, 1, strata + 1)[1:-1]) if strata > 1 else hard.new_zeros(0)
     stratum = torch.bucketize(hard, edges)
-    off = torch.eye(classes) * _FAR
-    with torch.no_grad():  # begins with the confusions of the model itself
-        m = torch.softmax(SHARPNESS * lp, 1)
-        seen = torch.zeros(classes, classes).index_add_(0, y, m).T * (1 - torch.eye(classes))
-        start = (seen + PSEUDO + 0.05 * seen.sum(1, keepdim=True) / classes).log()
-        half = min(max(0.5 * float((m.argmax(1) != y).float().mean()), 0.01), 0.49)
+    apart = 1 - torch.eye(classes)
+    # begins with the confusions of the model itself
+    m = torch.softmax(SHARPNESS * lp, 1)
+    seen = torch.zeros(classes, classes).index_add_(0, y, m).T * apart
+    named = (seen + PSEUDO + 0.05 * seen.sum(1, keepdim=True) / classes).log()
+    half = min(max(0.5 * float((m.argmax(1) != y).float().mean()), 0.01), 0.49)
     if begin is not None:
-        start, half = begin.others.clamp(min=1e-9).log(), float(torch.sigmoid(begin.hardness.mean()))
-    named = start.contiguous().clone().requires_grad_(classes <= PAIRED)
-    rate = (torch.zeros(classes) if begin is None else begin.rate.clone()).requires_grad_()
-    level = torch.full((strata,), math.log(half / (1 - half)), requires_grad=True)
-    log_s = torch.tensor(math.log(sharpness or SHARPNESS), requires_grad=sharpness is None)
-    local = torch.tensor(-1.0, requires_grad=strata > 1)
-    local_log_s = torch.tensor(0.0, requires_grad=strata > 1)
+        named, half = begin.others.clamp(min=1e-9).log(), float(torch.sigmoid(begin.hardness.mean()))
+    start = {
+        "named": named,
+        "rate": torch.zeros(classes) if begin is None else begin.rate,
+        "level": torch.full((strata,), math.log(half / (1 - half))),
+        "log_s": torch.tensor(math.log(sharpness or SHARPNESS)),
+        "local": torch.tensor(-1.0),
+        "local_log_s": torch.tensor(0.0),
+    }
+    likelihood = Likelihood(lp, y, stratum, strata, sharpness)
 
-    def likelihood() -> Tensor:
-        nu = torch.sigmoid(rate + level[stratum][:, None])
-        share = torch.sigmoid(local) if strata > 1 else 0.0
-        joint = _joint(lp, y, log_s.exp(), nu, torch.softmax(named + off, 1), share, local_log_s.exp())
-        return joint.sum(1).clamp(min=1e-12).log().mean()
+    def value(at: Parameters) -> tuple[float, Parameters]:
+        height, slope = likelihood(at)
+        others = torch.log_softmax(at["named"].clone().fill_diagonal_(FAR), 1)
+        step = at["level"].diff()
+        prior = PSEUDO * float((others * apart).sum()) - 0.5 * float(at["rate"].square().sum())
+        prior -= 2 * float(step.square().sum())
+        slope["named"] += PSEUDO * (apart - (classes - 1) * others.exp()) / count
+        slope["rate"] -= at["rate"] / count
+        slope["level"] -= 4 * (functional.pad(step, (1, 0)) - functional.pad(step, (0, 1))) / count
+        if sharpness is None:
+            away = float(at["log_s"]) - math.log(1.5)
+            prior -= 2 * away * away
+            slope["log_s"] -= 4 * away / count
+        return height + prior / count, slope
 
-    def prior() -> Tensor:
-        pairs = (torch.log_softmax(named + off, 1) * (1 - torch.eye(classes))).sum()
-        out = PSEUDO * pairs - 0.5 * rate.square().sum() - 2 * level.diff().square().sum()
-        return out - 2 * (log_s - math.log(1.5)).square() if sharpness is None else out
-
-    free = [v for v in (named, rate, level, log_s, local, local_log_s) if v.requires_grad]
-    search = torch.optim.LBFGS(
-        free, max_iter=_STEPS if begin is None else _FEW, history_size=10, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        search.zero_grad()
-        loss = -likelihood() - prior() / count
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    search.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        return NoiseModel(
-            float(log_s.exp()), rate.detach(), level.detach(), edges, torch.softmax(named + off, 1),
-            float(torch.sigmoid(local)) if strata > 1 else 0.0, float(local_log_s.exp()), -float(likelihood()),
-        )  # fmt: skip
+    free = [*(["named"] if classes <= PAIRED else []), "rate", "level", *(["log_s"] if sharpness is None else [])]
+    if strata > 1:
+        free += ["local", "local_log_s"]
+    at = climb(value, start, free, _STEPS if begin is None else _FEW)
+    return NoiseModel(
+        float(at["log_s"].exp()), at["rate"], at["level"], edges,
+        torch.softmax(at["named"].clone().fill_diagonal_(FAR), 1),
+        float(torch.sigmoid(at["local"])) if strata > 1 else 0.0, float(at["local_log_s"].exp()), -likelihood(at)[0],
+    )  # fmt: skip
 
 
 def fitted_rows(count: int, classes: int) -> Int[Tensor, " M"]:

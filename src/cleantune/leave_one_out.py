@@ -17,10 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from cleantune.learner import floats, standardisation
+from cleantune.noise_likelihood import Parameters, climb
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 """l that are tried, for standardised features."""
 BLOCK = 8192
+WIDE = 128
+"""Scores that a block is multiplied for at a time, by class and penalty."""
 TRIED = 20_000
 """Samples that the penalty and the weights of the stack are chosen on, at the most."""
 
@@ -127,7 +130,7 @@ def _with_one(features: Any, ridge: Ridge, start: int) -> Tensor:
 
 
 def _block(features: Any, mean: Tensor, std: Tensor, start: int) -> Tensor:
-    return (floats(features[start : start + BLOCK]) - mean) / std
+    return (floats(features[start : start + BLOCK]) - mean).div_(std)
 
 
 def _target(y: Tensor, prior: Tensor, start: int) -> Tensor:
@@ -148,13 +151,16 @@ def _best_penalty(
     some = list(starts)[:: max(1, len(starts) * BLOCK // TRIED)]
     inverses = 1 / (values[:, None] + torch.tensor(PENALTIES))
     errors = torch.zeros(len(PENALTIES), dtype=torch.float64)
+    together = max(1, WIDE // len(prior))  # a product with few columns takes as long as one with more
     for start in some:
         target = _target(y, prior, start)
         seen[start] = z = _block(features, mean, std, start) @ vectors
         leverages = z.square() @ inverses
-        for k in range(len(PENALTIES)):
-            score = z @ (inverses[:, k, None] * rotated)
-            errors[k] += (_left_out(score, leverages[:, k], target, len(y)) - target).square().sum().double()
+        for first in range(0, len(PENALTIES), together):
+            inverse = inverses[:, first : first + together]
+            scores = z @ (inverse[:, :, None] * rotated[:, None]).flatten(1)
+            for k, score in enumerate(torch.split(scores, len(prior), 1), first):
+                errors[k] += (_left_out(score, leverages[:, k], target, len(y)) - target).square().sum().double()
     k = int(errors.argmin())
     return PENALTIES[k], float(errors[k] / sum(map(len, seen.values())))
 
@@ -168,19 +174,20 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
     if len(y) > TRIED:
         rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:TRIED].sort().values
     some, given = [part[rows] for part in parts], y[rows]
-    weights = torch.full((len(parts),), 5.0, requires_grad=True)
-    bias = torch.zeros(parts[0].shape[1], requires_grad=True)
-    search = torch.optim.LBFGS([weights, bias], max_iter=50, line_search_fn="strong_wolfe")
+    count = len(given)
+    start = {"weights": torch.full((len(parts),), 5.0), "bias": torch.zeros(parts[0].shape[1])}
 
-    def closure() -> Tensor:
-        search.zero_grad()
-        logits = sum((w * part for w, part in zip(weights, some, strict=True)), bias)
-        loss: Tensor = functional.cross_entropy(logits, given) + 1e-4 * bias.square().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+    def value(at: Parameters) -> tuple[float, Parameters]:
+        logits = sum((w * part for w, part in zip(at["weights"], some, strict=True)), at["bias"])
+        logs = torch.log_softmax(logits, 1)
+        height = float(logs.gather(1, given[:, None]).mean()) - 1e-4 * float(at["bias"].square().mean())
+        slope = logs.exp_().neg_()
+        slope[torch.arange(count), given] += 1
+        by_weight = torch.stack([torch.dot(slope.flatten(), part.flatten()) for part in some]) / count
+        return height, {"weights": by_weight, "bias": slope.mean(0) - 2e-4 * at["bias"] / len(at["bias"])}
 
-    search.step(closure)  # type: ignore[no-untyped-call]
-    return Stack(tuple(weights.detach().tolist()), bias.detach())
+    at = climb(value, start, list(start), 50)
+    return Stack(tuple(at["weights"].tolist()), at["bias"])
 
 
 class Separation(NamedTuple):
@@ -224,10 +231,9 @@ def separation(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float
     """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: 3 * THIRD]
     thirds = [part.sort().values for part in order.chunk(3)]
-    xs = [floats(features[part.numpy()]) for part in thirds]
-    mean, std = torch.cat(xs).mean(0), torch.cat(xs).std(0)
-    std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))
-    xs = [(x - mean) / std for x in xs]
+    x = floats(features[torch.cat(thirds).numpy()])
+    mean, std = standardisation(x)
+    xs = torch.split((x - mean).div_(std), [len(part) for part in thirds])
     probes = [_probe(x, y[rows], classes, penalty) for x, rows in zip(xs, thirds, strict=True)]
     between, with_labels = [], []
     for k in range(3):
@@ -242,7 +248,7 @@ def _probe(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, 
     target = functional.one_hot(y, classes).float()
     prior = target.mean(0)
     gram = x.T @ x + max(penalty, 30.0) * torch.eye(x.shape[1])
-    return torch.linalg.solve(gram, x.T @ (target - prior)), prior
+    return torch.cholesky_solve(x.T @ (target - prior), torch.linalg.cholesky(gram)), prior
 
 
 def kappa(a: Int[Tensor, " N"], b: Int[Tensor, " N"], classes: int) -> float:

@@ -261,24 +261,30 @@ def _expectation_maximisation(
     squares = _sums(x * x, ends - size)
     mean = mean - centre[:, None]
     bound = torch.full((len(size),), -torch.inf, dtype=x.dtype)
-    active = active.clone()
+    mean, variance, weight = (v.clone() for v in (mean, variance, weight))
+    here = torch.arange(len(size))  # classes whose losses are still looked at
     for _ in range(max_iter):
-        if not active.any():
+        live = active[here]
+        if not live.any():
             break
-        constant = torch.log(weight.clamp(min=1e-300)) - 0.5 * (mean.square() / variance + torch.log(variance))
-        slope, curve = mean / variance, -0.5 / variance
-        share, first, second, left = _moments(x, size, *((v[:, 1] - v[:, 0]) for v in (constant, slope, curve)))
-        n = torch.stack([share, size - share], 1).clamp(min=0) + 10 * torch.finfo(x.dtype).eps
+        if 4 * int(size[here[live]].sum()) <= 3 * len(x):
+            x, here = x[live.repeat_interleave(size[here])], here[live]
+            live = active[here]
+        n_here, m, v, w = size[here], mean[here], variance[here], weight[here]
+        constant = torch.log(w.clamp(min=1e-300)) - 0.5 * (m.square() / v + torch.log(v))
+        slope, curve = m / v, -0.5 / v
+        share, first, second, left = _moments(x, n_here, *((a[:, 1] - a[:, 0]) for a in (constant, slope, curve)))
+        n = torch.stack([share, n_here - share], 1).clamp(min=0) + 10 * torch.finfo(x.dtype).eps
         moved = torch.stack([first, -first], 1) / n
-        around = torch.stack([second, squares - second], 1) / n
-        now = constant[:, 0] - 0.5 * LOG_2_PI + (curve[:, 0] * squares + left) / size
-        on = active[:, None]
-        mean = torch.where(on, moved, mean)
-        variance = torch.where(on, (around - moved.square()).clamp(min=0) + reg_covar, variance)
-        weight = torch.where(on, n / n.sum(1, keepdim=True), weight)
-        done = (now - bound).abs() < tol
-        bound = torch.where(active, now, bound)
-        active &= ~done
+        around = torch.stack([second, squares[here] - second], 1) / n
+        now = constant[:, 0] - 0.5 * LOG_2_PI + (curve[:, 0] * squares[here] + left) / n_here
+        on = live[:, None]
+        mean[here] = torch.where(on, moved, m)
+        variance[here] = torch.where(on, (around - moved.square()).clamp(min=0) + reg_covar, v)
+        weight[here] = torch.where(on, n / n.sum(1, keepdim=True), w)
+        done = (now - bound[here]).abs() < tol
+        bound[here] = now
+        active = active.index_put((here,), live & ~done)
     return mean + centre[:, None], variance, weight
 
 

@@ -13,11 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.errors import UserError
+from cleantune.nearest import multiplies_bfloat16, nearest
 
 EXACT = 200_000
 """Samples up to which neighbours are exact."""
 BLOCK_BYTES = 96_000_000
 """Of the similarities that are in memory at a time."""
+SMALL = 2_000
+"""Samples below which products are quick in any format."""
 QUERIES = 500
 """Samples on which the recall of approximate neighbours is measured."""
 
@@ -62,6 +65,8 @@ def neighbour_graph(
     if approximate if approximate is not None else count > EXACT:
         return _approximate(features, mean, k, progress)
     x = torch.cat([unit(features, mean, s, min(s + 65536, count)) for s in range(0, count, 65536)])
+    if count >= SMALL and multiplies_bfloat16():
+        return Graph(*nearest(x, k, progress), 1.0)
     block = -(-count // -(-count // max(1, math.isqrt(BLOCK_BYTES // 8))))
     index = torch.zeros(count, k, dtype=torch.int64)
     similarity = torch.full((count, k), -torch.inf)
