@@ -71,6 +71,13 @@ def test_who_is_far_behind_is_timed_twice_and_the_others_go_on(monkeypatch):
     assert found == pytest.approx(takes)
 
 
+def test_the_seconds_of_a_sample_are_not_those_of_a_pass_with_few(backbone, monkeypatch):
+    """A pass that costs 0.03 s whatever it carries, and 0.001 s a sample."""
+    monkeypatch.setattr(precision, "_pass", lambda net, x, chosen, training: len(x))
+    monkeypatch.setattr(precision, "_race", lambda runs, rounds=6: {k: 0.03 + 0.001 * n for k, n in runs.items()})
+    assert precision.seconds_a_sample(backbone, torch.zeros(256, 3, 8, 8), Precision()) < 0.0013
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_a_settled_layout_is_taken_and_only_the_format_measured(last, backbone, tmp_path, monkeypatch):
     timed(monkeypatch, {(F, last): 1, (B, last): 0.5})

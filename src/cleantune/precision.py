@@ -130,8 +130,8 @@ def _measured(
 
 
 def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision) -> float:
-    """What torch takes for the features of one sample, by passes that end in a tenth of a second."""
-    count, seconds = _grown(backbone, inputs, precision, False)
+    """What torch takes for the features of one sample, by passes that grow to a tenth of a second."""
+    count, seconds = _grown(backbone, inputs, precision, False, _SECONDS_A_PASS[False])
     return seconds / count
 
 
@@ -175,20 +175,23 @@ def _pass(
 
 def _part(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], training: bool) -> Tensor | Mapping[str, Tensor]:
     """As many of the samples as plain float32 carries in the time of one pass."""
-    count, seconds = _grown(backbone, inputs, Precision(), training)
+    count, seconds = _grown(backbone, inputs, Precision(), training, _SECONDS_A_PASS[training] / 4)
     return _head(inputs, max(1, min(_count(inputs), int(count * 2 * _SECONDS_A_PASS[training] / seconds))))
 
 
 def _grown(
-    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision, training: bool
+    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision, training: bool, enough: float
 ) -> tuple[int, float]:
-    """So many samples that what a pass costs whatever it carries does not hide what a sample costs, and their time."""
+    """So many samples that a pass takes enough seconds, or all, and its time.
+
+    With few, what a pass costs whatever it carries hides what a sample costs.
+    """
     total = _count(inputs)
     count = min(2, total)
     while True:
         run = _pass(backbone, _head(inputs, count), precision, training)
         seconds = _race({None: run}, rounds=1)[None]
-        if count == total or seconds > _SECONDS_A_PASS[training] / 4:
+        if count == total or seconds > enough:
             return count, seconds
         count = min(4 * count, total)
 
