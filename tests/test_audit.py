@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -334,23 +338,17 @@ def told(path: Path) -> list[tuple[str, str]]:
         return [(row["id"], row["decision"]) for row in csv.DictReader(file)]
 
 
+def launched(audit: Path, file: Path) -> tuple[subprocess.Popen[str], str]:
+    """A server of the review page in a process of its own, and its address."""
+    command = [sys.executable, "-m", "cleantune", "review", str(audit), "--decisions", str(file), "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    assert process.stdout is not None
+    return process, process.stdout.readline().split()[-1]
+
+
 def test_a_person_decides_by_keyboard_and_a_crash_loses_nothing(texts: Path, tmp_path: Path, browser: Any) -> None:
-    import os
-    import signal
-    import subprocess
-    import sys
-
     file = tmp_path / "decisions.csv"
-
-    def start() -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-m", "cleantune", "review", str(texts), "--decisions", str(file), "--no-browser"]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-        )
-        assert process.stdout is not None
-        return process, process.stdout.readline().split()[-1]
-
-    process, address = start()
+    process, address = launched(texts, file)
     page = browser.new_page()
     page.goto(address)
     page.wait_for_selector("#grid li[aria-selected=true]")
@@ -369,7 +367,7 @@ def test_a_person_decides_by_keyboard_and_a_crash_loses_nothing(texts: Path, tmp
     process.communicate()
     assert [kind for _, kind in told(file)] == ["keep", "relabel", "drop", "unsure", "undo"]
 
-    process, address = start()
+    process, address = launched(texts, file)
     try:
         page.goto(address)
         page.wait_for_selector("#grid li.drop")
@@ -380,6 +378,63 @@ def test_a_person_decides_by_keyboard_and_a_crash_loses_nothing(texts: Path, tmp
         page.wait_for_selector("#grid li:nth-child(10):last-child")
         assert page.get_attribute("#grid", "role") == "listbox"
         assert "given" in page.get_attribute("#grid li >> nth=0", "aria-label")
+    finally:
+        process.kill()
+        process.communicate()
+        page.close()
+
+
+def test_a_screen_reader_is_told_what_everything_is_and_what_happened(
+    texts: Path, tmp_path: Path, browser: Any
+) -> None:
+    process, address = launched(texts, tmp_path / "decisions.csv")
+    page = browser.new_page()
+    try:
+        page.goto(address)
+        page.wait_for_selector("#grid li:focus")
+        said = page.context.new_cdp_session(page)
+
+        def tree() -> list[tuple[str, str, dict[str, Any]]]:
+            """Role, name and states of every node that assistive technology is shown."""
+            nodes = said.send("Accessibility.getFullAXTree")["nodes"]
+            return [
+                (
+                    node["role"]["value"],
+                    node.get("name", {}).get("value", "").strip(),
+                    {state["name"]: state["value"].get("value") for state in node.get("properties", [])},
+                )
+                for node in nodes
+                if not node.get("ignored")
+            ]
+
+        met = tree()
+        roles = [role for role, _, _ in met]
+        controls = {"button", "checkbox", "combobox", "spinbutton", "listbox", "option", "progressbar", "image"}
+        assert controls - {"image"} <= set(roles)
+        assert [role for role, name, _ in met if role in controls and not name] == []
+        assert page.get_attribute("html", "lang") == "en"
+        assert page.title().startswith("Review of")
+        assert roles.count("main") == 1
+        headings = [states["level"] for role, _, states in met if role == "heading"]
+        assert headings == [1, 2]
+        suspects = [(name, states) for role, name, states in met if role == "option" and "given" in name]
+        chosen = [name for name, states in suspects if states.get("selected")]
+        focused = [name for name, states in suspects if states.get("focused")]
+        assert len(suspects) == 60
+        assert len(chosen) == 1
+        assert chosen == focused
+        assert all(word in chosen[0] for word in ("% wrong", "given", "suggested", MARKUP))
+
+        page.keyboard.press("d")
+        page.wait_for_selector("#grid li.drop")
+        page.wait_for_selector("#grid li[data-k='1']:focus")
+        met = tree()
+        (live,) = (states for role, _, states in met if role == "status")
+        assert live["live"] == "polite"
+        assert page.inner_text("#live").startswith("drop. 1 of 70 decided")
+        assert [name for role, name, _ in met if role == "option" and name.endswith(", drop")]
+        (moved,) = (name for role, name, states in met if role == "option" and states.get("focused"))
+        assert moved != focused[0]
     finally:
         process.kill()
         process.communicate()
