@@ -13,6 +13,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results-nmtune.md"
 LINES = re.compile(r"^(\||\d+ of \d+ cells|## )")
@@ -31,6 +33,19 @@ def tables(path: Path) -> str | None:
     return "\n".join(out).strip()
 
 
+def paired(path: Path, one: str = "NMTune", two: str = "LP") -> str:
+    """By how much one tuning is ahead of another from a source to another domain, each the mean of its seeds."""
+    rows = pd.read_parquet(path)
+    rows = rows[rows["role"] == "ood"]
+    score = rows.pivot_table(index=["task", "data", "domain"], columns="tuning", values="score")
+    ahead = 100 * (score[one] - score[two])
+    error = ahead.std() / len(ahead) ** 0.5
+    return (
+        f"{one} less {two} over the {len(ahead)} transfers, in points: mean {ahead.mean():+.2f},"
+        f" standard error {error:.2f}, {(ahead > 0).sum()} of them above zero."
+    )
+
+
 def main() -> None:
     """Put what is there into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,6 +62,9 @@ def main() -> None:
         "pictures": tables(said.ood / "pictures" / "results.md"),
         "both": tables(said.both / "results.md"),
     }
+    for name in ("texts", "pictures"):
+        if found[name] is not None:
+            found[name] = f"{found[name]}\n\n{paired(said.ood / name / 'results.parquet')}"
     figures = sorted((said.upstream / "downstream").glob("figure-*.svg"))
     if found["upstream"] is not None:
         titles = {path: path.stem.replace("-", " ").capitalize() for path in figures}
