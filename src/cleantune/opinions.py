@@ -14,6 +14,7 @@ nearly all labels are right.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,8 +54,7 @@ def p_wrong(
     """
     ridge = loo_ridge(features, y, classes)
     opinion = Opinion.of(ridge.loo, y, classes, even)
-    flips = opinion.flips
-    if pattern >= 1 or concentration(flips) <= pattern:
+    if pattern >= 1 or concentration(opinion.flips) <= pattern:
         first = opinion.p_wrong
         again = Opinion.of(_taught(features, y, ridge, first, even), y, classes, even)
         return torch.maximum(first, again.p_wrong)
@@ -131,7 +131,7 @@ class Opinion:
         parts = zip(torch.split(self.loo, BLOCK), torch.split(self.y, BLOCK), strict=True)
         return torch.cat([self.model.judge(self._probabilities(part), mine).p_wrong for part, mine in parts])
 
-    @property
+    @cached_property
     def flips(self) -> Float[Tensor, "C C"]:
         """How many of the labels of class j (column) that the model was fitted on it holds to be of class k (row)."""
         return self.model.flips(self._probabilities(self.loo[self.rows]), self.y[self.rows])

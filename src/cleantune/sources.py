@@ -92,25 +92,15 @@ class FeatureSource:
         Two views of one batch are different ones as long as there are enough.
         """
         if self._views == 1 or all(view == "plain" for view in views):
-            held = isinstance(self._features, Tensor)
-            return self._gathered(batches, len(views)) if held else ahead(self._in_blocks(batches, len(views)))
-        if isinstance(self._features, Tensor):
-            return ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return ahead((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-
-    def _gathered(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
-        """Batches whose rows are gathered from memory together."""
-        for some in _blocks(batches, GATHERED):
-            block = self._rows(self.plain, torch.cat(some))
-            for batch, x in zip(some, torch.split(block, [len(batch) for batch in some]), strict=True):
-                yield batch, (x,) * views
+            items = self._in_blocks(batches, len(views))
+        else:
+            items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+        return items if isinstance(self._features, Tensor) else ahead(items)
 
     def _in_blocks(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
-        """Batches whose rows are read from the disk together, in the order in which they lie there."""
-        for some in _blocks(batches, BLOCK):
-            index, order = torch.cat(some).sort()
-            block = torch.empty(len(index), self._features.shape[-1])
-            block[order] = self._rows(self.plain, index)
+        """Batches whose rows are gathered together."""
+        for some in _blocks(batches, GATHERED if isinstance(self._features, Tensor) else BLOCK):
+            block = self._rows(self.plain, torch.cat(some))
             for batch, x in zip(some, torch.split(block, [len(batch) for batch in some]), strict=True):
                 yield batch, (x,) * views
 
@@ -142,7 +132,10 @@ class FeatureSource:
     def _rows(features: Any, index: Tensor) -> Float[Tensor, "B D"]:
         if isinstance(features, Tensor):
             return features.index_select(0, index).float()
-        return torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
+        index, order = index.sort()  # from the disk in the order in which they lie there
+        rows = torch.empty(len(index), features.shape[-1])
+        rows[order] = torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
+        return rows
 
 
 def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
