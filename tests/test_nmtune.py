@@ -78,6 +78,19 @@ def test_features_of_any_scale_are_the_same_to_a_head_that_standardises() -> Non
     torch.testing.assert_close(model(f).f, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
+def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn_from_the_seed() -> None:
+    model, f = head(Reshape(dropout=0.25), width=64), torch.rand(200, 64) + 1
+    model.reseed(1)
+    first, second = model.train()(f).f, model(f).f
+    kept = first != 0
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
+    torch.testing.assert_close(first[kept], f[kept] / 0.75)
+    assert not torch.equal(first, second)
+    model.reseed(1)
+    assert torch.equal(model(f).f, first)
+    assert torch.equal(model.eval()(f).f, f)
+
+
 def test_a_saved_head_is_loaded_to_the_same_scores(tmp_path: Path) -> None:
     model, f = head(Reshape(layers=2, norm="batch")), torch.randn(9, 6)
     model.train()(f)

@@ -146,10 +146,17 @@ class Features:
     def _gather(self, rows: Int[np.ndarray, " B"], dtype: Any = np.float32) -> Float[np.ndarray, "B D"]:
         out = np.empty((len(rows), self.shape[1]), dtype)
         shard = np.searchsorted(self._ends, rows, side="right") - 1
-        for k in np.unique(shard):
-            here = shard == k
-            out[here] = self._shards[k][rows[here] - self._ends[k]]
+        order = np.argsort(shard, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(shard[order])) + 1) if len(rows) else ():
+            k = shard[here[0]]
+            out[_slice(here)] = self._shards[k][_slice(rows[here] - self._ends[k])]
         return out
+
+
+def _slice(index: Int[np.ndarray, " B"]) -> slice | Int[np.ndarray, " B"]:
+    """A slice in the place of numbers that count up by one: it is copied as a whole."""
+    first, last = int(index[0]), int(index[-1])
+    return slice(first, last + 1) if last - first == len(index) - 1 and (np.diff(index) == 1).all() else index
 
 
 class Views:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from cleantune.errors import UserError
 from cleantune.halves import half_of_the_threads
 from cleantune.inputs import moved
-from cleantune.learner import Net
+from cleantune.learner import Net, bare
+from cleantune.mlp_head import MLPHead
 from cleantune.opinions import p_wrong
 from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
@@ -201,6 +202,10 @@ class Loop(State):
         seed = int(torch.randint(2**62, (), generator=self.rng))
         # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
         torch.manual_seed(seed + self.ranks.rank)
+        for k, net in enumerate(self.whole):
+            head = bare(net.head)
+            if isinstance(head, MLPHead):
+                head.reseed(seed + k)
         stream = self._samples(source.batches(batches, views, seed), batches, plan.weight)
         if not rest:
             return stream

@@ -20,8 +20,10 @@ class MLPHead(nn.Module):
 
     x = (f - mean) / std, u = W2 relu(norm(W1 x)), z = scale * u + x with the residual and u without it. Standardised or
     not is decided by `mean` and `std`; `Output.f` is x, what the MLP takes, so that z is compared with its own input.
+    While it learns, dropout sets dimensions of x to zero and scales up the rest.
 
-    Source: NMTune (arXiv:2309.17002), section 3.1, and the authors' code; nmtune spec 3.1.
+    Source: NMTune (arXiv:2309.17002), section 3.1, and the authors' code; nmtune spec 3.1. Differs: dropout, which
+    neither has.
     """
 
     mean: Tensor
@@ -64,11 +66,19 @@ class MLPHead(nn.Module):
         mean, std = standardise if standardise and reshape.standardise else (torch.zeros(width), torch.ones(width))
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
+        self.luck: torch.Generator | None = None
+
+    def reseed(self, seed: int) -> None:
+        """Draw dropout from this seed on. Ranks that see the same rows must drop the same."""
+        self.luck = torch.Generator(self.mean.device).manual_seed(seed)
 
     def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
         """Scores, the reshaped features, and what they were made of."""
         with torch.autocast(f.device.type, enabled=False):
             x = (f.to(self.linear.weight.dtype) - self.mean) / self.std
+            if self.training and self.reshape.dropout:
+                seen = torch.rand(x.shape, generator=self.luck, device=x.device) >= self.reshape.dropout
+                x = x * seen / (1 - self.reshape.dropout)
             z: Float[Tensor, "B D"] = self.layers(x)
             if self.scale is not None:
                 z = self.scale * z + x

@@ -208,6 +208,8 @@ class Reshape:
     """Initial weights of the classifier: Kaiming-uniform as in the authors' code, or zeros."""
     standardise: bool = False
     """Standardise features by dimension before the MLP; the strength of the covariance term depends on their scale."""
+    dropout: Annotated[float, Interval(0.0, 0.95)] = 0.0
+    """Share of a sample's dimensions that the MLP does not see in a step (0 in their place), drawn anew each time."""
 
 
 @dataclass(frozen=True)

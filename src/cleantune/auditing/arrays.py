@@ -187,16 +187,8 @@ def _pass(p: Any, y: Tensor, model: NoiseModel, annotators: np.ndarray | None) -
     threshold = torch.where(size > 0, total / size.clamp(min=1), torch.ones_like(total))
     shift = float((threshold.max() - threshold).sum())  # each row of adjusted probabilities sums to 1 + shift
     confident = ((own.double() - threshold[y] + threshold.max()) / (1 + shift)).float()
-    mixture = _gce_mixture(own, y, classes)
+    mixture = detect.confidence_mixture_score(own, y, classes)
     return _Seen(own, wrong, suggested, confidence, confident, mixture, guess, joint)
-
-
-def _gce_mixture(own: Tensor, y: Tensor, classes: int) -> Tensor:
-    """`detect.gce_mixture_score`, whose loss needs the self-confidence alone."""
-    from cleantune.mixture import class_mixtures
-
-    loss = (1 - own.clamp(min=1e-30) ** 0.7) / 0.7
-    return class_mixtures(loss, y, classes, max_iter=200, tol=1e-6).posterior(loss, y)
 
 
 def _experts(p: Any, y: Tensor, model: NoiseModel, votes_of: np.ndarray, starts: range, block: int) -> Tensor:
