@@ -56,18 +56,36 @@ class ClassMixtures:
 
         Source: arXiv:2310.17668, section 3 (the posterior, not the density: spec 1.10, ambiguity 2).
         """
-        if len(losses) > ROWS:
-            parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
-            return torch.cat(_side_by_side(lambda part: self.posterior(*part, monotone=monotone), parts))
-        x = (losses.double() - self.offset[y]) / self.scale[y]
-        log_joint = _log_joint(x, self.mean[y], self.variance[y], self.weight[y])
-        p = torch.sigmoid(log_joint[:, 0] - log_joint[:, 1])
+        table = self._table()
+        if len(losses) <= ROWS:
+            return self._judged(losses, y, table, monotone)
+        parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
+        return torch.cat(_side_by_side(lambda part: self._judged(*part, table, monotone), parts))
+
+    def _judged(self, losses: Tensor, y: Tensor, table: Tensor, monotone: bool) -> Tensor:
+        low, inverse, constant, slope, curve, gap, cut = table[y].unbind(1)  # one look at the table, not seven
+        x = (losses.double() - low) * inverse
+        p = torch.sigmoid(torch.addcmul(constant, torch.addcmul(slope, curve, x), x))
         if monotone:
-            p = torch.where(x >= self.mean[y, 1], torch.zeros_like(p), p)
-            p = torch.where(x <= self.mean[y, 0], p.clamp(min=0.999), p)
-        by_cut = (losses.double() <= self.cut[y]).double()
-        p = torch.where(self.fitted[y], p, by_cut)
-        return torch.where(torch.isfinite(losses), p, torch.zeros_like(p)).float()
+            p = torch.where(x >= gap, 0.0, p)
+            p = torch.where(x <= 0, p.clamp(min=0.999), p)
+        if not self.fitted.all():
+            p = torch.where(self.fitted[y], p, (losses.double() <= cut).double())
+        return torch.where(torch.isfinite(losses), p, 0.0).float()
+
+    def _table(self) -> Float[Tensor, "C 7"]:
+        """By class, from a loss to the log odds of its low component, a polynomial in the distance to the low mean.
+
+        The low mean and the inverse of the scale, in and to units of the loss; constant, slope and curve; the distance
+        of the means; the cut.
+        """
+        weight, inverse = self.weight.clamp(min=1e-300).log(), 1 / self.variance
+        gap = self.mean[:, 1] - self.mean[:, 0]
+        height = weight - 0.5 * self.variance.log()
+        constant = height[:, 0] - height[:, 1] + 0.5 * gap.square() * inverse[:, 1]
+        curve = 0.5 * (inverse[:, 1] - inverse[:, 0])
+        low = self.offset + self.mean[:, 0] * self.scale
+        return torch.stack([low, 1 / self.scale, constant, -gap * inverse[:, 1], curve, gap, self.cut.double()], 1)
 
 
 def class_mixtures(
@@ -308,7 +326,8 @@ def _moments(
         high = int(torch.searchsorted(ends, begin + len(part), right=False)) + 1
         start = (ends[low:high] - size[low:high] - begin).clamp(min=0)
         count = (ends[low:high] - begin).clamp(max=len(part)) - start
-        of = [v[low:high].repeat_interleave(count) for v in (curve, slope, constant)]
+        mine = torch.arange(low, high).repeat_interleave(count)
+        of = [v.index_select(0, mine) for v in (curve, slope, constant)]
         odds = torch.addcmul(of[2], torch.addcmul(of[1], of[0], part), part)
         tail = odds.abs().neg_().exp_()
         out[3, low:high] += _sums(torch.log1p(tail).add_(odds.clamp(min=0)), start)
@@ -318,9 +337,3 @@ def _moments(
             out[k, low:high] += _sums(share, start)
             share = share * part
     return out[0], out[1], out[2], out[3]
-
-
-def _log_joint(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor) -> Float[Tensor, "N 2"]:
-    """log(weight * density) of both components at each loss."""
-    distance = (x[:, None] - mean) ** 2 / variance
-    return torch.log(weight.clamp(min=1e-300)) - 0.5 * (distance + torch.log(variance) + LOG_2_PI)
