@@ -194,7 +194,7 @@ def fit_noise(
     free = [*(["named"] if classes <= PAIRED else []), "rate", "level", *(["log_s"] if sharpness is None else [])]
     if strata > 1:
         free += ["local", "local_log_s"]
-    at = climb(value, start, free, _STEPS if begin is None else _FEW)
+    at = climb(value, start, free, _STEPS if begin is None else _FEW, count)
     return NoiseModel(
         float(at["log_s"].exp()), at["rate"], at["level"], edges,
         torch.softmax(at["named"].clone().fill_diagonal_(FAR), 1),

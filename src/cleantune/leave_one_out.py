@@ -186,7 +186,7 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
         by_weight = torch.stack([torch.dot(slope.flatten(), part.flatten()) for part in some]) / count
         return height, {"weights": by_weight, "bias": slope.mean(0) - 2e-4 * at["bias"] / len(at["bias"])}
 
-    at = climb(value, start, list(start), 50)
+    at = climb(value, start, list(start), 50, count)
     return Stack(tuple(at["weights"].tolist()), at["bias"])
 
 

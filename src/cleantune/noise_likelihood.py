@@ -24,6 +24,8 @@ LEAST = 1e-12
 HISTORY, SHORT = 10, 4
 """Steps that the search remembers, and how many where there are `LARGE` parameters."""
 LARGE = 100_000
+GAIN = 0.01
+"""Nats over all samples together; a step that gains less is the last. Chance moves a likelihood by a hundred times that."""
 
 Parameters = dict[str, Tensor]
 """`named` [C, C]: logits of which class a wrong label names, by true class; `rate` [C] and `level` [B]: summands of the
@@ -112,15 +114,16 @@ class Likelihood:
 
 
 def climb(
-    value: Callable[[Parameters], tuple[float, Parameters]], start: Parameters, free: list[str], steps: int
+    value: Callable[[Parameters], tuple[float, Parameters]], start: Parameters, free: list[str], steps: int, count: int
 ) -> Parameters:
     """The parameters of the highest value that L-BFGS finds in so many steps.
 
     Args:
-        value: A function and its slope by the free parameters at least.
+        value: A mean over samples in nats, and its slope by the free parameters at least.
         start: All parameters.
         free: Those that may move.
         steps: At the most.
+        count: Of the samples.
     """
     shapes = {name: start[name].shape for name in free}
 
@@ -135,5 +138,5 @@ def climb(
 
     begin = np.concatenate([start[name].double().numpy().ravel() for name in free])
     remembered = HISTORY if len(begin) < LARGE else SHORT
-    options = {"maxiter": steps, "maxcor": remembered, "ftol": 1e-9, "gtol": 1e-7}
+    options = {"maxiter": steps, "maxcor": remembered, "ftol": GAIN / count, "gtol": 1e-7}
     return whole(minimize(down, begin, jac=True, method="L-BFGS-B", options=options).x)
