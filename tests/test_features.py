@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from fake_samples import fake_images, fake_texts
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import save_tiny
 from torch import nn
 
 from cleantune import features, program
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
-from cleantune.features import extract, features_key, find
+from cleantune.features import Features, extract, features_key, find
 from cleantune.inputs import prepare
 from cleantune.precision import Precision
 
@@ -170,6 +172,27 @@ def test_rows_are_read_as_an_array_reads_them(image, tmp_path):
     order = np.array([40, 2, 33])
     assert np.array_equal(f.take(order)[1:], whole[order][1:])
     assert len(f.take(order)) == 3
+
+
+RUNS = [range(2, 9), range(25), range(4, 1, -1)]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    picks=st.lists(st.one_of(st.integers(0, 4), st.sampled_from(RUNS)), max_size=5),
+    half=st.booleans(),
+)
+def test_any_rows_of_any_shards_are_those_of_the_shards_together(sizes, picks, half):
+    rng = np.random.default_rng(0)
+    shards = [rng.normal(size=(n, 3)).astype(np.float16 if half else np.float32) for n in sizes]
+    whole = np.concatenate(shards)
+    order = rng.permutation(len(whole)) if half else np.arange(len(whole))
+    f = Features(shards, order, {})
+    rows = [row for pick in picks for row in ([pick] if isinstance(pick, int) else pick)]
+    index = np.array([row for row in rows if row < len(whole)], np.int64)
+    assert np.array_equal(f[index], whole[order][index])
+    assert np.array_equal(f.stored(), whole[order])
+    assert f.stored().dtype == whole.dtype
 
 
 def test_extraction_leaves_the_mode_of_the_backbone(image, tmp_path):

@@ -25,7 +25,7 @@ HISTORY, SHORT = 10, 4
 """Steps that the search remembers, and how many where there are `LARGE` parameters."""
 LARGE = 100_000
 GAIN = 0.01
-"""Nats over all samples together; a step that gains less is the last. Chance moves a likelihood by a hundred times that."""
+"""Nats over all samples together; a step that gains less is the last. Chance moves a likelihood by far more."""
 
 Parameters = dict[str, Tensor]
 """`named` [C, C]: logits of which class a wrong label names, by true class; `rate` [C] and `level` [B]: summands of the
