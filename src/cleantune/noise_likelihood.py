@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import minimize
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 TINY = 1e-6
@@ -139,4 +141,12 @@ def climb(
     begin = np.concatenate([start[name].double().numpy().ravel() for name in free])
     remembered = HISTORY if len(begin) < LARGE else SHORT
     options = {"maxiter": steps, "maxcor": remembered, "ftol": GAIN / count, "gtol": 1e-7}
-    return whole(minimize(down, begin, jac=True, method="L-BFGS-B", options=options).x)
+    # Threads of scipy's BLAS wait for the next step by spinning, on the cores that torch's threads then lack: on two
+    # cores the search took six times as long.
+    with _libraries().limit(limits=1, user_api="blas"):
+        return whole(minimize(down, begin, jac=True, method="L-BFGS-B", options=options).x)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
