@@ -71,8 +71,8 @@ def confidence_mixture_score(
 ) -> Float[Tensor, " N"]:
     """`gce_mixture_score` of samples whose self-confidence is known; the loss needs no more.
 
-    The mixture stops where scikit-learn's does by default. Fitted to the end it takes six times as long and ranks
-    worse: its components come to split what is trusted, not what is not (`dev/LOG.md`).
+    The mixture stops where scikit-learn's does by default. Fitted to the end it takes six times as long, and on four
+    of five sets it ranked worse (`dev/LOG.md`).
     """
     confidence = confidence.clamp(min=1e-30)
     loss = (1 - confidence**q) / q if q else -confidence.log()
