@@ -188,18 +188,19 @@ def features(said: argparse.Namespace) -> str:
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
         judge_features(x[::20], torch.from_numpy(y[::20]), classes)  # neither side is timed while it is first imported
         model.fit(x[::20], y[::20])
+
         def ours(x: Any = x, y: Any = y, classes: int = classes) -> Any:
             return judge_features(x, torch.from_numpy(y), classes)
 
-        def theirs_(x: Any = x, y: Any = y, model: Any = model) -> tuple[np.ndarray, np.ndarray]:
+        def cleanlabs(x: Any = x, y: Any = y, model: Any = model) -> tuple[np.ndarray, np.ndarray]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 p = cross_val_predict(model, x, y, cv=5, method="predict_proba")
             return get_label_quality_scores(y, p), find_label_issues(y, p, n_jobs=1)
 
-        (found, mine), ((theirs, flags), seconds) = timed(ours), timed(theirs_)
+        (found, mine), ((theirs, flags), seconds) = timed(ours), timed(cleanlabs)
         with one_thread():
-            alone, theirs_alone = timed(ours)[1], timed(theirs_)[1]
+            alone, theirs_alone = timed(ours)[1], timed(cleanlabs)[1]
         score = found.score.numpy()
         pairs = [
             (roc_auc_score(wrong, -theirs), roc_auc_score(wrong, -score)),
