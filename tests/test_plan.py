@@ -3,7 +3,7 @@ import pytest
 from click.testing import CliRunner
 from tiny import save_tiny
 
-from cleantune import speed
+from cleantune import loop, speed
 from cleantune.cli import cli
 from cleantune.errors import UserError
 from cleantune.plan import plan
@@ -44,6 +44,14 @@ def test_a_plan_counts_the_forwards_of_the_method_and_what_it_stores(images, tmp
     assert probe.disk < told.disk
     assert plan(str(images), str(model), store="float32", **head).disk - probe.disk == 2 * 60 * 16
     assert not list((tmp_path / "c").glob("features-*"))
+
+
+def test_training_is_timed_as_a_run_does_it_with_half_of_the_threads_for_each_half(images, tmp_path, monkeypatch):
+    entered, real = [], loop.half_of_the_threads
+    monkeypatch.setattr(loop, "half_of_the_threads", lambda: entered.append(1) or real())
+    model = save_tiny("resnet", tmp_path / "m")
+    plan(str(images), str(model), method="ce", scope="all", silent=True, cache=str(tmp_path / "c"))
+    assert entered
 
 
 def test_a_plan_of_features_needs_no_model(tmp_path):

@@ -94,13 +94,13 @@ class Loop(State):
         order = self._draw(plan)
         least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
         batches = cut(order[: max(least, round(part * len(order)))], self.phase.stage.batch_size)
-        values: list[Tensor] = []
+        sizes, values = [len(batch) for batch in batches], []
         parts: dict[str, list[Tensor]] = {}
         for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
-            share = (done + part * j / len(batches)) / passes
+            share = (done + part * j / len(sizes)) / passes
             self.progress = self.epoch + share
             rate = factor(self.phase.stage, self._along(share))
-            value = self._added(loss(*modules, batch), parts, len(batch.rows))
+            value = self._added(loss(*modules, batch), parts, sizes[j])
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
                 forget_gradients(optimiser)
@@ -108,14 +108,15 @@ class Loop(State):
             self._join_gradients(modules)
             for optimiser in optimisers:
                 optimiser.step()
-            values.append(value.detach() * len(batch.rows))
-        seen = sum(len(batch) for batch in batches)
+            values.append(value.detach())
+        seen = sum(sizes)
         self.cost.training_samples += seen
         self.cost.optimiser_steps += len(optimisers) * len(batches)
         if self._scope == "all":
             self.touched = self.stale = True
         self.row |= {f"loss_{name}": float(torch.stack(part).sum()) / seen for name, part in parts.items()}
-        self._note(float(torch.stack(values).sum()) / seen, optimisers[0])
+        mean = torch.stack(values).cpu() @ torch.tensor(sizes, dtype=torch.float32) / seen
+        self._note(float(mean), optimisers[0])
 
     def _added(self, value: Tensor | Parts, parts: dict[str, list[Tensor]], samples: int) -> Tensor:
         """The scalar of a loss, after its components and its warning were taken down."""

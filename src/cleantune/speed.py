@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from cleantune.inputs import Prepared
 from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
-from cleantune.records import Plan
 from cleantune.sources import FeatureSource, SampleSource
 from cleantune.state import Split
 from cleantune.train import phases
 
 BUDGET = 5.0
 """Seconds after which the probe of a machine begins nothing more."""
+FEWEST = 16
+"""Samples of the first pass."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,28 @@ def measure(
 
 
 def _rate(work: Callable[[int], None], most: int, budget: float) -> float:
-    """Samples a second, of the largest number of samples that there was time for; the first call only warms up."""
-    work(min(8, most))
-    begun, count, rate = time.perf_counter(), min(16, most), 0.0
-    while True:
+    """Samples a second, by the slope between two numbers of samples: what a pass takes to begin falls out.
+
+    A number is passed twice, as the first time compiles for its shapes; the last two numbers that there was time for
+    count.
+    """
+
+    def seconds(count: int) -> float:
+        work(count)
         start = time.perf_counter()
         work(count)
-        now = time.perf_counter()
-        rate = count / (now - start)
-        if now - begun > budget / 3 or (count == most and now - begun > budget / 6):
-            return rate
-        count = min(2 * count, most)
+        return time.perf_counter() - start
+
+    begun, count = time.perf_counter(), min(FEWEST, most)
+    taken = seconds(count)
+    rate = count / taken
+    while count < most and time.perf_counter() - begun < budget / 3:
+        before, last = count, taken
+        count = min(4 * count, most)
+        taken = seconds(count)
+        # Where noise exceeds the difference, all of the time is the samples'.
+        rate = max((count - before) / (taken - last) if taken > last else 0.0, count / taken)
+    return rate
 
 
 def _zeros(width: int, classes: int) -> LinearHead:
@@ -100,19 +112,12 @@ def _run_of(net: Net, samples: Prepared | None, width: int, classes: int, count:
 
 
 def _learn(net: Net, samples: Prepared | None, width: int, classes: int, count: int) -> None:
-    """One pass of cross-entropy over so many samples."""
+    """One epoch of cross-entropy over so many samples."""
     method: Any = METHODS["ce"]
     run = _run_of(net, samples, width, classes, count)
     phase = phases(method(scope="head" if samples is None else "all"), 1e-6)[0]
-    run.enter(phase)
-    Loop._one_pass(
-        run,
-        ([run.net], [run.left[phase.name][0][1]], phase.epoch.__self__.loss),  # type: ignore[attr-defined]
-        Plan.of(torch.ones(count, dtype=torch.bool)),
-        ("weak",),
-        0,
-        1.0,
-    )
+    run.enter(replace(phase, stage=replace(phase.stage, least_steps=0)))
+    phase.epoch(run)
 
 
 def _look(net: Net, samples: Prepared, width: int, count: int) -> None:
