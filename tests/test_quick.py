@@ -61,6 +61,17 @@ def test_quick_layers_give_the_same_feature_and_gradients(name, size):
     assert compared > 10
 
 
+@pytest.mark.parametrize("size", [32, 33, 40])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_quick_layers_give_the_same_feature_where_nothing_learns_and_leave_their_input_alone(name, size):
+    plain, twin = (network.eval() for network in pair(name))
+    x = torch.randn(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(feature(plain, x), feature(twin, x))
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_quick_layers_still_learn_batch_statistics_in_training_mode(name):
     plain, twin = (network.train() for network in pair(name))

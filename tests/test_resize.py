@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cleantune.backbones import ImagePreprocess
@@ -44,3 +45,20 @@ def test_sizes_at_which_torch_rounds_otherwise_are_left_to_pillow():
 
 def test_large_pictures_are_resized_one_by_one():
     assert not _alike((2048, 2048), (1024, 1024), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 3, 1, 1), (3, 3, 8, 1), (0, 3, 4, 4)])
+def test_pixels_are_normalised_alike_in_both_memory_formats(shape, dtype):
+    own = ImagePreprocess(crop=shape[2:], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    pixels = torch.randint(0, 256, shape).to(dtype)
+    last = pixels.contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (own.mean, own.std))
+    expected = (pixels.double() * own.scale - mean) / std
+    for given in (pixels, last):
+        before = given.clone()
+        made = own.inputs(given)
+        assert made.stride() == given.stride() or given.numel() == 0
+        torch.testing.assert_close(made, expected.float())
+        assert torch.equal(given, before)
+    assert torch.equal(own.inputs(pixels), own.inputs(last))

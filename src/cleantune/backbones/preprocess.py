@@ -98,12 +98,18 @@ class ImagePreprocess:
     def inputs(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Normalised network inputs from pixels of 0..255, uint8 or float; the memory format stays.
 
-        Both steps are one multiplication and one addition of each value.
+        Both steps are one multiplication and one addition of each value. Where the channels are last, a row of pixels is
+        one vector of 3 W numbers: three channels alone would be too short for the processor's vectors.
         """
-        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device)
+        factor, centre = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
         x = pixels.float() if pixels.dtype == torch.uint8 else pixels.clone()
-        return x.mul_(self.scale / std).sub_(mean / std)
+        last = x.permute(0, 2, 3, 1)
+        if last.is_contiguous():
+            width = last.shape[2]
+            last.flatten(2).mul_(factor.repeat(width)).sub_(centre.repeat(width))
+            return x
+        return x.mul_(factor.view(-1, 1, 1)).sub_(centre.view(-1, 1, 1))
 
     def resized(self, size: int) -> ImagePreprocess:
         """The same normalisation at another size: shortest edge to `size`, centre crop, no margin cut away."""

@@ -1,9 +1,10 @@
 """The same convolutional layers in fewer passes over memory: what fine-tuning of MobileNets and ResNets waits for.
 
-Three changes, none of which changes the function: a BatchNorm whose statistics are fixed is folded into the weights of
+Changes, none of which changes the function: a BatchNorm whose statistics are fixed is folded into the weights of
 its convolution (gradients reach both as before), padding by hand becomes the convolution's own (but on maps smaller
 than the kernel, where that is slower), and in bfloat16 on a CPU a depthwise convolution of stride 2 is trained as one
-of stride 1 of which every other pixel is used: the backward pass of the former takes four to ten times as long.
+of stride 1 of which every other pixel is used: the backward pass of the former takes four to ten times as long. Without
+a gradient an activation takes the place of what it is computed from, and no pixels are copied to be padded.
 """
 
 from __future__ import annotations
@@ -68,9 +69,26 @@ def _strided(
         return wanted[:, :, : _length(x.shape[2] + top + bottom, convolution, 0),
                       : _length(x.shape[3] + left + right, convolution, 1)]  # fmt: skip
     tiny = groups > 1 and min(x.shape[2:]) < min(convolution.kernel_size)
+    more = right - left, bottom - top
+    if not tiny and _only_looks() and dilation == (1, 1) and max(more) > 0 <= min(more):
+        # As many pixels on both sides, which a kernel with zeros in front passes over; the pixels are not copied.
+        weight = functional.pad(weight, (more[0], 0, more[1], 0))
+        return functional.conv2d(x, weight, bias, stride, (bottom, right), 1, groups)
     if tiny or (left, top) != (right, bottom):
         return functional.conv2d(functional.pad(x, pads), weight, bias, stride, 0, dilation, groups)
     return functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+
+
+def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
+    """The activation of what a convolution gave, in its place where no gradient needs the values before."""
+    if type(activation) in (nn.ReLU, nn.ReLU6) and _only_looks():
+        return functional.hardtanh_(x, 0.0, 6.0) if type(activation) is nn.ReLU6 else functional.relu_(x)
+    return x if activation is None else cast(Tensor, activation(x))
+
+
+def _only_looks() -> bool:
+    """Whether no gradient is wanted and nobody traces: OpenVINO has its own ways to pad and to save memory."""
+    return not (torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _slow_strided(x: Tensor) -> bool:
@@ -103,8 +121,7 @@ class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer):  # type: ignore[misc]
             pads = (left, right, top, bottom)
         else:
             pads = _own(convolution)
-        out = _convolve(features, self, pads)
-        return out if self.activation is None else self.activation(out)
+        return _activated(_convolve(features, self, pads), self.activation)
 
 
 def _same(length: int, convolution: nn.Conv2d, side: int) -> tuple[int, int]:
@@ -120,7 +137,7 @@ class QuickResNetConvLayer(ResNetConvLayer):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
         """The same function."""
-        return cast(Tensor, self.activation(_convolve(input, self, _own(self.convolution))))
+        return _activated(_convolve(input, self, _own(self.convolution)), self.activation)
 
 
 class QuickResNetShortCut(ResNetShortCut):  # type: ignore[misc]
