@@ -24,6 +24,7 @@ from cleantune.precision import Precision
 def small_shards(monkeypatch):
     monkeypatch.setattr(features, "SHARD", 16)
     monkeypatch.setattr(features, "BATCH", 4)
+    monkeypatch.setattr(features, "MOST", 4)
 
 
 @pytest.fixture(scope="module")
@@ -378,3 +379,15 @@ def test_a_shard_of_an_unknown_format_is_made_again(kind, tmp_path):
     assert not features.has_shard(tmp_path, 0, whole.shape)
     features.keep_shard(tmp_path, 0, whole.shape, rows_of(whole, []), "float32")
     assert np.array_equal(np.load(tmp_path / "000000.npy"), whole)
+
+
+def test_small_images_fill_a_forward_with_the_pixels_of_large_ones(image, text, monkeypatch):
+    monkeypatch.setattr(features, "BATCH", 64)
+    monkeypatch.setattr(features, "MOST", 256)
+    sizes = {}
+    for size in (32, 112, 160, 224, 448):
+        monkeypatch.setattr(image, "preprocess", image.preprocess.resized(size))
+        sizes[size] = features.batch_of(image, Precision())
+        assert features.batch_of(image, Precision(engine="openvino")) == 64
+    assert sizes == {32: 256, 112: 256, 160: 125, 224: 64, 448: 64}
+    assert features.batch_of(text, Precision()) == 64

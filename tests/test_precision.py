@@ -88,6 +88,14 @@ def test_a_settled_layout_is_taken_and_only_the_format_measured(last, backbone, 
     assert probe_precision(backbone, X, training=True, memory=tmp_path).dtype == F  # another question
 
 
+def test_training_takes_bfloat16_for_less_gain_than_features_do(backbone, monkeypatch):
+    timed(monkeypatch, {(F, False): 1, (F, True): 1, (B, False): 0.85, (B, True): 0.85})
+    assert probe_precision(backbone, X).dtype == F
+    assert probe_precision(backbone, X, training=True).dtype == B
+    timed(monkeypatch, {(F, False): 1, (F, True): 1, (B, False): 0.95, (B, True): 0.95})
+    assert probe_precision(backbone, X, training=True).dtype == F
+
+
 def test_slow_bfloat16_is_never_tried_in_the_network(backbone, monkeypatch):
     timed(monkeypatch, {(F, False): 1, (F, True): 0.5}, gain=0.01)
     picked = probe_precision(backbone, X)

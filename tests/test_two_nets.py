@@ -184,6 +184,7 @@ def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
 
     monkeypatch.setattr(features, "SHARD", 16)
     monkeypatch.setattr(features, "BATCH", 4)
+    monkeypatch.setattr(features, "MOST", 4)
     body = open_backbone(save_tiny("resnet", tmp_path / "m"))
     prepared = prepare(fake_images(40), body.preprocess, tmp_path)  # type: ignore[arg-type]
     made = {}

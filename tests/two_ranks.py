@@ -126,7 +126,7 @@ def batch_normed(ranks: Ranks) -> dict[str, float]:
 
 def extracted(ranks: Ranks, cache: Path) -> dict[str, Any]:
     """Features in shards made by all ranks, against those made by one."""
-    features.SHARD, features.BATCH = 16, 4
+    features.SHARD, features.BATCH, features.MOST = 16, 4, 4
     body = open_backbone(nn.Linear(8, 6), feature="x", width=6)
     for p in body.parameters():
         nn.init.constant_(p, 0.1)

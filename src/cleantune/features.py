@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cleantune.backbones import Backbone
+from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.errors import UserError
 from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
 from cleantune.pixels import Progress
@@ -34,7 +34,9 @@ from cleantune.records import Inputs, View
 SHARD = 4096
 """Rows of a shard."""
 BATCH = 64
-"""Samples of a forward."""
+"""Samples of a forward; `batch_of` takes more where they are small."""
+MOST = 256
+"""Images of a forward at the most."""
 ROUNDING = 0.01
 """A shard is kept in float16 where that moves no dimension by more than this share of its standard deviation."""
 _OVERFLOWS = 65520
@@ -214,10 +216,22 @@ def features_key(backbone: Backbone, fingerprint: str, precision: Precision, sto
         store: Format of the shards.
     """
     preprocess = backbone.preprocess.fingerprint if backbone.preprocess is not None else "ready"
-    parts = ["1", backbone.fingerprint, preprocess, fingerprint, precision.fingerprint, str(BATCH), str(SHARD)]
+    parts = ["1", backbone.fingerprint, preprocess, fingerprint, precision.fingerprint]
+    parts += [str(batch_of(backbone, precision)), str(SHARD)]
     if store != "float32":
         parts.append(store)
     return sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def batch_of(backbone: Backbone, precision: Precision) -> int:
+    """Samples of a forward: of small images as many as have the pixels of `BATCH` of 224 px, where torch computes.
+
+    What a layer costs whatever it is given is a third of 64 small images' forward. OpenVINO divides a batch itself.
+    """
+    preprocess = backbone.preprocess
+    if precision.engine != "torch" or not isinstance(preprocess, ImagePreprocess):
+        return BATCH
+    return max(BATCH, min(MOST, BATCH * 224 * 224 // int(np.prod(preprocess.size))))
 
 
 def find(cache: Path, key: str) -> Features | None:
@@ -407,7 +421,8 @@ def shard_of(
     """Features [n, D] of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
-    batches = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    size = batch_of(backbone, precision)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
     made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
     for batch, f in (program or Program(backbone, precision)).stream(ahead(made)):
         _refuse_non_finite(f.numpy(), batch, prepared)

@@ -98,8 +98,8 @@ class ImagePreprocess:
     def inputs(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
         """Normalised network inputs from pixels of 0..255, uint8 or float; the memory format stays.
 
-        Both steps are one multiplication and one addition of each value. Where the channels are last, a row of pixels is
-        one vector of 3 W numbers: three channels alone would be too short for the processor's vectors.
+        Both steps are one multiplication and one addition of each value. Where the channels are last, a row of pixels
+        is one vector of 3 W numbers: three channels alone would be too short for the processor's vectors.
         """
         std = torch.tensor(self.std, device=pixels.device)
         factor, centre = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
