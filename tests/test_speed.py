@@ -25,7 +25,7 @@ class Clock:
 
 
 @given(
-    rate=st.floats(0.1, 1e6), begins=st.floats(0, 10), compiles=st.floats(0, 10), most=st.integers(17, 10_000)
+    rate=st.floats(0.1, 1e6), begins=st.floats(0, 10), compiles=st.floats(0, 10), most=st.integers(5, 10_000)
 )  # fmt: skip
 def test_neither_what_a_pass_takes_to_begin_nor_what_it_compiles_counts_as_samples(rate, begins, compiles, most):
     assert Clock(rate, begins, compiles).measured(most, 1e9) == pytest.approx(rate, rel=1e-3)
@@ -34,7 +34,7 @@ def test_neither_what_a_pass_takes_to_begin_nor_what_it_compiles_counts_as_sampl
 def test_a_machine_too_slow_for_a_second_number_is_not_kept_beyond_its_budget():
     clock = Clock(1.0, 0.0, 0.0)
     assert clock.measured(1000, 3.0) == pytest.approx(1.0)
-    assert clock.passed == [16, 16]
+    assert clock.passed == [4, 4]
 
 
 def test_fewer_samples_than_the_first_number_are_passed_all_the_same():
