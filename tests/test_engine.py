@@ -127,6 +127,40 @@ def test_auto_takes_what_is_faster_says_why_and_remembers_it(probed, tmp_path):
     assert "2.00 of torch's time" in slower.why
 
 
+@pytest.fixture
+def both_formats(probed, monkeypatch):
+    """A machine on which torch is best in float32, and OpenVINO in bfloat16 takes the given share of its float32."""
+
+    def at(share):
+        backbone, x = probed(0.5)
+        monkeypatch.setattr(engine, "probe_precision", lambda *given, **more: Precision())
+        monkeypatch.setattr(engine, "formats", lambda *given: ["float32", "bfloat16"])
+
+        def timed(network, some, streams):
+            hint = network.network.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+            return {"f32": 0.5, "bf16": 0.5 * share}[hint]
+
+        monkeypatch.setattr(engine, "_timed", timed)
+        return backbone, x
+
+    return at
+
+
+@needs_openvino
+@pytest.mark.parametrize(("share", "dtype"), [(0.5, "bfloat16"), (0.9, "float32")])
+def test_openvino_takes_bfloat16_where_it_pays_even_if_torch_does_not(both_formats, share, dtype):
+    picked = choose(*both_formats(share), count=1000)
+    assert (picked.engine, picked.dtype) == ("openvino", dtype)
+    assert f"OpenVINO in {dtype}" in picked.why
+
+
+@needs_openvino
+def test_a_format_in_which_features_differ_leaves_the_other_one(both_formats, monkeypatch):
+    monkeypatch.setattr(engine, "_error", lambda *given: 1.0 if given[-1].dtype == "bfloat16" else 0.0)
+    picked = choose(*both_formats(0.5), count=1000)
+    assert (picked.engine, picked.dtype) == ("openvino", "float32")
+
+
 @needs_openvino
 @pytest.mark.parametrize("count", [9, 11])
 def test_a_process_with_fewer_threads_makes_the_same_choice(probed, tmp_path, threads, count):
@@ -191,7 +225,7 @@ def test_a_network_that_cannot_be_converted_falls_back_and_is_refused_when_force
 @needs_openvino
 def test_features_that_differ_are_refused(probed, monkeypatch):
     backbone, x = probed(0.5)
-    true = engine._converted
+    true = engine.converted
 
     def wrong(net, example):
         with torch.no_grad():
@@ -202,7 +236,7 @@ def test_features_that_differ_are_refused(probed, monkeypatch):
             with torch.no_grad():
                 next(net.parameters()).div_(1.5)
 
-    monkeypatch.setattr(engine, "_converted", wrong)
+    monkeypatch.setattr(engine, "converted", wrong)
     picked = choose(backbone, x, precision="float32", count=1000)
     assert picked.engine == "torch"
     assert "differ from torch's" in picked.why

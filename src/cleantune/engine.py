@@ -1,7 +1,8 @@
 """Which program turns samples into features: torch, or OpenVINO where it is installed, agrees and pays on this machine.
 
-The number format is chosen first (`precision`), then the program that computes in it. OpenVINO reads pixels as they
-lie, bytes with the channels last, and normalises them itself; it computes several batches at a time (streams).
+The number format that suits torch is chosen first (`precision`), then the program; OpenVINO may gain by bfloat16 where
+torch does not. It reads pixels as they lie, bytes with the channels last, and normalises them itself; it computes
+several batches at a time (streams).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from cleantune.backbones import Backbone, ImagePreprocess, quiet
 from cleantune.errors import UserError, nearest
-from cleantune.precision import Precision, probe_precision, question, seconds_a_sample
+from cleantune.precision import Dtype, Precision, formats, handicap, probe_precision, question, seconds_a_sample
 from cleantune.records import Inputs
 from cleantune.store import read_json, write_json
 
@@ -65,24 +66,18 @@ def openvino() -> Any:
 class Compiled:
     """A backbone as OpenVINO computes it."""
 
-    def __init__(self, backbone: Backbone, example: Inputs, precision: Precision) -> None:
+    def __init__(self, backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> None:
         """Convert and compile.
 
         Args:
             backbone: In evaluation mode, on the CPU.
             example: A batch of uint8 pixels [B, 3, H, W], of ready inputs, or of tokens.
             precision: Format and number of streams.
+            model: What `converted` made of both, where it is compiled more than once.
         """
-        ov = openvino()
         self.width = backbone.width
-        self.raw = isinstance(example, Tensor) and example.dtype == torch.uint8
         self.image = isinstance(example, Tensor) and example.dim() == 4
         self.grain = GRAIN if isinstance(example, Tensor) else 0
-        model = _converted(backbone, example)
-        if isinstance(example, Tensor):
-            model.reshape([GRAIN, *example.shape[1:]])
-        if self.image:
-            model = _reads_as_it_lies(model, backbone.preprocess if self.raw else None)
         hint = {"float32": "f32", "bfloat16": "bf16"}[precision.dtype]
         threads = torch.get_num_threads()
         settings = {
@@ -91,7 +86,8 @@ class Compiled:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "THROUGHPUT",
         }
-        self.network = ov.Core().compile_model(model, "CPU", settings)
+        ov = openvino()
+        self.network = ov.Core().compile_model(model or converted(backbone, example), "CPU", settings)
         self.queue = ov.AsyncInferQueue(self.network, precision.streams + 1)
         self.queue.set_callback(_keep)
 
@@ -151,8 +147,24 @@ class _Tokens(_Plain):
         return self.backbone({"input_ids": input_ids, "attention_mask": attention_mask}).float()  # type: ignore[no-any-return]
 
 
-def _converted(backbone: Backbone, example: Inputs) -> Any:
-    """The network in OpenVINO's form, traced on two samples."""
+def converted(backbone: Backbone, example: Inputs) -> Any:
+    """The network in OpenVINO's form, for batches as they lie in memory; of `GRAIN` samples, or of any number of texts.
+
+    Args:
+        backbone: On the CPU; it is put into evaluation mode.
+        example: As of `Compiled`.
+    """
+    model = _traced(backbone, example)
+    if not isinstance(example, Tensor):
+        return model
+    model.reshape([GRAIN, *example.shape[1:]])
+    if example.dim() != 4:
+        return model
+    return _reads_as_it_lies(model, backbone.preprocess if example.dtype == torch.uint8 else None)
+
+
+def _traced(backbone: Backbone, example: Inputs) -> Any:
+    """The network as it runs on two samples."""
     ov = openvino()
     if isinstance(example, Tensor):
         module: nn.Module = _Pixels(backbone)
@@ -190,13 +202,13 @@ def _reads_as_it_lies(model: Any, preprocess: Any) -> Any:
     return model
 
 
-def compiled(backbone: Backbone, example: Inputs, precision: Precision) -> Compiled:
+def compiled(backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> Compiled:
     """The backbone compiled for inputs of this form; the last few are remembered by their weights."""
     form = (str(example.dtype), tuple(example.shape[1:])) if isinstance(example, Tensor) else ("tokens",)
     threads = torch.get_num_threads()
     key = (backbone.fingerprint, form, precision.dtype, precision.streams, threads)
     if key not in _compiled:
-        _compiled[key] = Compiled(backbone, example, precision)
+        _compiled[key] = Compiled(backbone, example, precision, model)
     _compiled.move_to_end(key)
     while len(_compiled) > _KEPT:
         _compiled.popitem(last=False)
@@ -252,7 +264,10 @@ def choose(
         if not known:
             _remember(path, None, seconds)
         return plain
-    chosen = _raced(backbone, inputs if pixels is None else pixels, inputs, plain, engine == "openvino", seconds)
+    fed = inputs if pixels is None else pixels
+    # Where bfloat16 pays for torch it does for OpenVINO; the converse does not hold.
+    dtypes: list[Dtype] = formats(precision, device) if plain.dtype == "float32" else [plain.dtype]
+    chosen = _raced(backbone, fed, inputs, plain, dtypes, engine == "openvino", seconds)
     _remember(path, chosen, seconds)
     return chosen
 
@@ -295,8 +310,10 @@ def _remembered(path: Path | None) -> tuple[Precision | None, float]:
     return chosen, stored["torch_seconds"]
 
 
-def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, forced: bool, torchs: float) -> Precision:
-    """OpenVINO beside torch in one format, by the seconds a sample.
+def _raced(
+    backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, dtypes: list[Dtype], forced: bool, torchs: float
+) -> Precision:
+    """OpenVINO in these formats beside torch in the one that suits it, by the seconds a sample.
 
     Raises:
         UserError: OpenVINO was asked for and cannot take the network.
@@ -304,14 +321,27 @@ def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, fo
     cores = torch.get_num_threads()
     begun = time.perf_counter()
     some = _first(fed, GRAIN if isinstance(fed, Tensor) else 64)
+    few = _first(inputs, len(_rows(some)))
     seconds: dict[Precision, float] = {}
+
+    def tried(dtype: Dtype, streams: int) -> None:
+        way = replace(plain, engine="openvino", dtype=dtype, streams=streams)
+        network = compiled(backbone, some, way, model)
+        error = _error(backbone, network, some, few, way)
+        if error <= _TRUSTED[dtype]:
+            seconds[way] = _timed(network, some, streams)
+        elif dtype == dtypes[-1] and not seconds:
+            raise ValueError(f"its features differ from torch's by {error:.1%}")
+
+    def costs(way: Precision) -> float:
+        return seconds[way] * handicap(False, way) * (_ALONE if way.streams == 1 else 1)
+
     try:
-        for streams in sorted({1, cores}, reverse=True):
-            tried = replace(plain, engine="openvino", streams=streams)
-            network = compiled(backbone, some, tried)
-            if not seconds:
-                _refuse_other_features(backbone, network, some, _first(inputs, len(_rows(some))), plain)
-            seconds[tried] = _timed(network, some, streams)
+        model = converted(backbone, some)
+        for dtype in dtypes:
+            tried(dtype, cores)
+        if cores > 1:
+            tried(min(seconds, key=costs).dtype, 1)
     except UserError:
         raise
     except Exception as error:  # a network that the converter does not know fails in many ways
@@ -321,29 +351,20 @@ def _raced(backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, fo
                 f"--engine openvino: this network cannot be converted ({words}); use --engine torch"
             ) from None
         return replace(plain, why=f"{plain.why}; OpenVINO cannot take this network ({words})")
-    best = min(seconds, key=lambda p: seconds[p] * (_ALONE if p.streams == 1 else 1))
+    best = min(seconds, key=costs)
     ratio = seconds[best] / torchs
     took = time.perf_counter() - begun
-    words = f"OpenVINO with {best.streams} streams takes {ratio:.2f} of torch's time, found out in {took:.0f} s"
-    if forced or ratio * _GAIN < 1:
-        return replace(best, why=f"{plain.why}; {words}")
-    return replace(plain, why=f"{plain.why}; {words}")
+    words = f"OpenVINO in {best.dtype} with {best.streams} streams takes {ratio:.2f} of torch's time, found out in"
+    pays = ratio * _GAIN * handicap(False, best) < handicap(False, plain)
+    return replace(best if forced or pays else plain, why=f"{plain.why}; {words} {took:.0f} s")
 
 
-def _refuse_other_features(
-    backbone: Backbone, network: Compiled, fed: Inputs, inputs: Inputs, plain: Precision
-) -> None:
-    """Two samples through both programs.
-
-    Raises:
-        ValueError: They differ by more than the format explains.
-    """
+def _error(backbone: Backbone, network: Compiled, fed: Inputs, inputs: Inputs, way: Precision) -> float:
+    """How far two samples' features are from torch's in the same format, relative to their length."""
     [(_, ours)] = network.stream([(0, fed)])
-    with torch.inference_mode(), plain.autocast():
+    with torch.inference_mode(), way.autocast():
         theirs = backbone(_first(inputs, 2)).float()
-    error = float((ours[:2] - theirs).norm() / theirs.norm().clamp(min=1e-12))
-    if not error <= _TRUSTED[plain.dtype]:
-        raise ValueError(f"its features differ from torch's by {error:.1%}")
+    return float((ours[:2] - theirs).norm() / theirs.norm().clamp(min=1e-12))
 
 
 def rate(backbone: Backbone, fed: Inputs, precision: Precision) -> float:

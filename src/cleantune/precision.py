@@ -110,20 +110,16 @@ def _measured(
 ) -> Precision:
     device = next((p.device.type for p in backbone.parameters()), "cpu")
     inputs = _part(backbone, inputs, training)
-    dtypes: list[Dtype] = ["float32"] if setting != "bfloat16" else ["bfloat16"]
+    dtypes = formats(setting, device)
     slow = ""
-    if setting == "auto":
-        gain = _matmul_gain(device)
-        if gain >= 1:
-            dtypes.append("bfloat16")
-        else:
-            slow = f"bfloat16 matmul runs at {gain:.2g} of float32's speed on this processor"
+    if setting == "auto" and "bfloat16" not in dtypes:
+        slow = f"bfloat16 matmul runs at {_matmul_gain(device):.2g} of float32's speed on this processor"
     image = isinstance(inputs, Tensor) and inputs.dim() == 4
     layouts = (False,) if not image else (False, True) if layout is None else (layout,)
     candidates = [Precision(d, last, "") for last in layouts for d in dtypes]
-    handicap = partial(_handicap, training)
-    seconds = _race({c: _pass(backbone, inputs, c, training) for c in candidates}, handicap=handicap)
-    best = min(seconds, key=lambda p: seconds[p] * handicap(p))
+    handicapped = partial(handicap, training)
+    seconds = _race({c: _pass(backbone, inputs, c, training) for c in candidates}, handicap=handicapped)
+    best = min(seconds, key=lambda p: seconds[p] * handicapped(p))
     plain = candidates[0]
     words = f"{best.fingerprint} takes {seconds[best] / seconds[plain]:.2f} of the time of {plain.fingerprint}"
     given = "as set; " if setting != "auto" else ""
@@ -136,7 +132,15 @@ def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor],
     return seconds / count
 
 
-def _handicap(training: bool, precision: Precision) -> float:
+def formats(setting: str, device: str) -> list[Dtype]:
+    """The number formats that a setting leaves to be timed on a device; bfloat16 only where it multiplies as fast."""
+    if setting == "auto":
+        return ["float32", "bfloat16"] if _matmul_gain(device) >= 1 else ["float32"]
+    return ["bfloat16"] if setting == "bfloat16" else ["float32"]
+
+
+def handicap(training: bool, precision: Precision) -> float:
+    """What the seconds of a precision are multiplied by before they are compared."""
     gain = _BFLOAT16_GAIN[training] if precision.dtype == "bfloat16" else 1.0
     return gain * (_LAYOUT_GAIN if precision.channels_last else 1)
 
