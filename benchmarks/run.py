@@ -28,6 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import psutil  # noqa: E402
 import sections  # noqa: E402
 
 from cleantune.allocator import keep_pages  # noqa: E402
@@ -84,6 +85,12 @@ class Bench:
         return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
+def stolen() -> tuple[float, float]:
+    """Seconds of the processors that other guests of the host have taken, and all that have passed."""
+    times = psutil.cpu_times()
+    return getattr(times, "steal", 0.0), times.idle + times.user + times.system + getattr(times, "steal", 0.0)
+
+
 def table(found: dict[str, Any], native: bool) -> list[str]:
     """The results as Markdown."""
     kind = "with" if native else "without"
@@ -91,7 +98,8 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
         f"# Speed on {processor()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
-        " sample, both measured in turns; `turn…` is ours over the other's.", "",
+        " sample, both measured in turns; `turn…` is ours over the other's. `….stolen` is the share of the processors'"
+        " time that other guests of the host took meanwhile.", "",
         "| key | value | target | |", "|---|---:|---:|---|",
     ]  # fmt: skip
     for key, value in found.items():
@@ -130,9 +138,11 @@ def main() -> None:
             if args.resume and any(key.startswith(name) for key in bench.found):
                 continue
             print(name, flush=True)
-            start = time.perf_counter()
+            start, before = time.perf_counter(), stolen()
             try:
                 run(bench)
+                taken, passed = (now - then for now, then in zip(stolen(), before, strict=True))
+                bench.note(**{f"{name}__stolen": taken / passed})
             except Exception:
                 traceback.print_exc()
                 failed.append(name)

@@ -108,9 +108,13 @@ class LinearHead(nn.Module):
             with torch.autocast(f.device.type, enabled=False):
                 return self.forward(f)
         f = f.to(self.linear.weight.dtype)
-        inverse = self.std.reciprocal()
-        z = torch.addcmul(-self.mean * inverse, f, inverse)  # one pass over f in the place of two
+        z = self.standardised(f)
         return Output(self.linear(z), z, f)
+
+    def standardised(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """What the weights see of features."""
+        inverse = self.std.reciprocal()
+        return torch.addcmul(-self.mean * inverse, f.to(inverse.dtype), inverse)  # one pass over f in the place of two
 
     def folded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
         """Weight and bias of the same function on raw features, computed in float64."""

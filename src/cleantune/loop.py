@@ -100,11 +100,16 @@ class Loop(State):
             share = (done + part * j / len(sizes)) / passes
             self.progress = self.epoch + share
             rate = factor(self.phase.stage, self._along(share))
-            value = self._added(loss(*modules, batch), parts, sizes[j])
+            made = loss(*modules, batch)
+            value = self._added(made, parts, sizes[j])
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
                 forget_gradients(optimiser)
-            value.backward()  # type: ignore[no-untyped-call]
+            if isinstance(made, Parts) and made.gradients:
+                for parameter, gradient in made.gradients:
+                    parameter.grad = gradient
+            else:
+                value.backward()  # type: ignore[no-untyped-call]
             self._join_gradients(modules)
             for optimiser in optimisers:
                 optimiser.step()

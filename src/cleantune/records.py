@@ -60,6 +60,8 @@ class Parts(NamedTuple):
     """Components by name, before their weights; their means over the epoch stand in its row as `loss_…`."""
     warning: str | None = None
     """Something the user should know; it is said once."""
+    gradients: tuple[tuple[Tensor, Tensor], ...] = ()
+    """All parameters that learn with their gradients, where the loss has worked them out: autograd then has no part."""
 
 
 @dataclass(frozen=True)

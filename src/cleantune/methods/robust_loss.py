@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from cleantune import losses
+from cleantune.closed_form import mean_gce
 from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.records import Batch, Interval, Method, Output, Phase, Run, Scope, Stage
+from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
 
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
 CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=1000)
@@ -50,9 +50,9 @@ class CE:
         """One pass over every sample."""
         run.learn(run.net, self.loss)
 
-    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
+    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
         """Mean cross-entropy of the batch."""
-        return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
+        return mean_gce(net, batch, 0.0)
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class GCE:
         """One pass over every sample."""
         run.learn(run.net, self.loss)
 
-    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
+    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
         """Mean generalised cross-entropy of the batch."""
-        return losses.mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
+        return mean_gce(net, batch, self.q)
 
 
 def one_phase(scope: Scope, probe: Stage, tune: Stage, epoch: Callable[[Run], None]) -> Phase:

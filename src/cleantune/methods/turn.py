@@ -34,6 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cleantune import losses
+from cleantune.closed_form import mean_gce
 from cleantune.methods.elr import ELR, TARGET
 from cleantune.methods.nmtune import NMTune
 from cleantune.methods.table8 import paper_probe, paper_tune
@@ -246,13 +247,13 @@ class TURN:
         start, end = self.spans()[1 if run.touched else 0] if self.tune.epochs > 1 else (0.0, 1.0)
         return (end - start) * self.budget * len(run.y) / int(plan.keep.sum())
 
-    def probe_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
+    def probe_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
         """Mean GCE of the batch."""
-        return losses.mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
+        return mean_gce(net, batch, self.q)
 
-    def tune_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
+    def tune_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
         """Mean cross-entropy of the batch."""
-        return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
+        return mean_gce(net, batch, 0.0)
 
 
 def weighed(

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cleantune import losses
+from cleantune.closed_form import mean_gce
+from cleantune.learner import LinearHead, Net
+from cleantune.loop import Loop
+from cleantune.methods import METHODS
+from cleantune.records import Batch, Parts
+from cleantune.sources import FeatureSource
+from cleantune.state import Split
+from cleantune.train import phases
+
+
+def head_and_batch(seed: int, scale: float = 1.0, count: int = 24, classes: int = 5) -> tuple[LinearHead, Batch]:
+    g = torch.Generator().manual_seed(seed)
+    spread = (torch.randn(6, generator=g), 0.5 + torch.rand(6, generator=g))
+    head = LinearHead(6, classes, standardise=spread, generator=g)
+    with torch.no_grad():
+        head.linear.weight.mul_(50 * scale)
+        head.linear.bias.normal_(generator=g)
+    y, weight = torch.randint(classes, (count,), generator=g), torch.rand(count, generator=g).round(decimals=1)
+    return head, Batch(torch.arange(count), y, weight, (torch.randn(count, 6, generator=g),))
+
+
+def by_autograd(head: LinearHead, batch: Batch, q: float) -> torch.Tensor:
+    return losses.mean(losses.gce(head(batch.views[0]).logits, batch.y, q), batch.weight)
+
+
+@given(q=st.one_of(st.just(0.0), st.floats(0.01, 1.0)), scale=st.floats(0.01, 20.0), seed=st.integers(0, 500))
+def test_value_and_gradients_are_those_of_autograd(q: float, scale: float, seed: int) -> None:
+    head, batch = head_and_batch(seed, scale)
+    value = by_autograd(head, batch, q)
+    expected = torch.autograd.grad(value, [head.linear.weight, head.linear.bias])
+    made = mean_gce(head, batch, q)
+    assert isinstance(made, Parts)
+    torch.testing.assert_close(made.total, value.detach(), rtol=1e-5, atol=1e-6)
+    assert [p for p, _ in made.gradients] == [head.linear.weight, head.linear.bias]
+    for (_, ours), theirs in zip(made.gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.0, 0.7])
+def test_scores_that_rule_the_label_out_leave_all_finite(q: float) -> None:
+    head, batch = head_and_batch(0, 1e4)
+    made = mean_gce(head, batch, q)
+    assert isinstance(made, Parts)
+    assert all(torch.isfinite(part).all() for part in (made.total, *(g for _, g in made.gradients)))
+
+
+def test_other_nets_and_looks_are_left_to_autograd() -> None:
+    head, batch = head_and_batch(1)
+    value, made = mean_gce(Net(None, head), batch, 0.7), mean_gce(head, batch, 0.7)
+    assert isinstance(value, torch.Tensor)
+    assert value.requires_grad
+    assert isinstance(made, Parts)
+    torch.testing.assert_close(value.detach(), made.total)
+    with torch.no_grad():
+        assert isinstance(mean_gce(head, batch, 0.7), torch.Tensor)
+
+
+def test_a_probe_learns_what_it_learns_by_autograd() -> None:
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(300, 8, generator=g), torch.randint(4, (300,), generator=g)
+    learned = []
+
+    def autograds(net: LinearHead, batch: Batch) -> torch.Tensor:
+        return by_autograd(net, batch, 0.7)
+
+    for loss in (lambda net, batch: mean_gce(net, batch, 0.7), autograds):
+        head = LinearHead(8, 4, init="zeros")
+        run = Loop([Net(None, head)], {"train": Split(y, FeatureSource(x), None)}, 4, 0, lambda f, k: head)  # noqa: B023
+        run.enter(phases(METHODS["gce"](), 0.0)[0])
+        run.learn(run.net, loss)
+        learned.append(run.net.linear.weight.detach().clone())
+    assert float(learned[0].norm()) > 0.01
+    torch.testing.assert_close(learned[0], learned[1], rtol=1e-3, atol=1e-5)
