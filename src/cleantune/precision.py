@@ -127,8 +127,16 @@ def _measured(
 
 
 def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision) -> float:
-    """What torch takes for the features of one sample, by passes that grow to a tenth of a second."""
-    count, seconds = _grown(backbone, inputs, precision, False, _SECONDS_A_PASS[False])
+    """What torch takes for the features of one sample, by passes that grow to a tenth of a second.
+
+    With few samples, what a pass costs whatever it carries hides what a sample costs.
+    """
+    total = _count(inputs)
+    for count in (*(n for n in (2, 32) if n < total), total):
+        run = _pass(backbone, _head(inputs, count), precision, False)
+        seconds = _race({None: run}, rounds=1)[None]
+        if seconds > _SECONDS_A_PASS[False]:
+            break
     return seconds / count
 
 
@@ -195,23 +203,6 @@ def _part(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], training: 
     start = max(seconds[more] - more * slope, 0.0)
     most = 4 * more * wanted / seconds[more]  # whatever the slope says: small passes waver
     return _head(inputs, max(1, min(total, int(min((wanted - start) / slope if slope > 0 else most, most)))))
-
-
-def _grown(
-    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision, training: bool, enough: float
-) -> tuple[int, float]:
-    """So many samples that a pass takes enough seconds, or all, and its time.
-
-    With few, what a pass costs whatever it carries hides what a sample costs.
-    """
-    total = _count(inputs)
-    count = min(2, total)
-    while True:
-        run = _pass(backbone, _head(inputs, count), precision, training)
-        seconds = _race({None: run}, rounds=1)[None]
-        if count == total or seconds > enough:
-            return count, seconds
-        count = min(16 * count, total)
 
 
 def _count(inputs: Tensor | Mapping[str, Tensor]) -> int:
