@@ -8,7 +8,7 @@ from cleantune.closed_form import mean_gce
 from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
-from cleantune.records import Batch, Parts
+from cleantune.records import Batch, Output, Parts
 from cleantune.sources import FeatureSource
 from cleantune.state import Split
 from cleantune.train import phases
@@ -59,6 +59,19 @@ def test_other_nets_and_looks_are_left_to_autograd() -> None:
     torch.testing.assert_close(value.detach(), made.total)
     with torch.no_grad():
         assert isinstance(mean_gce(head, batch, 0.7), torch.Tensor)
+
+
+def test_a_head_with_a_forward_of_its_own_is_asked_for_its_scores() -> None:
+    class Doubled(LinearHead):
+        def forward(self, f: torch.Tensor) -> Output:
+            out = super().forward(f)
+            return out._replace(logits=2 * out.logits)
+
+    plain, batch = head_and_batch(1)
+    head = Doubled(6, 5, standardise=(plain.mean, plain.std))
+    head.load_state_dict(plain.state_dict())
+    expected = losses.mean(losses.gce(2 * plain(batch.views[0]).logits, batch.y, 0.7), batch.weight)
+    torch.testing.assert_close(mean_gce(head, batch, 0.7), expected)
 
 
 def test_a_probe_learns_what_it_learns_by_autograd() -> None:

@@ -18,8 +18,8 @@ from cleantune.records import Batch, Output, Parts
 def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | Parts:
     """Mean GCE of a batch in its first view, weighed; q = 0 is cross-entropy.
 
-    Of a linear head that learns alone the gradients come with it, `(w_i / B) p_iy^q (p_ij - [j = y])` by score, and
-    are autograd's but for rounding. Of any other net the value alone is given, for autograd.
+    Of a plain linear head that learns alone the gradients come with it, `(w_i / B) p_iy^q (p_ij - [j = y])` by score,
+    and are autograd's but for rounding. Of any other net the value alone is given, for autograd.
 
     Args:
         net: A linear head on cached features, or anything from a view to an Output.
@@ -29,7 +29,7 @@ def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | Par
     Source: as `losses.gce`, and its derivative.
     """
     x = batch.views[0]
-    if not isinstance(net, LinearHead) or not torch.is_grad_enabled():
+    if type(net) is not LinearHead or not torch.is_grad_enabled():  # a subclass may have a forward of its own
         return losses.mean(losses.gce(net(x).logits, batch.y, q), batch.weight)
     weight, bias = net.linear.weight, net.linear.bias
     with torch.no_grad():
