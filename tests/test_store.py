@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cleantune import store
 from cleantune.errors import UserError
 from cleantune.records import Row
 from cleantune.store import RunFolder, atomic, read_json, write_json, write_table, write_text
@@ -144,6 +145,22 @@ def test_checkpoint_comes_back_to_the_bit_with_its_counters(tmp_path: Path) -> N
         assert saved[0][name].dtype == value.dtype
         assert torch.equal(saved[0][name], value.detach())
     assert [p.name for p in folder.checkpoint.parent.iterdir()] == ["state.safetensors"]
+
+
+def test_a_state_is_due_once_the_last_one_took_less_than_a_twentieth_of_the_time_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(store, "to_bytes", lambda *_: (clock.append(clock.pop() + 3.0), b"")[1])
+    folder = RunFolder(tmp_path)
+    assert folder.due()
+    folder.save({}, {})
+    assert not folder.due()
+    clock[0] += 59.9
+    assert not folder.due()
+    clock[0] += 0.2
+    assert folder.due()
 
 
 def test_tensors_that_share_memory_are_saved_as_they_are(tmp_path: Path) -> None:

@@ -260,8 +260,8 @@ class Net(nn.Module):
         """Whether a batch that learns passes through the backbone as two halves: alone, on a CPU, where it may."""
         if self.backbone is None or self.sharing.count > 1:
             return False
-        learning = [p for p in self.backbone.parameters() if p.requires_grad]
-        if not learning or learning[0].device.type != "cpu":
+        learning = next((p for p in self.backbone.parameters() if p.requires_grad), None)
+        if learning is None or learning.device.type != "cpu":
             return False
         if self._at_rest is None:
             self._at_rest = at_rest(self.backbone)

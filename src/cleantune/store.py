@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from cleantune.errors import UserError
 from cleantune.records import Row
+
+KEEPING = 0.05
+"""The share of the time, at the most, that goes into keeping states: after each epoch of a head it would be a third."""
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -124,6 +128,7 @@ class RunFolder:
                 it holds something other than an earlier run of this kind.
         """
         self.path = path
+        self._saved, self._took = time.monotonic(), 0.0
         self.stale = False
         """Whether an earlier run is still there that is to go."""
         there = sorted(p.name for p in path.iterdir()) if path.is_dir() else []
@@ -180,11 +185,18 @@ class RunFolder:
 
     def save(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
         """The state of a run at the end of an epoch, in one file that replaces the one before."""
+        start = time.monotonic()
         # Phases may share a head and modules their weights; the file wants each tensor to own its memory.
         tidy = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in tensors.items()}
         data = to_bytes(tidy, {"counters": json.dumps(_plain(counters))})
         with atomic(self.checkpoint) as beside:
             beside.write_bytes(data)
+        self._saved = time.monotonic()
+        self._took = self._saved - start
+
+    def due(self) -> bool:
+        """Whether the last state took no more than its share of the time that has passed since (`KEEPING`)."""
+        return self._took <= KEEPING * (time.monotonic() - self._saved)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The saved state, or None before the first.

@@ -27,6 +27,10 @@ class Memory(Protocol):
         """Keep the state in the place of the one before."""
         ...
 
+    def due(self) -> bool:
+        """Whether to keep a state now, within a phase; a kill loses the epochs since the last one."""
+        ...
+
     def add_row(self, row: Row) -> None:
         """Keep one more row."""
         ...
@@ -51,12 +55,13 @@ def train(
         todo: Phases in their order.
         run: A run before its first phase. With a memory that holds a state it goes on from there, to the same bits.
         judge: Asked for numbers after each epoch, given what was looked at anyway; nothing it says changes the run.
-        memory: Where the row and then the state that counts it are kept after each epoch.
+        memory: Where each row is kept, and after it the state that counts it: at the end of a phase, and of an epoch
+            where the memory says that it is due.
         choose: Unless `last`, the nets of the best epoch are kept as the run's candidate `best`.
         look: Asked for probabilities by split after each epoch; None: `remember`, which keeps evidence of wrong labels.
 
     Yields:
-        One row an epoch, after the state was kept.
+        One row an epoch, after it was kept.
     """
     saved = memory.load() if memory is not None else None
     counters: dict[str, Any] = saved[1] if saved else {"phase": 0, "epoch": -1, "rows": 0, "best": -1.0}
@@ -81,15 +86,12 @@ def train(
                 run.keep("best")
             rows += 1
             if memory is not None:
-                place = {"phase": p, "epoch": epoch, "rows": rows, "best": best}
-                run.ranks.first(partial(keep, memory, row, *run.state(), place))
+                run.ranks.first(partial(memory.add_row, row))
+                if epoch == phase.stage.epochs - 1 or run.ranks.first(memory.due):
+                    tensors, state = run.state()
+                    state |= {"phase": p, "epoch": epoch, "rows": rows, "best": best}
+                    run.ranks.first(partial(memory.save, tensors, state))
             yield row
-
-
-def keep(memory: Memory, row: Row, tensors: dict[str, Tensor], state: dict[str, Any], place: dict[str, Any]) -> None:
-    """The row, and then the state that counts it."""
-    memory.add_row(row)
-    memory.save(tensors, state | place)
 
 
 EVIDENCE = ("loss", "late_loss", "late_p")
