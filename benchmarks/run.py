@@ -30,6 +30,7 @@ sys.path.insert(0, str(HERE))
 
 import psutil  # noqa: E402
 import sections  # noqa: E402
+import torch  # noqa: E402
 
 from cleantune.allocator import keep_pages  # noqa: E402
 from cleantune.summary import processor, versions  # noqa: E402
@@ -91,6 +92,20 @@ def stolen() -> tuple[float, float]:
     return getattr(times, "steal", 0.0), times.idle + times.user + times.system + getattr(times, "steal", 0.0)
 
 
+def products() -> dict[str, float]:
+    """GFLOP/s of matrix products of 1,024 rows, by number format: neighbours on a host take these units too, unseen."""
+    out = {}
+    for dtype in (torch.float32, torch.bfloat16) if sections.native_bfloat16() else (torch.float32,):
+        a = torch.ones(1024, 1024, dtype=dtype)
+        seconds = []
+        for _ in range(21):
+            start = time.perf_counter()
+            a @ a
+            seconds.append(time.perf_counter() - start)
+        out[str(dtype).removeprefix("torch.")] = 2 * 1024**3 / statistics.median(seconds) / 1e9
+    return out
+
+
 def table(found: dict[str, Any], native: bool) -> list[str]:
     """The results as Markdown."""
     kind = "with" if native else "without"
@@ -99,7 +114,8 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
         " sample, both measured in turns; `turn…` is ours over the other's. `….stolen` is the share of the processors'"
-        " time that other guests of the host took meanwhile.", "",
+        " time that other guests of the host took meanwhile; `….gflops_…` is the speed of matrix products, the mean of"
+        " before and after.", "",
         "| key | value | target | |", "|---|---:|---:|---|",
     ]  # fmt: skip
     for key, value in found.items():
@@ -138,11 +154,14 @@ def main() -> None:
             if args.resume and any(key.startswith(name) for key in bench.found):
                 continue
             print(name, flush=True)
+            speed = products()
             start, before = time.perf_counter(), stolen()
             try:
                 run(bench)
                 taken, passed = (now - then for now, then in zip(stolen(), before, strict=True))
                 bench.note(**{f"{name}__stolen": taken / passed})
+                after = products()
+                bench.note(**{f"{name}__gflops_{dtype}": (speed[dtype] + after[dtype]) / 2 for dtype in speed})
             except Exception:
                 traceback.print_exc()
                 failed.append(name)
