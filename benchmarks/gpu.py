@@ -66,9 +66,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def ceiling(device: torch.device, side: int) -> float:
-    """FLOP/s of a large product of matrices in bfloat16."""
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+def ceiling(device: torch.device, side: int, dtype: torch.dtype = torch.bfloat16) -> float:
+    """FLOP/s of a large product of matrices."""
+    a = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / seconds(lambda: a @ a, device, 10)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from ours import mixtures, probe, synthetic
 
 from cleantune import losses
+from cleantune.allocator import peak_bytes
 
 WIDTH = 768
 
@@ -33,14 +33,6 @@ def once(rows: int, classes: int, epochs: int, folder: Path) -> float:
             found[begin : begin + 8192] = losses.cross_entropy(head(f).logits, y[begin : begin + 8192])
     mixtures(found, y, classes)
     return time.perf_counter() - start
-
-
-def peak_bytes() -> int:
-    """The most resident memory since the program began; what getrusage says begins with that of whoever started it."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+import gpu  # noqa: E402
 import psutil  # noqa: E402
 import sections  # noqa: E402
 import torch  # noqa: E402
@@ -94,16 +95,8 @@ def stolen() -> tuple[float, float]:
 
 def products() -> dict[str, float]:
     """GFLOP/s of matrix products of 1,024 rows, by number format: neighbours on a host take these units too, unseen."""
-    out = {}
-    for dtype in (torch.float32, torch.bfloat16) if sections.native_bfloat16() else (torch.float32,):
-        a = torch.ones(1024, 1024, dtype=dtype)
-        seconds = []
-        for _ in range(21):
-            start = time.perf_counter()
-            a @ a
-            seconds.append(time.perf_counter() - start)
-        out[str(dtype).removeprefix("torch.")] = 2 * 1024**3 / statistics.median(seconds) / 1e9
-    return out
+    dtypes = (torch.float32, torch.bfloat16) if sections.native_bfloat16() else (torch.float32,)
+    return {str(d).removeprefix("torch."): gpu.ceiling(torch.device("cpu"), 1024, d) / 1e9 for d in dtypes}
 
 
 def table(found: dict[str, Any], native: bool) -> list[str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -23,17 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cleantune.allocator import peak_bytes
 from cleantune.features import SHARD, find, shard_name, write_index
 from cleantune.learner import LinearHead
 from cleantune.mixture import class_mixtures
 from cleantune.selection import balanced, parse_balance, rescue
 
 TAU = 0.3
-
-
-def peak() -> float:
-    """GiB of memory at the most so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def say(**numbers: object) -> None:
@@ -77,7 +72,7 @@ def mixture(samples: int, classes: int, blocks: int) -> None:
             kept, hits = kept + int(keep.sum()), hits + int(right[members][keep.numpy()].sum())
         seconds = time.perf_counter() - start
         say(what="mixture", samples=samples, classes=classes, blocks=blocks, seconds=round(seconds, 1),
-            nanoseconds_a_sample=round(1e9 * seconds / samples), peak_gib=round(peak(), 2), kept=kept,
+            nanoseconds_a_sample=round(1e9 * seconds / samples), peak_gib=round(peak_bytes() / 2**30, 2), kept=kept,
             purity=round(hits / kept, 4))  # fmt: skip
         few = min(samples, 2_000_000)
         own, labels = torch.from_numpy(loss[:few].copy()), torch.from_numpy(y[:few].astype(np.int64))
@@ -115,7 +110,8 @@ def index(rows: int) -> None:
         size = (folder / "index.json").stat().st_size
         say(what="index", rows=rows, shards=count, index_megabytes=round(size / 1e6, 1),
             seconds_to_make=round(made, 1), seconds_to_write=round(written, 2), seconds_to_open=round(opened, 2),
-            rows_read=len(read), seconds_to_read=round(seconds, 2), peak_gib=round(peak(), 2))  # fmt: skip
+            rows_read=len(read), seconds_to_read=round(seconds, 2),
+            peak_gib=round(peak_bytes() / 2**30, 2))  # fmt: skip
 
 
 def steps(width: int = 768, batch: int = 128) -> None:

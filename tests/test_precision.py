@@ -31,7 +31,7 @@ def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0
         return {c: seconds[(c.dtype, c.channels_last)] if isinstance(c, Precision) else 1.0 for c in runs}
 
     monkeypatch.setattr(precision, "_race", race)
-    monkeypatch.setattr(precision, "_matmul_gain", lambda device: gain)
+    monkeypatch.setattr(precision, "matmul_gain", lambda device: gain)
 
 
 F, B = "float32", "bfloat16"

@@ -1,10 +1,13 @@
-"""Memory that is freed and asked for again in every step stays with the process."""
+"""Memory of the process: what is freed and asked for again in every step stays, and how much it came to."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
+import sys
 from functools import cache
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of glibc's mallopt."""
@@ -26,3 +29,14 @@ def keep_pages() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         return bool(mallopt(_MMAP_THRESHOLD, _LARGEST)) and bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1))
     return False
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far.
+
+    Linux says it of the program itself; what getrusage says begins with the peak of the process that started it.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        return 1024 * int(Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

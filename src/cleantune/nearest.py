@@ -8,16 +8,16 @@ that is searched again in float32.
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+from cleantune.precision import matmul_gain
 
 CELLS = 24_000_000
 """Rounded cosines that are in memory at a time."""
@@ -33,19 +33,9 @@ NOTHING = -32768
 """Below every cosine in the order of integers, in which negative cosines have no order of their own."""
 
 
-@cache
 def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 clearly faster than float32, by a look of milliseconds."""
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(192, 192, dtype=dtype)
-        seconds = []
-        for _ in range(6):
-            start = time.perf_counter()
-            a @ a
-            seconds.append(time.perf_counter() - start)
-        best[dtype] = min(seconds)
-    return best[torch.float32] >= GAIN * best[torch.bfloat16]
+    """Whether this processor multiplies bfloat16 clearly faster than float32."""
+    return matmul_gain("cpu") >= GAIN
 
 
 def nearest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from cleantune.adapters import adapted
+from cleantune.allocator import peak_bytes
 from cleantune.augmented import wanted
 from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.config import Config, configure
@@ -130,7 +130,7 @@ def foresee(
     kept = 3 * weights * trains + weights + 12 * width * len(data.classes)  # weights and two moments; the model
     disk = kept + (0 if backbone is None else features)
     in_memory = pixels <= MEMORY_SHARE * _free()
-    memory = _peak() + (pixels if in_memory else 0) + (features if features <= MEMORY_SHARE * _free() else 0)
+    memory = peak_bytes() + (pixels if in_memory else 0) + (features if features <= MEMORY_SHARE * _free() else 0)
     memory += 3 * weights * trains
     disk += 0 if in_memory else pixels
     extraction = (everything + views * train) / looks if backbone is not None else 0.0
@@ -219,8 +219,3 @@ def _free() -> int:
     import psutil
 
     return int(psutil.virtual_memory().available)
-
-
-def _peak() -> int:
-    """Of this process so far, a batch of the probe included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -113,7 +113,7 @@ def _measured(
     dtypes = formats(setting, device)
     slow = ""
     if setting == "auto" and "bfloat16" not in dtypes:
-        slow = f"bfloat16 matmul runs at {_matmul_gain(device):.2g} of float32's speed on this processor"
+        slow = f"bfloat16 matmul runs at {matmul_gain(device):.2g} of float32's speed on this processor"
     image = isinstance(inputs, Tensor) and inputs.dim() == 4
     layouts = (False,) if not image else (False, True) if layout is None else (layout,)
     candidates = [Precision(d, last, "") for last in layouts for d in dtypes]
@@ -143,7 +143,7 @@ def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor],
 def formats(setting: str, device: str) -> list[Dtype]:
     """The number formats that a setting leaves to be timed on a device; bfloat16 only where it multiplies as fast."""
     if setting == "auto":
-        return ["float32", "bfloat16"] if _matmul_gain(device) >= 1 else ["float32"]
+        return ["float32", "bfloat16"] if matmul_gain(device) >= 1 else ["float32"]
     return ["bfloat16"] if setting == "bfloat16" else ["float32"]
 
 
@@ -154,7 +154,7 @@ def handicap(training: bool, precision: Precision) -> float:
 
 
 @cache
-def _matmul_gain(device: str) -> float:
+def matmul_gain(device: str) -> float:
     """How much faster bfloat16 multiplies than float32: a look of milliseconds that spares a probe of minutes.
 
     Without native bfloat16 the product is 10 to 400 times slower, and a network in it would not end.

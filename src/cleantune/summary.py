@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from cleantune import metrics
+from cleantune.allocator import peak_bytes
 from cleantune.data import Data
 from cleantune.ended import Ended
 from cleantune.material import Material
@@ -175,12 +174,6 @@ def cost(ended: Ended) -> dict[str, Any]:
         "seconds": {name: round(value, 3) for name, value in (seconds | {"total": ended.run.wall}).items()},
         "peak_bytes": peak_bytes(),
     }
-
-
-def peak_bytes() -> int:
-    """The largest memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def warnings_of(ended: Ended) -> list[str]:
