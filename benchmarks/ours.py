@@ -14,7 +14,7 @@ import cleantune
 from cleantune.backbones import open_backbone
 from cleantune.config import configure
 from cleantune.console import Console
-from cleantune.features import SHARD, Features
+from cleantune.features import SHARD, Features, Mapped, shard_name
 from cleantune.inputs import prepare
 from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop
@@ -46,8 +46,8 @@ def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
     return sum(len(f) for f in material.features.values()), f"{material.precision.words}; {material.precision.why}"
 
 
-def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> LinearHead:
-    """A GCE probe on cached features."""
+def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> Loop:
+    """A run whose head is a GCE probe on cached features."""
     method: Any = METHODS["gce"]()
     stage = replace(method.probe, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, rate_width=0, least_steps=0)
     todo = phases(replace(method, probe=stage), 0.0)
@@ -59,7 +59,7 @@ def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size:
         for epoch in range(epochs):
             loop.epoch, loop.row = epoch, {}
             phase.epoch(loop)
-    return loop.whole[0].head  # type: ignore[return-value]
+    return loop
 
 
 def mixtures(losses: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tensor:
@@ -103,12 +103,13 @@ def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Featu
     """float16 features on disk in shards, a Gaussian a class, of which four in ten labels are wrong."""
     folder.mkdir(parents=True, exist_ok=True)
     centre = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
-    shards, labels = [], []
+    names, labels = [], []
     for k in range(-(-count // SHARD)):
-        rng, path = np.random.default_rng([1, k]), folder / f"{k:06d}.npy"
+        rng, path = np.random.default_rng([1, k]), folder / shard_name(k)
         y = rng.integers(0, classes, SHARD)
         labels.append(np.where(rng.random(SHARD) < 0.4, rng.integers(0, classes, SHARD), y))
         if not path.is_file():
             np.save(path, (centre[y] + rng.standard_normal((SHARD, width), np.float32)).astype(np.float16))
-        shards.append(np.load(path, mmap_mode="r"))
+        names.append(path.name)
+    shards = Mapped(folder, names, [(SHARD, width)] * len(names), ["float16"] * len(names))
     return Features(shards, np.arange(count), {}), torch.from_numpy(np.concatenate(labels)[:count])

@@ -12,7 +12,6 @@ import json
 import time
 from pathlib import Path
 
-import torch
 from ours import mixtures, probe, synthetic
 
 from cleantune import losses
@@ -25,13 +24,8 @@ def once(rows: int, classes: int, epochs: int, folder: Path) -> float:
     """Seconds of a probe and of mixtures over its losses; the features lie there before."""
     features, y = synthetic(folder, rows, WIDTH, classes)
     start = time.perf_counter()
-    head = probe(features, y, classes, epochs)
-    found = torch.empty(rows)  # many small results between large ones would leave holes that no block fits into
-    with torch.no_grad():
-        for begin in range(0, rows, 8192):
-            f = torch.from_numpy(features[begin : begin + 8192])
-            found[begin : begin + 8192] = losses.cross_entropy(head(f).logits, y[begin : begin + 8192])
-    mixtures(found, y, classes)
+    run = probe(features, y, classes, epochs)
+    mixtures(run.score(lambda y, logits: losses.cross_entropy(logits, y), *run.nets), y, classes)
     return time.perf_counter() - start
 
 

@@ -223,7 +223,7 @@ def probe(bench: Any) -> None:
 
     for name, y in (("clean", clean), ("noisy", noisy)):
         start = time.perf_counter()
-        head = ours.probe(f, y, classes, epochs)
+        head = ours.probe(f, y, classes, epochs).whole[0].head
         middle = time.perf_counter()
         other = LogisticRegression().fit(f.numpy(), y.numpy())
         end = time.perf_counter()

@@ -56,9 +56,13 @@ class Mapped(Sequence[np.ndarray]):
         names: Sequence[str],
         shapes: Sequence[Sequence[int]],
         formats: Sequence[Store] | None = None,
+        most: int = OPEN,
     ) -> None:
-        """Of these files, whose shapes and formats are known; without formats, all are float32."""
-        self._folder, self._names = folder, names
+        """Of these files, whose shapes and formats are known; without formats, all are float32.
+
+        No more than `most` are open at a time.
+        """
+        self._folder, self._names, self._most = folder, names, most
         self.shapes = [tuple(shape) for shape in shapes]
         self.formats = [np.dtype(name) for name in formats or ["float32"] * len(names)]
         self._open: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -75,9 +79,13 @@ class Mapped(Sequence[np.ndarray]):
             self._open.move_to_end(k)
             return self._open[k]
         self._open[k] = np.load(self._folder / self._names[k], mmap_mode="r", allow_pickle=False)
-        if len(self._open) > OPEN:
+        if len(self._open) > self._most:
             self._open.popitem(last=False)
         return self._open[k]
+
+    def one_by_one(self) -> Mapped:
+        """The same shards, of which the one before is closed: what was read from it counts as memory till then."""
+        return Mapped(self._folder, self._names, self.shapes, [kind.name for kind in self.formats], most=1)  # type: ignore[misc]
 
     def whole(self) -> bool:
         """Whether every file is as long as its shape needs."""
@@ -125,7 +133,7 @@ class Features:
         return gathered if rows.ndim else gathered.reshape(-1)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self._gather(self._rows).astype(dtype or self.dtype, copy=False)
+        return self._whole(np.float32).astype(dtype or self.dtype, copy=False)
 
     @property
     def bytes(self) -> int:
@@ -139,11 +147,15 @@ class Features:
 
     def stored(self) -> np.ndarray:
         """All rows [N, D] in memory, in the format in which they are stored."""
-        return self._gather(self._rows, self.stored_as)
+        return self._whole(self.stored_as)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Features:
         """These rows alone, in this order; nothing is copied."""
         return Features(self._shards, self._rows[indices], self._bad)
+
+    def _whole(self, dtype: Any) -> Float[np.ndarray, "N D"]:
+        shards = self._shards.one_by_one() if isinstance(self._shards, Mapped) else self._shards
+        return Features(shards, self._rows, {})._gather(self._rows, dtype)
 
     def _gather(self, rows: Int[np.ndarray, " B"], dtype: Any = np.float32) -> Float[np.ndarray, "B D"]:
         out = np.empty((len(rows), self.shape[1]), dtype)
