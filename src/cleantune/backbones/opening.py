@@ -67,6 +67,10 @@ def open_backbone(
     else:
         read = read_text_preprocess(hf, stated, max_length)
     pooling = stated.pooling or architecture.pooling
+    if pooling.modes == ("cls",) or architecture.model_type == "clip":
+        from cleantune.backbones.first_token import first_token_only
+
+        first_token_only(hf)
     return Backbone(
         hf,
         architecture,
