@@ -117,7 +117,7 @@ def test_a_choice_is_remembered(backbone, tmp_path, monkeypatch):
     assert probe_precision(backbone, X, memory=tmp_path) == first
     assert probe_precision(backbone, X, memory=tmp_path, training=True) != first
     file = next(tmp_path.iterdir())
-    assert set(json.loads(file.read_text())) == {"dtype", "channels_last", "why", "engine", "streams"}
+    assert set(json.loads(file.read_text())) == {"dtype", "channels_last", "why", "engine", "streams", "compiled"}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -166,3 +166,26 @@ def test_what_a_pass_costs_whatever_it_carries_does_not_leave_few_samples_to_tim
     assert len(precision._part(backbone, x[:1], True)) == 1
     monkeypatch.setattr(precision, "_race", lambda runs, rounds=6: {k: 0.2 * n for k, n in runs.items()})
     assert len(precision._part(backbone, x, True)) == 1
+
+
+class OnItsDevice(nn.Module):
+    """A network that refuses inputs from elsewhere, as a GPU does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(12, 2, device="meta"))
+        self.seen = []
+
+    def forward(self, inputs):
+        x = inputs if isinstance(inputs, torch.Tensor) else inputs["input_ids"].float()
+        assert x.device == self.weight.device
+        self.seen.append(len(x))
+        return x.flatten(1) @ self.weight
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("inputs", [torch.ones(6, 3, 2, 2), {"input_ids": torch.ones(6, 12, dtype=torch.int64)}])
+def test_an_example_on_the_cpu_is_timed_where_the_network_is(inputs, training):
+    network = OnItsDevice()
+    assert probe_precision(network, inputs, "float32", training=training).dtype == "float32"
+    assert max(network.seen) == 6

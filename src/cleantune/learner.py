@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from cleantune import compiling
 from cleantune.backbones import Backbone
 from cleantune.halves import at_rest, halved
 from cleantune.mlp_head import MLPHead
@@ -219,6 +220,7 @@ class Net(nn.Module):
         self.looked = 0
         self.trained = 0
         self._at_rest: bool | None = None
+        self._compiled = False
         if backbone is not None and self.precision.channels_last:
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -250,6 +252,9 @@ class Net(nn.Module):
             self.trained += count
         else:
             self.looked += count
+        if learns and chosen.compiled and not self._compiled:
+            self.backbone.compile(backend=compiling.BACKEND)
+            self._compiled = True
         if learns and count > 1 and self.may_be_halved():
             return halved(self.backbone, x, partial(chosen.autocast, device))
         with chosen.autocast(device):

@@ -18,6 +18,7 @@ from cleantune.adapters import GAIN, adapted
 from cleantune.allocator import keep_pages
 from cleantune.augment import ImageAugment, TextAugment
 from cleantune.backbones import Backbone, open_backbone
+from cleantune.compiling import compiled_where_it_pays
 from cleantune.config import Config, ModelSpec
 from cleantune.console import Console
 from cleantune.data import Data, Rows, corrupt, load
@@ -218,12 +219,13 @@ def decoded(
             )  # fmt: skip
     backbone.to(device)
     count = sum(len(ready) for ready in prepared.values()) if ahead else 0
-    precision, training = known or (
-        Precision(**each)
-        for each in ranks.first(
-            lambda: [asdict(p) for p in _precisions(backbone, prepared["train"], config.model, cache, trains, count)]
-        )
-    )
+    compiles = device == "cuda" and not config.model.lora_rank and config.run.sharding != "fsdp"
+
+    def chosen_here() -> list[dict[str, Any]]:
+        found = _precisions(backbone, prepared["train"], config.model, cache, trains, count, compiles)
+        return [asdict(precision) for precision in found]
+
+    precision, training = known or (Precision(**each) for each in ranks.first(chosen_here))
     for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
         console.say(f"{name} {chosen.words} ({chosen.why})")
     if precision.channels_last:
@@ -296,7 +298,7 @@ def check_kind(backbone: Backbone, data: Data) -> None:
 
 
 def _precisions(
-    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool, count: int
+    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool, count: int, compiles: bool
 ) -> tuple[Precision, Precision]:
     """The fastest way to look and to learn, timed on this machine the first time and kept in the cache."""
     look = extraction_precision(backbone, train, model, cache, count)
@@ -304,9 +306,9 @@ def _precisions(
         return look, look
     x = train.plain(_probed(train))
     last = look.channels_last  # a net has one layout for both
-    return look, probe_precision(
-        backbone, x, model.precision, training=True, layout=last, memory=cache / "precision"
-    )  # fmt: skip
+    memory = cache / "precision"
+    training = probe_precision(backbone, x, model.precision, training=True, layout=last, memory=memory)
+    return look, compiled_where_it_pays(backbone, x, training, len(train), memory) if compiles else training
 
 
 def extraction_precision(

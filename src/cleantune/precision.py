@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.errors import UserError, nearest
+from cleantune.inputs import moved
 from cleantune.store import read_json, write_json
 
 K = TypeVar("K")
@@ -47,6 +48,8 @@ class Precision:
     """The program that makes features; what learns is always torch."""
     streams: int = 1
     """Batches that OpenVINO computes at a time."""
+    compiled: bool = False
+    """Whether torch compiles the backbone when it first learns (`compiling`)."""
 
     def autocast(self, device: str = "cpu") -> contextlib.AbstractContextManager[object]:
         """A context in which the backbone computes in this format."""
@@ -58,14 +61,15 @@ class Precision:
     def words(self) -> str:
         """For the console."""
         layout = ", channels last" if self.channels_last and self.engine == "torch" else ""
-        return f"by {self.engine} in {self.dtype}{layout}"
+        return f"by {self.engine} in {self.dtype}{layout}{', compiled' if self.compiled else ''}"
 
     @property
     def fingerprint(self) -> str:
         """What of it decides the bits of a feature."""
         if self.engine == "openvino":
             return f"{self.dtype} openvino"
-        return f"{self.dtype} {'channels-last' if self.channels_last else 'contiguous'}"
+        layout = "channels-last" if self.channels_last else "contiguous"
+        return f"{self.dtype} {layout}{' compiled' if self.compiled else ''}"
 
 
 def probe_precision(
@@ -84,7 +88,7 @@ def probe_precision(
 
     Args:
         backbone: In the layout and on the device in which it will run; it is left as it was.
-        inputs: An example batch; a part of it is used where the machine is slow.
+        inputs: An example batch, on the CPU or there; a part of it is used where the machine is slow.
         setting: `auto`, or a format to be taken as given, for which only the layout is measured.
         training: Time forward and backward in place of forward alone.
         layout: Whether channels come last, where that is settled; None: it is measured.
@@ -108,8 +112,8 @@ def probe_precision(
 def _measured(
     backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool, layout: bool | None
 ) -> Precision:
-    device = next((p.device.type for p in backbone.parameters()), "cpu")
-    inputs = _part(backbone, inputs, training)
+    where = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    inputs, device = _part(backbone, moved(inputs, where), training), where.type
     dtypes = formats(setting, device)
     slow = ""
     if setting == "auto" and "bfloat16" not in dtypes:

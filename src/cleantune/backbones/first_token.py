@@ -47,15 +47,17 @@ class FirstTokenCLIPLayer(CLIPEncoderLayer):  # type: ignore[misc]
         """The first token [B, 1, D] of what the layer makes of tokens [B, T, D]."""
         dropout = self.self_attn.dropout
         attended = _attended(self.self_attn, self.layer_norm1(hidden_states), attention_mask, dropout)
-        first = hidden_states[:, :1] + self.self_attn.out_proj(attended)
-        return first + self.mlp(self.layer_norm2(first))
+        first: Tensor = hidden_states[:, :1] + self.self_attn.out_proj(attended)
+        found: Tensor = first + self.mlp(self.layer_norm2(first))
+        return found
 
 
 def _first_of_vit(layer: Any, tokens: Tensor, mask: Tensor | None) -> Tensor:
     attention = layer.attention
     attended = _attended(attention, layer.layernorm_before(tokens), mask, attention.attention_dropout)
-    first = tokens[:, :1] + layer.dropout(attention.o_proj(attended))
-    return first + layer.dropout(layer.mlp(layer.layernorm_after(first)))
+    first: Tensor = tokens[:, :1] + layer.dropout(attention.o_proj(attended))
+    found: Tensor = first + layer.dropout(layer.mlp(layer.layernorm_after(first)))
+    return found
 
 
 def _attended(attention: Any, tokens: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
