@@ -2,6 +2,7 @@ import json
 import signal
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -194,6 +195,26 @@ def test_any_rows_of_any_shards_are_those_of_the_shards_together(sizes, picks, h
     assert np.array_equal(f[index], whole[order][index])
     assert np.array_equal(f.stored(), whole[order])
     assert f.stored().dtype == whole.dtype
+
+
+def test_all_rows_at_once_leave_no_shard_mapped_behind_the_next(image, tmp_path, monkeypatch):
+    order = np.random.default_rng(0).permutation(50)
+    f = extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "k").take(order)
+    load, mapped, most = np.load, [], []
+
+    def watched(*args, **kwargs):
+        shard = load(*args, **kwargs)
+        mapped.append(weakref.ref(shard))
+        most.append(sum(each() is not None for each in mapped))
+        return shard
+
+    monkeypatch.setattr(features.np, "load", watched)
+    whole = f.stored()
+    assert len(mapped) == 4
+    assert max(most) <= 2
+    assert not any(each() is not None for each in mapped)
+    assert np.array_equal(whole.astype(np.float32), np.concatenate([f[k : k + 1] for k in range(50)]))
+    assert sum(each() is not None for each in mapped) == 4  # row by row they stay open
 
 
 def test_extraction_leaves_the_mode_of_the_backbone(image, tmp_path):
