@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleantune.backbones import ARCHITECTURES, Backbone, quiet
+from cleantune.backbones.first_token import first_token_only
 from cleantune.learner import LinearHead, Net
 from cleantune.losses import cross_entropy
 from cleantune.precision import Precision
@@ -33,12 +35,13 @@ SIDE, CLASSES, PRECISION = 224, 1000, Precision("bfloat16", True)
 
 
 def network(name: str) -> Backbone:
-    """A backbone with random weights."""
+    """A backbone with random weights, as `open_backbone` would make it."""
     with quiet():
         import transformers
 
         if name == "vit_b16":
             hf: nn.Module = transformers.ViTModel(transformers.ViTConfig(), add_pooling_layer=False)
+            first_token_only(hf)
             kind, width = "vit", 768
         else:
             hf, kind, width = transformers.ConvNextModel(transformers.ConvNextConfig()), "convnext", 768
@@ -82,16 +85,15 @@ def flops(backbone: Backbone, side: int) -> int:
 def measure(
     name: str, device: torch.device, top: float, batch: int, side: int, repeats: int, compiled: bool
 ) -> dict[str, Any]:
-    """Images/s and utilisation of extraction and of fine-tuning."""
+    """Images/s and utilisation of extraction, which is never compiled, and of fine-tuning."""
     backbone = network(name).to(device).to(memory_format=torch.channels_last)
     each = flops(backbone, side)
     pixels = torch.randn(batch, 3, side, side)
     pixels = pixels.pin_memory() if device.type == "cuda" else pixels
     y = torch.randint(CLASSES, (batch,), device=device)
-    net = Net(backbone, LinearHead(backbone.width, CLASSES, init="zeros"), PRECISION).to(device)
+    learning = replace(PRECISION, compiled=compiled)
+    net = Net(backbone, LinearHead(backbone.width, CLASSES, init="zeros"), learning, PRECISION).to(device)
     optimiser = QuickAdamW(net.parameters(), lr=1e-5, fused=True)
-    if compiled:
-        backbone.hf = torch.compile(backbone.hf)  # type: ignore[assignment]
 
     def extract() -> None:
         with torch.inference_mode():
