@@ -62,6 +62,7 @@ def test_it_is_compiled_where_that_is_faster_and_the_choice_is_remembered(faster
     calls = len(CALLED)
     assert compiled_where_it_pays(backbone, x(), plain, 10_000, tmp_path) == chosen
     assert len(CALLED) == calls
+    assert compiled_where_it_pays(backbone, x(), plain, 20, tmp_path) == plain  # whatever is remembered
     assert all(p.grad is None for p in backbone.parameters())
 
 

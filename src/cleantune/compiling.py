@@ -25,34 +25,32 @@ GAIN = 1.1
 
 
 def compiled_where_it_pays(
-    backbone: Backbone,
-    inputs: Inputs,
-    precision: Precision,
-    samples: int,
-    memory: Path | None = None,
+    backbone: Backbone, inputs: Inputs, precision: Precision, samples: int, memory: Path | None = None
 ) -> Precision:
     """The same precision, compiled where a pass forward and backward is faster so by a timing.
 
     What cannot be compiled here (no C compiler, an operator that is not known) stays as it is, and `why` says so.
 
     Args:
-        backbone: On its device; it is left as it was.
+        backbone: On its device; it is put into the precision's layout, else left as it was.
         inputs: An example batch on the CPU or there.
         precision: In which it will learn.
         samples: Of an epoch.
         memory: A folder where the answer is kept, as those of `probe_precision`.
     """
-    path = None
-    if memory is not None:
-        name = question(backbone, inputs, f"compiled {precision.fingerprint}", True)
-        path = memory / f"{name}.json"
-        if path.is_file():
-            return Precision(**read_json(path))
     inputs = moved(inputs, next(p.device for p in backbone.parameters()))
+    if precision.channels_last and isinstance(inputs, Tensor):
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     eager = _pass(backbone, backbone, inputs, precision)
     seconds = _race({None: eager}, rounds=2)[None]
     if seconds / _count(inputs) * samples < WORTH:
-        return precision  # a matter of the number of samples, which is not remembered
+        return precision  # whatever pays for longer epochs
+    path = None
+    if memory is not None:
+        path = memory / f"{question(backbone, inputs, f'compiled {precision.fingerprint}', True)}.json"
+        if path.is_file():
+            return Precision(**read_json(path))
     chosen = _timed(backbone, inputs, precision, eager)
     if path is not None:
         write_json(path, asdict(chosen))
@@ -75,10 +73,7 @@ def _timed(backbone: Backbone, inputs: Inputs, precision: Precision, eager: Call
 
 
 def _pass(
-    run: Callable[[Inputs], Tensor],
-    backbone: Backbone,
-    inputs: Inputs,
-    precision: Precision,
+    run: Callable[[Inputs], Tensor], backbone: Backbone, inputs: Inputs, precision: Precision
 ) -> Callable[[], object]:
     """One pass forward and backward, which leaves no gradient behind."""
     weights = [p for p in backbone.parameters() if p.requires_grad]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 FEWEST_BINS, MOST_BINS = 12, 48
+SMALL = (204, 150)
+"""Width and height of one histogram of many; there may be dozens, and each with the same labels at its axes."""
 
 
 class ClassNoise(NamedTuple):
@@ -89,7 +91,7 @@ def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, s
     edges = bin_edges(losses.values)
     values = np.clip(losses.values, edges[0], edges[-1])
     counts = np.histogram(values, edges)[0]
-    with canvas(*((204, 150) if small else (420, 262))) as figure:
+    with canvas(*(SMALL if small else (420, 262)), laid_out=not small) as figure:
         axes = figure.add_subplot()
         axes.stairs(counts, edges, fill=True, color=MUTED if losses.wrong is None else WRONG, alpha=0.8)
         if losses.wrong is not None:
@@ -106,6 +108,10 @@ def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, s
         axes.set_xlabel("loss (nats)")
         axes.set_ylabel("samples (root scale)" if root and not small else "samples")
         _few_ticks(axes, counts.max(initial=1), root=root)
+        if small:
+            left, right, bottom, top = 26 + 5.8 * len(f"{counts.max(initial=1):,.0f}"), 9, 37, 7
+            width, height = SMALL
+            figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
         return inline(figure, name, alt)
 
 

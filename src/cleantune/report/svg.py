@@ -69,12 +69,13 @@ class Plot(NamedTuple):
 
 
 @contextmanager
-def canvas(width: float, height: float) -> Iterator[Figure]:
+def canvas(width: float, height: float, *, laid_out: bool = True) -> Iterator[Figure]:
     """A figure in the house style; draw and `inline` it inside the context.
 
     Args:
         width: Units of the SVG, about a CSS pixel each.
         height: The same.
+        laid_out: Margins are found by matplotlib, which takes as long as drawing; else they are left to whoever draws.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -84,7 +85,7 @@ def canvas(width: float, height: float) -> Iterator[Figure]:
         mpl.rcParams.update(STYLE)
         # The browser has glyphs that DejaVu lacks; matplotlib only measures with it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield Figure(figsize=(width / 72, height / 72), layout="constrained")
+        yield Figure(figsize=(width / 72, height / 72), layout="constrained" if laid_out else None)
 
 
 def plain(text: object, limit: int | None = None) -> str:
