@@ -5,7 +5,7 @@ import torch
 from tiny import save_tiny
 from torch import nn
 
-from cleantune import precision
+from cleantune import precision, timing
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
 from cleantune.precision import Precision, probe_precision
@@ -21,7 +21,7 @@ X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch) -> None:
-    monkeypatch.setattr(precision, "_SECONDS_A_PROBE", 0.0)
+    monkeypatch.setattr(timing, "_SECONDS_A_PROBE", 0.0)
 
 
 def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0) -> None:
@@ -30,7 +30,7 @@ def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0
     def race(runs, rounds=6, handicap=None):
         return {c: seconds[(c.dtype, c.channels_last)] if isinstance(c, Precision) else 1.0 for c in runs}
 
-    monkeypatch.setattr(precision, "_race", race)
+    monkeypatch.setattr(precision, "race", race)
     monkeypatch.setattr(precision, "matmul_gain", lambda device: gain)
 
 
@@ -57,14 +57,14 @@ def test_the_fastest_is_chosen_and_a_tie_falls_to_plain_float32(table, chosen, b
 def test_who_is_far_behind_is_timed_twice_and_the_others_go_on(monkeypatch):
     clock, runs = [0.0], {"near": 0, "first": 0, "behind": 0, "handicapped": 0}
     takes = {"near": 1.2, "first": 1.0, "behind": 1.6, "handicapped": 1.2}
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(precision, "_SECONDS_A_PROBE", 1e9)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing, "_SECONDS_A_PROBE", 1e9)
 
     def run(name):
         runs[name] += 1
         clock[0] += takes[name]
 
-    found = precision._race(
+    found = timing.race(
         {name: lambda name=name: run(name) for name in takes}, rounds=4, handicap=lambda n: 1 + (n == "handicapped")
     )
     assert runs == {"near": 5, "first": 5, "behind": 2, "handicapped": 2}
@@ -74,7 +74,7 @@ def test_who_is_far_behind_is_timed_twice_and_the_others_go_on(monkeypatch):
 def test_the_seconds_of_a_sample_are_not_those_of_a_pass_with_few(backbone, monkeypatch):
     """A pass that costs 0.03 s whatever it carries, and 0.001 s a sample."""
     monkeypatch.setattr(precision, "_pass", lambda net, x, chosen, training: len(x))
-    monkeypatch.setattr(precision, "_race", lambda runs, rounds=6: {k: 0.03 + 0.001 * n for k, n in runs.items()})
+    monkeypatch.setattr(precision, "race", lambda runs, rounds=6: {k: 0.03 + 0.001 * n for k, n in runs.items()})
     assert precision.seconds_a_sample(backbone, torch.zeros(256, 3, 8, 8), Precision()) < 0.0013
 
 
@@ -159,12 +159,12 @@ def test_fingerprint_tells_format_and_layout_but_not_the_reason():
 def test_what_a_pass_costs_whatever_it_carries_does_not_leave_few_samples_to_time(backbone, monkeypatch):
     """A pass that costs 0.07 s whatever it carries, and 0.004 s a sample: 45 samples take a quarter of a second."""
     monkeypatch.setattr(precision, "_pass", lambda net, x, chosen, training: len(x))
-    monkeypatch.setattr(precision, "_race", lambda runs, rounds=6: {k: 0.07 + 0.004 * n for k, n in runs.items()})
+    monkeypatch.setattr(precision, "race", lambda runs, rounds=6: {k: 0.07 + 0.004 * n for k, n in runs.items()})
     x = torch.zeros(256, 3, 8, 8)
     assert len(precision._part(backbone, x, True)) == 45
     assert len(precision._part(backbone, x[:20], True)) == 20
     assert len(precision._part(backbone, x[:1], True)) == 1
-    monkeypatch.setattr(precision, "_race", lambda runs, rounds=6: {k: 0.2 * n for k, n in runs.items()})
+    monkeypatch.setattr(precision, "race", lambda runs, rounds=6: {k: 0.2 * n for k, n in runs.items()})
     assert len(precision._part(backbone, x, True)) == 1
 
 

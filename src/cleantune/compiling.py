@@ -12,9 +12,10 @@ from torch import Tensor
 
 from cleantune.backbones import Backbone
 from cleantune.inputs import moved
-from cleantune.precision import Precision, _count, _race, question
+from cleantune.precision import Precision, _count, question
 from cleantune.records import Inputs
 from cleantune.store import read_json, write_json
+from cleantune.timing import race
 
 BACKEND = "inductor"
 """Of torch.compile."""
@@ -43,7 +44,7 @@ def compiled_where_it_pays(
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     eager = _pass(backbone, backbone, inputs, precision)
-    seconds = _race({None: eager}, rounds=2)[None]
+    seconds = race({None: eager}, rounds=2)[None]
     if seconds / _count(inputs) * samples < WORTH:
         return precision  # whatever pays for longer epochs
     path = None
@@ -66,7 +67,7 @@ def _timed(backbone: Backbone, inputs: Inputs, precision: Precision, eager: Call
         reason = " ".join(str(error).strip().splitlines()[:2]) or type(error).__name__  # who failed, and how
         return replace(precision, why=f"{precision.why}; not compiled ({reason})")
     took = time.perf_counter() - start
-    seconds = _race({"eager": eager, "compiled": compiled})
+    seconds = race({"eager": eager, "compiled": compiled})
     share = seconds["compiled"] / seconds["eager"]
     words = f"{precision.why}; compiled it takes {share:.2f} of that, found out in {took:.0f} s"
     return replace(precision, compiled=share * GAIN < 1, why=words)

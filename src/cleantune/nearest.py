@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune.precision import matmul_gain
+from cleantune.timing import matmul_gain
 
 CELLS = 24_000_000
 """Rounded cosines that are in memory at a time."""

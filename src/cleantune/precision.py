@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from cleantune.errors import UserError, nearest
 from cleantune.inputs import moved
 from cleantune.store import read_json, write_json
+from cleantune.timing import matmul_gain, race
 
-K = TypeVar("K")
 Dtype = Literal["float32", "bfloat16"]
 SETTINGS = ("auto", "float32", "bfloat16")
 
@@ -30,10 +29,6 @@ _LAYOUT_GAIN = 1.05
 _SECONDS_A_PASS = {False: 0.1, True: 0.25}
 """The probe's batch is cut so that one pass takes about this long; of training longer, since with few samples the casts
 of the weights hide what bfloat16 gains."""
-_BEHIND = 1.5
-"""A precision that takes so many times as long as the best one, handicaps counted, is timed no further."""
-_SECONDS_A_PROBE = 1.0
-"""No round of timings begins after this."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +117,7 @@ def _measured(
     layouts = (False,) if not image else (False, True) if layout is None else (layout,)
     candidates = [Precision(d, last, "") for last in layouts for d in dtypes]
     handicapped = partial(handicap, training)
-    seconds = _race({c: _pass(backbone, inputs, c, training) for c in candidates}, handicap=handicapped)
+    seconds = race({c: _pass(backbone, inputs, c, training) for c in candidates}, handicap=handicapped)
     best = min(seconds, key=lambda p: seconds[p] * handicapped(p))
     plain = candidates[0]
     words = f"{best.fingerprint} takes {seconds[best] / seconds[plain]:.2f} of the time of {plain.fingerprint}"
@@ -138,7 +133,7 @@ def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor],
     total = _count(inputs)
     for count in (*(n for n in (2, 32) if n < total), total):
         run = _pass(backbone, _head(inputs, count), precision, False)
-        seconds = _race({None: run}, rounds=1)[None]
+        seconds = race({None: run}, rounds=1)[None]
         if seconds > _SECONDS_A_PASS[False]:
             break
     return seconds / count
@@ -155,20 +150,6 @@ def handicap(training: bool, precision: Precision) -> float:
     """What the seconds of a precision are multiplied by before they are compared."""
     gain = _BFLOAT16_GAIN[training] if precision.dtype == "bfloat16" else 1.0
     return gain * (_LAYOUT_GAIN if precision.channels_last else 1)
-
-
-@cache
-def matmul_gain(device: str) -> float:
-    """How much faster bfloat16 multiplies than float32: a look of milliseconds that spares a probe of minutes.
-
-    Without native bfloat16 the product is 10 to 400 times slower, and a network in it would not end.
-    """
-    runs: dict[torch.dtype, Callable[[], object]] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(192, 192, device=device, dtype=dtype)
-        runs[dtype] = lambda a=a: a @ a  # type: ignore[misc]
-    seconds = _race(runs, rounds=10)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
 
 
 def _pass(
@@ -199,10 +180,10 @@ def _part(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], training: 
     few, total, wanted = min(2, _count(inputs)), _count(inputs), _SECONDS_A_PASS[training]
     more = min(4 * few, total)
     runs = {n: _pass(backbone, _head(inputs, n), Precision(), training) for n in (few, more)}
-    seconds = _race({few: runs[few]}, rounds=1)
+    seconds = race({few: runs[few]}, rounds=1)
     if seconds[few] >= wanted or more == few:
         return _head(inputs, max(1, min(total, int(few * wanted / seconds[few]))))
-    seconds |= _race({more: runs[more]}, rounds=1)
+    seconds |= race({more: runs[more]}, rounds=1)
     slope = (seconds[more] - seconds[few]) / (more - few)
     start = max(seconds[more] - more * slope, 0.0)
     most = 4 * more * wanted / seconds[more]  # whatever the slope says: small passes waver
@@ -215,33 +196,6 @@ def _count(inputs: Tensor | Mapping[str, Tensor]) -> int:
 
 def _head(inputs: Tensor | Mapping[str, Tensor], count: int) -> Tensor | Mapping[str, Tensor]:
     return inputs[:count] if isinstance(inputs, Tensor) else {name: value[:count] for name, value in inputs.items()}
-
-
-def _race(
-    runs: Mapping[K, Callable[[], object]], rounds: int = 6, handicap: Callable[[K], float] = lambda name: 1.0
-) -> dict[K, float]:
-    """The best seconds of each, in turns: a neighbour that is busy for a while then slows all of them alike.
-
-    The first round warms up. Who is far behind in it and the next leaves the race; it ends when one is left, or with
-    the budget of the probe.
-    """
-    best = dict.fromkeys(runs, float("inf"))
-    left = list(runs)
-    begun = time.perf_counter()
-    for turn in range(rounds + 1):
-        for name in left:
-            start = time.perf_counter()
-            runs[name]()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            best[name] = min(best[name], time.perf_counter() - start)
-        if not turn:
-            continue
-        first = min(best[name] * handicap(name) for name in left)
-        left = [name for name in left if best[name] * handicap(name) < _BEHIND * first]
-        if len(left) == 1 or time.perf_counter() - begun > _SECONDS_A_PROBE:
-            break
-    return best
 
 
 def question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool) -> str:
