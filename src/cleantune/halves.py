@@ -2,7 +2,9 @@
 
 Processors add up the gradient of a weight in an order that depends on the number of rows and of threads. Two ranks of
 one thread each, and one process of two, therefore differ in the last digits, and fine-tuning makes much of little. With
-halves they do not differ: `fit` and `fit --workers 2` on two cores give the same list.
+halves they do not differ: `fit` and `fit --workers 2` on two cores give the same list. What a batch makes of the weights
+alone (`folding`) is made once for both halves, whose threads wait for Python's lock at each operation; its gradients are
+taken by each half for itself, as a rank would.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cleantune.folding import fold, given
 from cleantune.ranks import Ranks
 from cleantune.records import Inputs
 
@@ -79,29 +82,45 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 class _Halved(torch.autograd.Function):
-    """Both halves at once; their gradients are summed in a fixed order."""
+    """Both halves at once; their gradients are summed in a fixed order.
+
+    The weights of a layer that folds (`folded`) reach the features through its kernel (`made`) alone.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hook: Tensor, backbone: nn.Module, x: Inputs, within: Callable[[], Any], weights: list[Tensor]
     ) -> Tensor:
+        with torch.enable_grad():
+            made = fold(backbone)
+
         def half(share: Ranks) -> Tensor:
-            with torch.enable_grad(), within():
+            with torch.enable_grad(), within(), given(made):
                 f: Tensor = backbone(share.part(x))
                 return f.float()
 
-        ctx.weights, ctx.pool = weights, _pool(torch.get_num_threads())
+        ctx.made = [t for kernel in made.values() for t in kernel if t.requires_grad]
+        inside = {id(p) for layer in made for p in layer.parameters()}
+        ctx.weights = [p for p in weights if id(p) not in inside]
+        ctx.folded = [p for p in weights if id(p) in inside]
+        ctx.pool = _pool(torch.get_num_threads())
         ctx.halves = list(ctx.pool.map(half, HALVES))
         return torch.cat([f.detach() for f in ctx.halves])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        def half(f: Tensor, own: Tensor) -> tuple[Tensor | None, ...]:
-            found: tuple[Tensor | None, ...] = torch.autograd.grad(f, ctx.weights, own, allow_unused=True)
-            return found
+        def half(f: Tensor, own: Tensor) -> list[Tensor | None]:
+            found = torch.autograd.grad(f, [*ctx.weights, *ctx.made], own, allow_unused=True)
+            count = len(ctx.weights)
+            used = [(t, g) for t, g in zip(ctx.made, found[count:], strict=True) if g is not None]
+            if not used:
+                return [*found[:count], *(None for _ in ctx.folded)]
+            made, own_gradients = zip(*used, strict=True)
+            through = torch.autograd.grad(made, ctx.folded, own_gradients, retain_graph=True, allow_unused=True)
+            return [*found[:count], *through]
 
         parts = torch.split(gradient, [len(f) for f in ctx.halves])
-        for p, one, other in zip(ctx.weights, *ctx.pool.map(half, ctx.halves, parts), strict=True):
+        for p, one, other in zip([*ctx.weights, *ctx.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True):
             if one is not None and other is not None:
                 total = one.add_(other)
                 if p.grad is not None:

@@ -2,9 +2,10 @@
 
 Changes, none of which changes the function: a BatchNorm whose statistics are fixed is folded into the weights of
 its convolution (gradients reach both as before), padding by hand becomes the convolution's own (but on maps smaller
-than the kernel, where that is slower), and in bfloat16 on a CPU a depthwise convolution of stride 2 is trained as one
-of stride 1 of which every other pixel is used: the backward pass of the former takes four to ten times as long. Without
-a gradient an activation takes the place of what it is computed from, and no pixels are copied to be padded.
+than the kernel, where that is slower). To learn on a CPU, convolutions by one pixel on small maps are products of
+matrices, with half of the time, and in bfloat16 a depthwise convolution of stride 2 computes in float32, whose backward
+pass takes a sixth to a twentieth. Without a gradient an activation takes the place of what it is computed from, and no
+pixels are copied to be padded.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.mobilenet_v2.configuration_mobilenet_v2 import MobileNetV2Config
 from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import MobileNetV2ConvLayer
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
+
+from cleantune.folding import Folding
 
 
 def quicken(module: nn.Module) -> None:
@@ -26,48 +30,28 @@ def quicken(module: nn.Module) -> None:
             layer.__class__ = quick
 
 
-def _convolve(x: Tensor, layer: nn.Module, pads: tuple[int, int, int, int]) -> Tensor:
+def _convolve(x: Tensor, layer: Folding, pads: tuple[int, int, int, int]) -> Tensor:
     """Convolution and normalisation of a layer, after padding left, right, top and bottom."""
-    convolution, norm = cast(nn.Conv2d, layer.convolution), cast("nn.BatchNorm2d | None", layer.normalization)
-    weight, bias = convolution.weight, convolution.bias
-    fixed = norm is not None and not norm.training
-    if fixed:
-        weight, bias = _folded(weight, bias, cast(nn.BatchNorm2d, norm))
-    x = _strided(x, weight, bias, convolution, pads)
-    return x if fixed or norm is None else cast(Tensor, norm(_gapless(x)))
+    convolution, norm = layer.convolution, layer.normalization
+    if layer.fixed():
+        return _placed(x, *layer.kernel(), convolution, pads)
+    x = _placed(x, convolution.weight, convolution.bias, convolution, pads)
+    return x if norm is None else cast(Tensor, norm(x))
 
 
-def _gapless(x: Tensor) -> Tensor:
-    """The same pixels without what a slice left out between them, which makes BatchNorm's training many times as slow.
-
-    Channels stay last where they are.
-    """
-    last = x.stride(1) == 1 < x.shape[1]
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that has the normalisation in it."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    centre = norm.running_mean if bias is None else norm.running_mean - bias
-    return weight * scale[:, None, None, None], norm.bias - centre * scale
-
-
-def _strided(
+def _placed(
     x: Tensor, weight: Tensor, bias: Tensor | None, convolution: nn.Conv2d, pads: tuple[int, int, int, int]
 ) -> Tensor:
     """The convolution of the padded pixels, by whichever way to it is quick."""
     left, right, top, bottom = pads
     stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
-    high, wide = max(top, bottom), max(left, right)
+    if _is_product(x, convolution):
+        return _product(x, weight, bias)
     if stride != (1, 1) and groups == x.shape[1] and _slow_strided(x):
-        # Padded enough on both sides; the first pixel wanted is then as many in as there is too much before it.
-        dense = functional.conv2d(x, weight, bias, 1, (high, wide), dilation, groups)
-        wanted = dense[:, :, high - top :: stride[0], wide - left :: stride[1]]
-        return wanted[:, :, : _length(x.shape[2] + top + bottom, convolution, 0),
-                      : _length(x.shape[3] + left + right, convolution, 1)]  # fmt: skip
+        with torch.autocast("cpu", enabled=False):
+            bias = None if bias is None else bias.float()
+            padded = functional.pad(x.float(), pads)
+            return functional.conv2d(padded, weight.float(), bias, stride, 0, dilation, groups).bfloat16()
     tiny = groups > 1 and min(x.shape[2:]) < min(convolution.kernel_size)
     more = right - left, bottom - top
     if not tiny and _only_looks() and dilation == (1, 1) and max(more) > 0 <= min(more):
@@ -77,6 +61,20 @@ def _strided(
     if tiny or (left, top) != (right, bottom):
         return functional.conv2d(functional.pad(x, pads), weight, bias, stride, 0, dilation, groups)
     return functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+
+
+def _is_product(x: Tensor, convolution: nn.Conv2d) -> bool:
+    """Whether to learn a convolution as a product of matrices: by one pixel, on small maps whose channels lie last."""
+    if convolution.kernel_size != (1, 1) or convolution.stride != (1, 1) or convolution.groups != 1:
+        return False
+    pixels, narrows = x.shape[2] * x.shape[3], convolution.in_channels >= convolution.out_channels
+    small = pixels <= (64 if narrows else 16) and x.stride(1) == 1
+    return small and x.device.type == "cpu" and torch.is_grad_enabled()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution by one pixel; channels lie last again."""
+    return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
@@ -97,20 +95,17 @@ def _slow_strided(x: Tensor) -> bool:
     return x.device.type == "cpu" and half and torch.is_grad_enabled()
 
 
-def _length(padded: int, convolution: nn.Conv2d, side: int) -> int:
-    """Pixels of the output along a side."""
-    reach = convolution.dilation[side] * (convolution.kernel_size[side] - 1) + 1
-    return (padded - reach) // convolution.stride[side] + 1
-
-
 def _own(convolution: nn.Conv2d) -> tuple[int, int, int, int]:
     """The padding that a convolution does itself."""
     high, wide = cast(tuple[int, int], convolution.padding)
     return wide, wide, high, high
 
 
-class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer):  # type: ignore[misc]
+class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer, Folding):  # type: ignore[misc]
     """Padding, convolution, normalisation, activation."""
+
+    config: MobileNetV2Config
+    activation: nn.Module | None
 
     def forward(self, features: Tensor) -> Tensor:
         """The same function."""
@@ -132,15 +127,17 @@ def _same(length: int, convolution: nn.Conv2d, side: int) -> tuple[int, int]:
     return along // 2 * dilation, (along - along // 2) * dilation
 
 
-class QuickResNetConvLayer(ResNetConvLayer):  # type: ignore[misc]
+class QuickResNetConvLayer(ResNetConvLayer, Folding):  # type: ignore[misc]
     """Convolution, normalisation, activation."""
+
+    activation: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
         """The same function."""
         return _activated(_convolve(input, self, _own(self.convolution)), self.activation)
 
 
-class QuickResNetShortCut(ResNetShortCut):  # type: ignore[misc]
+class QuickResNetShortCut(ResNetShortCut, Folding):  # type: ignore[misc]
     """Convolution and normalisation beside a block."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
