@@ -2,9 +2,10 @@
 
 Processors add up the gradient of a weight in an order that depends on the number of rows and of threads. Two ranks of
 one thread each, and one process of two, therefore differ in the last digits, and fine-tuning makes much of little. With
-halves they do not differ: `fit` and `fit --workers 2` on two cores give the same list. What a batch makes of the weights
-alone (`folding`) is made once for both halves, whose threads wait for Python's lock at each operation; its gradients are
-taken by each half for itself, as a rank would.
+halves they do not differ: `fit` and `fit --workers 2` on two cores give the same list.
+
+What a batch makes of the weights alone (`folding`) is made once for both halves, whose threads wait for Python's lock
+at each operation; each half takes its gradients for itself, as a rank would.
 """
 
 from __future__ import annotations
