@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def hurried(monkeypatch) -> None:
 def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0) -> None:
     """A machine on which each precision takes what the table says."""
 
-    def race(runs, rounds=6, handicap=None):
+    def race(runs, **_):
         return {c: seconds[(c.dtype, c.channels_last)] if isinstance(c, Precision) else 1.0 for c in runs}
 
     monkeypatch.setattr(precision, "race", race)
@@ -189,3 +190,30 @@ def test_an_example_on_the_cpu_is_timed_where_the_network_is(inputs, training):
     network = OnItsDevice()
     assert probe_precision(network, inputs, "float32", training=training).dtype == "float32"
     assert max(network.seen) == 6
+
+
+def test_large_products_are_timed_only_where_small_ones_leave_hope(monkeypatch):
+    for small, expected, sizes in ((0.05, 0.05, [192]), (0.99, 3.0, [192, 768])):
+        asked, gains = [], {192: small, 768: 3.0}
+        monkeypatch.setattr(timing, "_gain", lambda _, n, gains=gains, asked=asked: asked.append(n) or gains[n])
+        timing.matmul_gain.cache_clear()
+        assert timing.matmul_gain("cpu") == expected
+        assert asked == sizes
+    timing.matmul_gain.cache_clear()
+
+
+def test_few_samples_get_fewer_rounds_of_timing(backbone, monkeypatch):
+    monkeypatch.setattr(timing, "_SECONDS_A_PROBE", 1e9)
+    given = {}
+    own = timing.race
+
+    def race(runs, **settings):
+        if any(isinstance(c, Precision) for c in runs):
+            given[count] = settings["seconds"]
+            settings["seconds"] = 0.0
+        return own(runs, **settings)
+
+    monkeypatch.setattr(precision, "race", race)
+    for count in (100, 1000, None):
+        probe_precision(backbone, X, count=count)
+    assert 0 < given[100] < given[1000] < given[None] == math.inf

@@ -148,3 +148,12 @@ def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypa
     for index, (one, two) in found:
         assert one is two
         assert torch.equal(one, f[index].float())
+
+
+@pytest.mark.parametrize("rows", [[2, 3, 4], [0], [4, 3, 2], [2, 2, 4], [2, 4, 3], [0, 2, 1, 3], []])
+def test_rows_are_gathered_unless_they_lie_in_a_row(rows):
+    index, features = torch.tensor(rows, dtype=torch.int64), torch.arange(12.0).view(6, 2)
+    found = sources._as_they_lie(index)
+    assert (found is not None) is (rows in ([2, 3, 4], [0]))
+    [(_, (x,))] = FeatureSource(features).batches([index], ("plain",), 0)
+    assert torch.equal(x, features[index])

@@ -247,7 +247,7 @@ def choose(
         return known_choice
     path = _path(backbone, inputs, precision, engine, memory)
     seconds = _remembered(path)[1]
-    plain = probe_precision(backbone, inputs, precision, memory=memory)
+    plain = probe_precision(backbone, inputs, precision, count=count or None, memory=memory)
     if engine == "torch":
         return plain
     device = next((p.device.type for p in backbone.parameters()), "cpu")

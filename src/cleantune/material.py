@@ -307,7 +307,8 @@ def _precisions(
     x = train.plain(_probed(train))
     last = look.channels_last  # a net has one layout for both
     memory = cache / "precision"
-    training = probe_precision(backbone, x, model.precision, training=True, layout=last, memory=memory)
+    setting, many = model.precision, len(train)
+    training = probe_precision(backbone, x, setting, training=True, layout=last, count=many, memory=memory)
     return look, compiled_where_it_pays(backbone, x, training, len(train), memory) if compiles else training
 
 

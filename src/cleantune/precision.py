@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +30,8 @@ _LAYOUT_GAIN = 1.05
 _SECONDS_A_PASS = {False: 0.1, True: 0.25}
 """The probe's batch is cut so that one pass takes about this long; of training longer, since with few samples the casts
 of the weights hide what bfloat16 gains."""
+_SHARE = 0.05
+"""Of the time of all samples, which rounds of timing may take."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def probe_precision(
     *,
     training: bool = False,
     layout: bool | None = None,
+    count: int | None = None,
     memory: Path | None = None,
 ) -> Precision:
     """The fastest precision for a backbone on its device, by a timing of one or two seconds.
@@ -87,6 +91,8 @@ def probe_precision(
         setting: `auto`, or a format to be taken as given, for which only the layout is measured.
         training: Time forward and backward in place of forward alone.
         layout: Whether channels come last, where that is settled; None: it is measured.
+        count: Samples that will pass at least: timing ends early where it would take more than a twentieth of their
+            time in plain float32. None: they are many.
         memory: A folder where choices are kept, by processor, network and input shape.
 
     Raises:
@@ -98,14 +104,19 @@ def probe_precision(
     path = memory / f"{question(backbone, inputs, asked, training)}.json" if memory is not None else None
     if path is not None and path.is_file():
         return Precision(**read_json(path))
-    chosen = _measured(backbone, inputs, setting, training, layout)
+    chosen = _measured(backbone, inputs, setting, training, layout, count)
     if path is not None:
         write_json(path, asdict(chosen))
     return chosen
 
 
 def _measured(
-    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting: str, training: bool, layout: bool | None
+    backbone: nn.Module,
+    inputs: Tensor | Mapping[str, Tensor],
+    setting: str,
+    training: bool,
+    layout: bool | None,
+    count: int | None,
 ) -> Precision:
     where = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     inputs, device = _part(backbone, moved(inputs, where), training), where.type
@@ -117,7 +128,9 @@ def _measured(
     layouts = (False,) if not image else (False, True) if layout is None else (layout,)
     candidates = [Precision(d, last, "") for last in layouts for d in dtypes]
     handicapped = partial(handicap, training)
-    seconds = race({c: _pass(backbone, inputs, c, training) for c in candidates}, handicap=handicapped)
+    share = math.inf if count is None else _SHARE * _SECONDS_A_PASS[training] * count / _count(inputs)
+    runs = {c: _pass(backbone, inputs, c, training) for c in candidates}
+    seconds = race(runs, handicap=handicapped, seconds=share)
     best = min(seconds, key=lambda p: seconds[p] * handicapped(p))
     plain = candidates[0]
     words = f"{best.fingerprint} takes {seconds[best] / seconds[plain]:.2f} of the time of {plain.fingerprint}"

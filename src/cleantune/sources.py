@@ -29,6 +29,9 @@ class Source(Protocol):
     whoever consumed what before.
     """
 
+    look: int
+    """Samples a batch when nothing is learned."""
+
     def __len__(self) -> int: ...
 
     def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
@@ -42,6 +45,8 @@ class Source(Protocol):
 
 class FeatureSource:
     """Cached features [N, D], or V cached views of each sample [V, N, D], of which the first is the plain one."""
+
+    look = 1024
 
     def __init__(self, features: Any, strong: int = 0) -> None:
         """Features as a tensor, an array or memory-mapped; they are brought into memory where they fit.
@@ -131,11 +136,20 @@ class FeatureSource:
     @staticmethod
     def _rows(features: Any, index: Tensor) -> Float[Tensor, "B D"]:
         if isinstance(features, Tensor):
-            return features.index_select(0, index).float()
+            lie = _as_they_lie(index)
+            return (features[lie] if lie is not None else features.index_select(0, index)).float()
         index, order = index.sort()  # from the disk in the order in which they lie there
         rows = torch.empty(len(index), features.shape[-1])
         rows[order] = torch.from_numpy(np.asarray(features[index.numpy()], np.float32))
         return rows
+
+
+def _as_they_lie(index: Tensor) -> slice | None:
+    """The rows as a slice, which need not be gathered, if they are one."""
+    if not len(index) or int(index[-1]) - int(index[0]) != len(index) - 1:
+        return None
+    found = slice(int(index[0]), int(index[-1]) + 1)
+    return found if torch.equal(index, torch.arange(found.start, found.stop)) else None
 
 
 def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
@@ -153,6 +167,8 @@ def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 class SampleSource:
     """Prepared samples; views are made in a thread while the batch before is in use."""
+
+    look = 256
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared

@@ -25,9 +25,6 @@ from cleantune.schedule import make_optimiser
 from cleantune.sharding import like, shard, whole
 from cleantune.sources import FeatureSource, Source
 
-LOOK_BATCH = 256
-"""Samples a batch when nothing is learned."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -345,7 +342,7 @@ class State:
 
     def _streamed(self, network: Compiled, net: Net, samples: Source) -> Tensor:
         """Features of all samples by the compiled backbone, in the order of the rows."""
-        batches, out = cut(samples.order(), LOOK_BATCH), []
+        batches, out = cut(samples.order(), samples.look), []
         own = self.ranks.mine(batches)
         with self._looking_together(batches):
             for some in (own[k : k + 16] for k in range(0, len(own), 16)):  # what is computed at a time stays in memory
@@ -356,7 +353,7 @@ class State:
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
-        batches, out = cut(source.order(), LOOK_BATCH), []
+        batches, out = cut(source.order(), source.look), []
         with torch.no_grad(), self._looking_together(batches):
             for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0):
                 out.append(fn(index, moved(xs[0], self.device)).cpu())
