@@ -217,27 +217,3 @@ def test_few_samples_get_fewer_rounds_of_timing(backbone, monkeypatch):
     for count in (100, 1000, None):
         probe_precision(backbone, X, count=count)
     assert 0 < given[100] < given[1000] < given[None] == math.inf
-
-
-@pytest.mark.parametrize(("again", "training", "chosen", "races"), [
-    (0.6, False, B, 2), (0.9, False, F, 2), (0.6, True, F, 1),
-])  # fmt: skip
-def test_looks_are_timed_with_more_samples_where_bfloat16_is_faster_but_not_by_enough(
-    again, training, chosen, races, backbone, monkeypatch
-):
-    given = []
-
-    def race(runs, **_):
-        if not all(isinstance(c, Precision) for c in runs):
-            return dict.fromkeys(runs, 1.0)
-        given.append(runs)
-        nearly = 0.9 if len(given) == 1 else again
-        return {c: (nearly if c.dtype == B else 1.0) * (0.5 if c.channels_last else 1.0) for c in runs}
-
-    monkeypatch.setattr(precision, "race", race)
-    monkeypatch.setattr(precision, "matmul_gain", lambda device: 2.0)
-    monkeypatch.setattr(precision, "_BFLOAT16_GAIN", {False: 1.25, True: 1.25})
-    picked = probe_precision(backbone, X, training=training)
-    assert (picked.dtype, picked.channels_last, len(given)) == (chosen, True, races)
-    if chosen == B:
-        assert picked.why == "bfloat16 channels-last takes 0.60 of the time of float32 channels-last"

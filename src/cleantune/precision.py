@@ -6,7 +6,7 @@ import contextlib
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -30,9 +30,6 @@ _LAYOUT_GAIN = 1.05
 _SECONDS_A_PASS = {False: 0.1, True: 0.25}
 """The probe's batch is cut so that one pass takes about this long; of training longer, since with few samples the casts
 of the weights hide what bfloat16 gains."""
-_SECONDS_AGAIN = 0.25
-"""Where bfloat16 is faster, though not by enough, looks are timed again in passes of about this long: with more samples
-it gains more."""
 _SHARE = 0.05
 """Of the time of all samples, which rounds of timing may take."""
 
@@ -122,8 +119,7 @@ def _measured(
     count: int | None,
 ) -> Precision:
     where = next((p.device for p in backbone.parameters()), torch.device("cpu"))
-    whole, device = moved(inputs, where), where.type
-    inputs = _part(backbone, whole, training)
+    inputs, device = _part(backbone, moved(inputs, where), training), where.type
     dtypes = formats(setting, device)
     slow = ""
     if setting == "auto" and "bfloat16" not in dtypes:
@@ -136,12 +132,7 @@ def _measured(
     runs = {c: _pass(backbone, inputs, c, training) for c in candidates}
     seconds = race(runs, handicap=handicapped, seconds=share)
     best = min(seconds, key=lambda p: seconds[p] * handicapped(p))
-    plain, rival = candidates[0], replace(best, dtype="bfloat16")
-    if not training and best != rival and seconds.get(rival, math.inf) < seconds[best]:
-        more = _head(whole, max(1, int(_count(inputs) * _SECONDS_AGAIN / seconds[best])))
-        again = race({c: _pass(backbone, more, c, training) for c in (best, rival)}, rounds=2, seconds=share)
-        if again[rival] * handicapped(rival) < again[best] * handicapped(best):
-            best, plain, seconds = rival, best, again
+    plain = candidates[0]
     words = f"{best.fingerprint} takes {seconds[best] / seconds[plain]:.2f} of the time of {plain.fingerprint}"
     given = "as set; " if setting != "auto" else ""
     return Precision(best.dtype, best.channels_last, given + (slow + "; " if slow else "") + words)
