@@ -25,6 +25,10 @@ class Folding(nn.Module):
         """Whether there is a normalisation and its statistics are fixed."""
         return self.normalization is not None and not self.normalization.training
 
+    def folding(self) -> tuple[nn.Module, ...]:
+        """What the kernel is made of."""
+        return tuple(part for part in (self.convolution, self.normalization) if part is not None)
+
     def kernel(self) -> Kernel:
         """Weight and bias of the convolution that has the normalisation in it: `given` to this thread, or made here."""
         given: Kernel | None = getattr(_thread, "kernels", {}).get(self)
@@ -41,13 +45,13 @@ class Folding(nn.Module):
         return weight * scale.view(-1, 1, 1, 1), torch.addcmul(norm.bias, centre, scale, value=-1)
 
 
-def fold(network: nn.Module) -> dict[nn.Module, Kernel]:
+def fold(network: nn.Module) -> dict[Folding, Kernel]:
     """The kernels of all layers inside that fold."""
     return {layer: layer.fold() for layer in network.modules() if isinstance(layer, Folding) and layer.fixed()}
 
 
 @contextmanager
-def given(kernels: dict[nn.Module, Kernel]) -> Iterator[None]:
+def given(kernels: dict[Folding, Kernel]) -> Iterator[None]:
     """In this thread the layers take these for what they would make themselves."""
     _thread.kernels = kernels
     try:

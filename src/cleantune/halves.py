@@ -85,7 +85,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class _Halved(torch.autograd.Function):
     """Both halves at once; their gradients are summed in a fixed order.
 
-    The weights of a layer that folds (`folded`) reach the features through its kernel (`made`) alone.
+    What a layer folds (`folded`) reaches the features through its kernel (`made`) alone; its activation does not.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ class _Halved(torch.autograd.Function):
                 return f.float()
 
         ctx.made = [t for kernel in made.values() for t in kernel if t.requires_grad]
-        inside = {id(p) for layer in made for p in layer.parameters()}
+        inside = {id(p) for layer in made for part in layer.folding() for p in part.parameters()}
         ctx.weights = [p for p in weights if id(p) not in inside]
         ctx.folded = [p for p in weights if id(p) in inside]
         ctx.pool = _pool(torch.get_num_threads())
