@@ -34,14 +34,15 @@ def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | Par
     weight, bias = net.linear.weight, net.linear.bias
     with torch.no_grad():
         z = net.standardised(x)  # type: ignore[arg-type]
-        log_p = torch.addmm(bias, z, weight.t()).log_softmax(1)
-        given = batch.y.unsqueeze(1)
-        share = batch.weight.unsqueeze(1) / len(z)
-        loss = log_p.gather(1, given)
+        # By class and sample: `W z'` takes .4 of the time of `z W'` with 10 classes, .9 with 100.
+        log_p = torch.addmm(bias.unsqueeze(1), weight, z.t()).log_softmax(0)
+        given = batch.y.unsqueeze(0)
+        share = batch.weight / len(z)
+        loss = log_p.gather(0, given)[0]
         pull = share
         if q:
             loss = torch.expm1(loss.mul_(q))
-            pull = (loss + 1).mul_(share)
-        slope = log_p.exp_().mul_(pull).scatter_add_(1, given, -pull)
-        total = loss.mul_(share).sum() * (-1 / q if q else -1)
-        return Parts(total, {}, gradients=((weight, slope.t() @ z), (bias, slope.sum(0))))
+            pull = torch.addcmul(share, loss, share)
+        slope = log_p.exp_().mul_(pull).scatter_add_(0, given, pull.neg().unsqueeze(0))
+        total = loss.dot(share) * (-1 / q if q else -1)
+        return Parts(total, {}, gradients=((weight, slope @ z), (bias, slope.sum(1))))

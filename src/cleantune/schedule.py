@@ -48,18 +48,17 @@ class QuickAdamW(torch.optim.AdamW):
 
     def step(self, closure: Any = None) -> Any:
         """As torch's; it does the first step, and any whose gradients are not plain ones on the CPU."""
-        if closure is not None or not all(self._ready(p) for group in self.param_groups for p in group["params"]):
+        ready = None if closure is not None else [self._slots(group["params"]) for group in self.param_groups]
+        if ready is None or None in ready:
             return super().step(closure)
         with torch.no_grad():
-            for group in self.param_groups:
-                mine = [p for p in group["params"] if p.grad is not None]
-                if not mine:
+            for group, slots in zip(self.param_groups, ready, strict=True):
+                if not slots:
                     continue
-                slots = [self.state[p] for p in mine]
-                steps = [slot["step"] for slot in slots]
+                mine, gradients, first, second, steps = map(list, zip(*slots, strict=True))
                 torch._foreach_add_(steps, 1)
                 torch._fused_adamw_(
-                    mine, [p.grad for p in mine], [s["exp_avg"] for s in slots], [s["exp_avg_sq"] for s in slots], [],
+                    mine, gradients, first, second, [],
                     steps, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
                     weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
                 )  # fmt: skip
@@ -67,12 +66,19 @@ class QuickAdamW(torch.optim.AdamW):
 
     step.hooked = True  # type: ignore[attr-defined]  # torch wraps what does not say so in an entry for profiles
 
-    def _ready(self, p: Tensor) -> bool:
-        if p.grad is None:
-            return True
-        if is_sharded(p):
-            return False
-        return p.device.type == "cpu" and not p.grad.is_sparse and p.grad.dtype == p.dtype and len(self.state[p]) == 3
+    def _slots(self, parameters: list[Tensor]) -> list[tuple[Tensor, ...]] | None:
+        """Parameter, gradient, both moments and step count of each that has a gradient; None: leave them to torch."""
+        out = []
+        for p in parameters:
+            gradient = p.grad
+            if gradient is None:
+                continue
+            slot = self.state[p]
+            plain = not is_sharded(p) and p.device.type == "cpu" and not gradient.is_sparse
+            if not plain or gradient.dtype != p.dtype or len(slot) != 3:
+                return None
+            out.append((p, gradient, slot["exp_avg"], slot["exp_avg_sq"], slot["step"]))
+        return out
 
 
 def head_rate(stage: Stage, net: Net) -> float:
