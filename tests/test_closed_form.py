@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune import losses
-from cleantune.closed_form import mean_gce
+from cleantune.closed_form import mean_elr, mean_gce
 from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
@@ -42,6 +42,53 @@ def test_value_and_gradients_are_those_of_autograd(q: float, scale: float, seed:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def elr_by_autograd(head: LinearHead, batch: Batch, t: torch.Tensor, strength: float, clamp: float) -> torch.Tensor:
+    logits = head(batch.views[0]).logits
+    p = logits.softmax(1).clamp(clamp, 1 - clamp)
+    each = losses.cross_entropy(logits, batch.y) + strength * losses.elr_penalty(p, t)
+    return losses.mean(each, batch.weight)
+
+
+@given(
+    strength=st.floats(0.0, 10.0), clamp=st.sampled_from([0.0, 1e-4]), scale=st.floats(0.01, 3.0),
+    mass=st.floats(0.0, 1.0), seed=st.integers(0, 500),
+)  # fmt: skip
+def test_elrs_value_and_gradients_are_those_of_autograd(
+    strength: float, clamp: float, scale: float, mass: float, seed: int
+) -> None:
+    head, batch = head_and_batch(seed, scale)
+    t = mass * (4 * torch.randn(24, 5, generator=torch.Generator().manual_seed(seed))).softmax(1)
+    value = elr_by_autograd(head, batch, t, strength, clamp)
+    expected = torch.autograd.grad(value, [head.linear.weight, head.linear.bias])
+    seen = []
+
+    def target(rows: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+        seen.append((rows, p))
+        return t
+
+    made = mean_elr(head, batch, target, strength, clamp)
+    torch.testing.assert_close(made.total, value.detach(), rtol=1e-4, atol=1e-5)
+    assert [p for p, _ in made.gradients] == [head.linear.weight, head.linear.bias]
+    for (_, ours), theirs in zip(made.gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-5)
+    [(rows, p)] = seen
+    assert torch.equal(rows, batch.rows)
+    torch.testing.assert_close(p, head(batch.views[0]).logits.softmax(1).clamp(clamp, 1 - clamp).detach())
+
+
+def test_a_prediction_that_agrees_all_but_wholly_is_pulled_no_further() -> None:
+    head, batch = head_and_batch(0)
+    with torch.no_grad():
+        head.linear.weight.zero_()
+        head.linear.bias.copy_(torch.tensor([16.5, 0, 0, 0, 0]))
+    t = torch.eye(5)[torch.zeros(24, dtype=torch.long)]
+    value = elr_by_autograd(head, batch, t, 7.0, 0.0)
+    expected = torch.autograd.grad(value, [head.linear.weight, head.linear.bias])
+    made = mean_elr(head, batch, lambda rows, p: t, 7.0, 0.0)
+    for (_, ours), theirs in zip(made.gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("q", [0.0, 0.7])
 def test_scores_that_rule_the_label_out_leave_all_finite(q: float) -> None:
     head, batch = head_and_batch(0, 1e4)
@@ -72,6 +119,25 @@ def test_a_head_with_a_forward_of_its_own_is_asked_for_its_scores() -> None:
     head.load_state_dict(plain.state_dict())
     expected = losses.mean(losses.gce(2 * plain(batch.views[0]).logits, batch.y, 0.7), batch.weight)
     torch.testing.assert_close(mean_gce(head, batch, 0.7), expected)
+
+
+def test_elr_learns_what_it_learns_by_autograd_and_its_targets_move_alike() -> None:
+    class Another(LinearHead):
+        """Left to autograd."""
+
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(300, 8, generator=g), torch.randint(4, (300,), generator=g)
+    method, learned = METHODS["elr"](), []
+    for kind in (LinearHead, Another):
+        head = kind(8, 4, init="zeros")
+        run = Loop([Net(None, head)], {"train": Split(y, FeatureSource(x), None)}, 4, 0, lambda f, k: head)  # noqa: B023
+        run.enter(phases(method, 0.0)[0])
+        method.epoch(run)
+        learned.append((run.net.linear.weight.detach().clone(), run.ledger["elr_target"].clone()))
+    assert float(learned[0][0].norm()) > 0.01
+    assert float(learned[0][1].sum()) > 1
+    for ours, theirs in zip(*learned, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_a_probe_learns_what_it_learns_by_autograd() -> None:

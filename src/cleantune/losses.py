@@ -12,6 +12,8 @@ from torch.nn import functional
 
 TINY = 1e-8
 """A probability below counts as this where its logarithm is taken."""
+AGREEMENT = 1 - 1e-6
+"""ELR's <t, p> above counts as this."""
 
 
 def cross_entropy(logits: Float[Tensor, "B C"], y: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
@@ -80,7 +82,7 @@ def elr_penalty(p: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[
 
     Source: Liu et al., NeurIPS 2020 (arXiv:2007.00151), equation 6; spec 4.3.
     """
-    return torch.log1p(-(target.detach() * p).sum(dim=1).clamp(max=1 - 1e-6))
+    return torch.log1p(-(target.detach() * p).sum(dim=1).clamp(max=AGREEMENT))
 
 
 def squared_error(logits: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:

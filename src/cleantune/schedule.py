@@ -66,7 +66,7 @@ class QuickAdamW(torch.optim.AdamW):
 
     step.hooked = True  # type: ignore[attr-defined]  # torch wraps what does not say so in an entry for profiles
 
-    def _slots(self, parameters: list[Tensor]) -> list[tuple[Tensor, ...]] | None:
+    def _slots(self, parameters: list[Tensor]) -> list[tuple[Any, ...]] | None:
         """Parameter, gradient, both moments and step count of each that has a gradient; None: leave them to torch."""
         out = []
         for p in parameters:

@@ -16,15 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from cleantune import losses
+from cleantune.closed_form import learns_alone, mean_elr
 from cleantune.methods.robust_loss import CE_PROBE, TUNE, one_phase
 from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.records import Batch, Interval, Method, Output, Phase, Run, Scope, Stage
+from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
 
 TARGET = "elr_target"
 """The ledger's column of targets [N, C]."""
@@ -75,10 +77,12 @@ class ELR:
                 run.ledger.write(TARGET, run.ledger["late_p"])
         run.learn(run.net, self.loss(run))
 
-    def loss(self, run: Run) -> Callable[..., Tensor]:
+    def loss(self, run: Run) -> Callable[..., Tensor | Parts]:
         """The loss of a batch, which updates the targets of its samples first."""
 
-        def of(net: Callable[..., Output], batch: Batch) -> Tensor:
+        def of(net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
+            if learns_alone(net):
+                return mean_elr(net, batch, partial(self.target, run), self.strength, self.clamp)
             return losses.mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
 
         return of
@@ -86,11 +90,16 @@ class ELR:
     def each(self, run: Run, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of every sample [B], after the targets of the samples were moved."""
         p = torch.softmax(logits.float(), dim=1).clamp(self.clamp, 1 - self.clamp)
-        target = self.moved(run.ledger[TARGET][batch.rows].to(p), p.detach())
-        run.ledger.update(TARGET, batch.rows, target)
-        if self.corrected:
-            target = target / target.sum(1, keepdim=True).clamp(min=losses.TINY)
+        target = self.target(run, batch.rows, p.detach())
         return losses.cross_entropy(logits, batch.y) + self.strength * losses.elr_penalty(p, target)
+
+    def target(self, run: Run, rows: Tensor, p: Tensor) -> Tensor:
+        """The targets [B, C] that count for these rows of the ledger, moved there towards p [B, C] where they move."""
+        target = run.ledger[TARGET][rows].to(p)
+        if self.beta < 1:
+            target = self.moved(target, p)
+            run.ledger.update(TARGET, rows, target)
+        return target / target.sum(1, keepdim=True).clamp(min=losses.TINY) if self.corrected else target
 
     def moved(self, target: Tensor, p: Tensor) -> Tensor:
         """Targets [B, C] after a visit that predicts p [B, C]."""
