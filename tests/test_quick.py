@@ -81,6 +81,42 @@ def test_quick_layers_give_the_same_feature_where_nothing_learns_and_leave_their
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("size", [32, 33, 40])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_looks_whose_convolutions_compute_their_activations_give_the_same_feature(
+    name, size, layout, dtype, monkeypatch
+):
+    plain, twin = (network.eval().float().to(memory_format=layout) for network in pair(name))
+    x = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+    fused, pointwise = [], quick._pointwise
+    monkeypatch.setattr(quick, "_pointwise", lambda *given: fused.append(given[7]) or pointwise(*given))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        b = feature(twin, x)
+    assert bool(fused) == torch.backends.mkldnn.is_available()
+    with torch.no_grad():
+        a = feature(plain, x)
+    error = float((b.float() - a).norm() / a.norm())
+    assert error < (1e-5 if dtype == torch.float32 else 0.05), error
+
+
+def test_a_torch_without_the_operator_computes_activations_by_themselves(monkeypatch):
+    def missing(*given):
+        raise AttributeError("no such operator")
+
+    plain, twin = (network.eval().float() for network in pair("mobilenet_v2"))
+    x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(quick, "_pointwise", missing)
+    quick._fuses.cache_clear()
+    try:
+        assert not quick._fuses()
+        with torch.no_grad():
+            torch.testing.assert_close(feature(plain, x), feature(twin, x), rtol=1e-4, atol=1e-5)
+    finally:
+        quick._fuses.cache_clear()
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_quick_layers_still_learn_batch_statistics_in_training_mode(name):
     plain, twin = (network.train() for network in pair(name))

@@ -4,12 +4,13 @@ Changes, none of which changes the function: a BatchNorm whose statistics are fi
 its convolution (gradients reach both as before), padding by hand becomes the convolution's own (but on maps smaller
 than the kernel, where that is slower). To learn on a CPU, convolutions by one pixel on small maps are products of
 matrices, with half of the time, and in bfloat16 a depthwise convolution of stride 2 computes in float32, whose backward
-pass takes a sixth to a twentieth. Without a gradient an activation takes the place of what it is computed from, and no
-pixels are copied to be padded.
+pass takes a sixth to a twentieth. Without a gradient no pixels are copied to be padded, and the activation is computed
+with its convolution where torch's library for processors (oneDNN) can, or else in the convolution's place.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import cast
 
 import torch
@@ -30,13 +31,67 @@ def quicken(module: nn.Module) -> None:
             layer.__class__ = quick
 
 
-def _convolve(x: Tensor, layer: Folding, pads: tuple[int, int, int, int]) -> Tensor:
-    """Convolution and normalisation of a layer, after padding left, right, top and bottom."""
+def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activation: nn.Module | None = None) -> Tensor:
+    """Convolution, normalisation and activation, after padding left, right, top and bottom."""
     convolution, norm = layer.convolution, layer.normalization
     if layer.fixed():
-        return _placed(x, *layer.kernel(), convolution, pads)
-    x = _placed(x, convolution.weight, convolution.bias, convolution, pads)
-    return x if norm is None else cast(Tensor, norm(x))
+        weight, bias = layer.kernel()
+        if _only_looks():
+            return _looked(x, weight, bias, convolution, pads, activation)
+        x = _placed(x, weight, bias, convolution, pads)
+    else:
+        x = _placed(x, convolution.weight, convolution.bias, convolution, pads)
+        x = x if norm is None else norm(x)
+    return x if activation is None else cast(Tensor, activation(x))
+
+
+def _looked(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    convolution: nn.Conv2d,
+    pads: tuple[int, int, int, int],
+    activation: nn.Module | None,
+) -> Tensor:
+    """Convolution and activation where nothing learns, in as few passes over the pixels as there can be."""
+    left, right, top, bottom = pads
+    stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
+    more, padding = (right - left, bottom - top), (top, left)
+    if _tiny(x, convolution) or min(more) < 0 or (max(more) > 0 and dilation != (1, 1)):
+        x, padding = functional.pad(x, pads), (0, 0)
+    elif max(more) > 0:
+        # As many pixels on both sides, which a kernel with zeros in front passes over; the pixels are not copied.
+        weight, padding = functional.pad(weight, (more[0], 0, more[1], 0)), (bottom, right)
+    name, numbers = _FUSED.get(type(activation), ("", []))
+    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if name and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _fuses():
+        kind = torch.bfloat16 if half else x.dtype
+        x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
+        return _pointwise(x, weight, bias, padding, stride, dilation, groups, name, numbers, "")
+    x = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if type(activation) in _FUSED:
+        return functional.hardtanh_(x, 0.0, 6.0) if type(activation) is nn.ReLU6 else functional.relu_(x)
+    return x if activation is None else cast(Tensor, activation(x))
+
+
+_FUSED: dict[type, tuple[str, list[float]]] = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
+"""Activations that a convolution can compute, by what oneDNN calls them, with their numbers."""
+
+
+def _pointwise(*given: object) -> Tensor:
+    """A convolution with its activation by oneDNN: the operator that torch's compiler takes for both on a CPU."""
+    return cast(Tensor, torch.ops.mkldnn._convolution_pointwise(*given))
+
+
+@cache
+def _fuses() -> bool:
+    """Whether this torch has the operator and it does what is expected of it."""
+    x, weight = torch.tensor([[[[-1.0, 3.0, 9.0]]]]), torch.ones(1, 1, 1, 1)
+    try:
+        found = _pointwise(x, weight, torch.zeros(1), (0, 0), (1, 1), (1, 1), 1, "hardtanh", [0.0, 6.0], "")
+    except (AttributeError, RuntimeError):  # a torch without oneDNN, or with another form of it
+        return False
+    return found.flatten().tolist() == [0.0, 3.0, 6.0]
 
 
 def _placed(
@@ -52,13 +107,7 @@ def _placed(
             bias = None if bias is None else bias.float()
             padded = functional.pad(x.float(), pads)
             return functional.conv2d(padded, weight.float(), bias, stride, 0, dilation, groups).bfloat16()
-    tiny = groups > 1 and min(x.shape[2:]) < min(convolution.kernel_size)
-    more = right - left, bottom - top
-    if not tiny and _only_looks() and dilation == (1, 1) and max(more) > 0 <= min(more):
-        # As many pixels on both sides, which a kernel with zeros in front passes over; the pixels are not copied.
-        weight = functional.pad(weight, (more[0], 0, more[1], 0))
-        return functional.conv2d(x, weight, bias, stride, (bottom, right), 1, groups)
-    if tiny or (left, top) != (right, bottom):
+    if _tiny(x, convolution) or (left, top) != (right, bottom):
         return functional.conv2d(functional.pad(x, pads), weight, bias, stride, 0, dilation, groups)
     return functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
 
@@ -77,11 +126,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
-    """The activation of what a convolution gave, in its place where no gradient needs the values before."""
-    if type(activation) in (nn.ReLU, nn.ReLU6) and _only_looks():
-        return functional.hardtanh_(x, 0.0, 6.0) if type(activation) is nn.ReLU6 else functional.relu_(x)
-    return x if activation is None else cast(Tensor, activation(x))
+def _tiny(x: Tensor, convolution: nn.Conv2d) -> bool:
+    """Whether maps are smaller than a depthwise kernel, which is slow with padding of its own."""
+    return convolution.groups > 1 and min(x.shape[2:]) < min(convolution.kernel_size)
 
 
 def _only_looks() -> bool:
@@ -116,7 +163,7 @@ class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer, Folding):  # type: ignore[
             pads = (left, right, top, bottom)
         else:
             pads = _own(convolution)
-        return _activated(_convolve(features, self, pads), self.activation)
+        return _layer(features, self, pads, self.activation)
 
 
 def _same(length: int, convolution: nn.Conv2d, side: int) -> tuple[int, int]:
@@ -134,7 +181,7 @@ class QuickResNetConvLayer(ResNetConvLayer, Folding):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
         """The same function."""
-        return _activated(_convolve(input, self, _own(self.convolution)), self.activation)
+        return _layer(input, self, _own(self.convolution), self.activation)
 
 
 class QuickResNetShortCut(ResNetShortCut, Folding):  # type: ignore[misc]
@@ -142,7 +189,7 @@ class QuickResNetShortCut(ResNetShortCut, Folding):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
         """The same function."""
-        return _convolve(input, self, _own(self.convolution))
+        return _layer(input, self, _own(self.convolution))
 
 
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {
