@@ -76,7 +76,10 @@ def test_the_seconds_of_a_sample_are_not_those_of_a_pass_with_few(backbone, monk
     """A pass that costs 0.03 s whatever it carries, and 0.001 s a sample."""
     monkeypatch.setattr(precision, "_pass", lambda net, x, chosen, training: len(x))
     monkeypatch.setattr(precision, "race", lambda runs, rounds=6: {k: 0.03 + 0.001 * n for k, n in runs.items()})
-    assert precision.seconds_a_sample(backbone, torch.zeros(256, 3, 8, 8), Precision()) < 0.0013
+    x = torch.zeros(256, 3, 8, 8)
+    assert precision.seconds_a_sample(backbone, x, Precision()) < 0.0013
+    assert precision.seconds_a_sample(backbone, x, Precision(), 0.002) == pytest.approx(0.0019375)  # of 32
+    assert precision.seconds_a_sample(backbone, x, Precision(), 0.1) == pytest.approx(0.016)  # of 2
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -190,6 +193,16 @@ def test_an_example_on_the_cpu_is_timed_where_the_network_is(inputs, training):
     network = OnItsDevice()
     assert probe_precision(network, inputs, "float32", training=training).dtype == "float32"
     assert max(network.seen) == 6
+
+
+def test_training_is_timed_with_no_more_samples_than_a_step_has(backbone, monkeypatch):
+    counts = []
+    monkeypatch.setattr(precision, "_pass", lambda net, x, chosen, training: counts.append(len(x)) or chosen)
+    monkeypatch.setattr(precision, "race", lambda runs, *given, **more: dict.fromkeys(runs, 1e-9))
+    for training, most in ((True, 64), (False, 200)):
+        counts.clear()
+        probe_precision(backbone, torch.zeros(200, 3, 2, 2), "float32", training=training)
+        assert max(counts) == most
 
 
 def test_large_products_are_timed_only_where_small_ones_leave_hope(monkeypatch):

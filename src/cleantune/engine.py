@@ -258,11 +258,12 @@ def choose(
         raise UserError(f"--engine openvino: {reason}; or leave --engine out")
     if reason:
         return plain
-    known = bool(seconds)
-    seconds = seconds or seconds_a_sample(backbone, inputs, plain)
-    if engine == "auto" and seconds * count <= PAYS:
-        if not known:
+    few = PAYS / max(count, 1) if engine == "auto" else 0.0
+    if not 0 < seconds <= few:
+        seconds = seconds_a_sample(backbone, inputs, plain, few)
+        if seconds <= few:
             _remember(path, None, seconds)
+    if seconds <= few:
         return plain
     fed = inputs if pixels is None else pixels
     # Where bfloat16 pays for torch it does for OpenVINO; the converse does not hold.

@@ -30,6 +30,8 @@ _LAYOUT_GAIN = 1.05
 _SECONDS_A_PASS = {False: 0.1, True: 0.25}
 """The probe's batch is cut so that one pass takes about this long; of training longer, since with few samples the casts
 of the weights hide what bfloat16 gains."""
+_ROWS_A_STEP = 64
+"""Training is timed with no more samples than learn at a time: more would show a gain that they do not have."""
 _SHARE = 0.05
 """Of the time of all samples, which rounds of timing may take."""
 
@@ -119,6 +121,7 @@ def _measured(
     count: int | None,
 ) -> Precision:
     where = next((p.device for p in backbone.parameters()), torch.device("cpu"))
+    inputs = _head(inputs, _ROWS_A_STEP) if training else inputs
     inputs, device = _part(backbone, moved(inputs, where), training), where.type
     dtypes = formats(setting, device)
     slow = ""
@@ -138,16 +141,19 @@ def _measured(
     return Precision(best.dtype, best.channels_last, given + (slow + "; " if slow else "") + words)
 
 
-def seconds_a_sample(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision) -> float:
+def seconds_a_sample(
+    backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], precision: Precision, few: float = 0.0
+) -> float:
     """What torch takes for the features of one sample, by passes that grow to a tenth of a second.
 
-    With few samples, what a pass costs whatever it carries hides what a sample costs.
+    With few samples, what a pass costs whatever it carries hides what a sample costs; so it is no more than a small
+    pass says, and where that is no more than `few`, which is all that is asked, no larger one follows.
     """
     total = _count(inputs)
     for count in (*(n for n in (2, 32) if n < total), total):
         run = _pass(backbone, _head(inputs, count), precision, False)
         seconds = race({None: run}, rounds=1)[None]
-        if seconds > _SECONDS_A_PASS[False]:
+        if seconds > _SECONDS_A_PASS[False] or seconds <= few * count:
             break
     return seconds / count
 
@@ -215,7 +221,7 @@ def question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting
     """What the choice depends on, as a name. Not the number of threads: one process and its workers choose alike."""
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ("tokens",)
     weights = [(name, tuple(p.shape), str(p.device)) for name, p in backbone.named_parameters()]
-    text = f"4 {_processor()} {torch.__version__} {shape} {setting} {training} {weights}"
+    text = f"5 {_processor()} {torch.__version__} {shape} {setting} {training} {weights}"
     return f"precision-{sha256(text.encode()).hexdigest()[:32]}"
 
 
