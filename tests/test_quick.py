@@ -131,6 +131,28 @@ def test_quick_layers_still_learn_batch_statistics_in_training_mode(name):
         torch.testing.assert_close(p, q, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@pytest.mark.parametrize(("channels", "size"), [(2, 8), (5, 6), (8, 32), (2, 5)])
+def test_batchnorm_that_learns_on_few_channels_is_torchs_but_for_rounding(channels, size):
+    g = torch.Generator().manual_seed(channels)
+    norm = nn.BatchNorm2d(channels, momentum=0.003, eps=1e-3)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2, generator=g)
+        norm.bias.normal_(generator=g)
+    x, upstream = (torch.randn(6, channels, size, size, generator=g) * 2 + 1 for _ in range(2))
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = []
+    for dtype, normalised in ((torch.float64, lambda x, norm: norm(x)), (torch.float32, quick._normalised)):
+        mine, given = copy.deepcopy(norm).to(dtype), x.to(dtype).requires_grad_()
+        out = normalised(given, mine)
+        gradients = torch.autograd.grad(out, [given, *mine.parameters()], upstream.to(dtype))
+        found.append([out.detach(), *gradients, *mine.buffers()])
+    fits = 6 * size**2 % (16 // channels) == 0
+    assert (type(out.grad_fn).__name__ == "_NarrowNormBackward") == fits
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last)
+    for theirs, ours in zip(*found, strict=True):
+        assert float((ours.double() - theirs).norm() / theirs.double().norm()) < 1e-4
+
+
 @pytest.mark.parametrize("name", ["mobilenet_v2", "mobilenet_v2 without TensorFlow's padding"])
 def test_strided_depthwise_in_bfloat16_is_rounded_once_and_its_gradients_are_those_of_the_plain_layer(name):
     plain, twin = (network.eval() for network in pair(name))
