@@ -256,3 +256,28 @@ def test_what_is_folded_once_is_taken_in_the_thread_that_it_is_given_to_and_only
         torch.testing.assert_close(layers[1].kernel(), made[layers[1]])
         torch.testing.assert_close(other.submit(layer.kernel).result(), made[layer])
     torch.testing.assert_close(layer.kernel(), made[layer])
+
+
+def test_a_look_folds_a_layer_once_and_the_next_look_sees_the_weights_of_then(monkeypatch):
+    _, twin = pair("mobilenet_v2")
+    net, x = Pooled(twin.eval().float()), torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    folded, own = [], Folding.fold
+    monkeypatch.setattr(Folding, "fold", lambda layer: folded.append(layer) or own(layer))
+    with torch.no_grad():
+        expected = net(x)
+        layers = len(folded)
+        for _ in range(2):
+            folded.clear()
+            with given({}):
+                found = torch.cat([net(part) for part in x.split(2)])
+            assert len(folded) == layers > 3
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            twin.conv_1x1.convolution.weight.mul_(-1)
+            expected = net(x)
+    assert not torch.allclose(found, expected, rtol=1e-2)
+    with given({}), given({}):
+        pass
+    folded.clear()
+    layer = twin.conv_stem.first_conv
+    assert layer.kernel() is not layer.kernel()
+    assert folded == [layer, layer]

@@ -1,4 +1,7 @@
-"""Weights of a convolution with a normalisation of fixed statistics in them: made once a batch for all its threads."""
+"""Weights of a convolution with a normalisation of fixed statistics in them.
+
+They are made once a batch for all its threads where something learns, once for all batches of a look.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +34,12 @@ class Folding(nn.Module):
 
     def kernel(self) -> Kernel:
         """Weight and bias of the convolution that has the normalisation in it: `given` to this thread, or made here."""
-        given: Kernel | None = getattr(_thread, "kernels", {}).get(self)
-        return given or self.fold()
+        kernels: dict[Folding, Kernel] | None = getattr(_thread, "kernels", None)
+        if kernels is None:
+            return self.fold()
+        if self not in kernels:
+            kernels[self] = self.fold()
+        return kernels[self]
 
     def fold(self) -> Kernel:
         """The same, made here; gradients reach the weights of both."""
@@ -52,9 +59,13 @@ def fold(network: nn.Module) -> dict[Folding, Kernel]:
 
 @contextmanager
 def given(kernels: dict[Folding, Kernel]) -> Iterator[None]:
-    """In this thread the layers take these for what they would make themselves."""
+    """In this thread the layers take these for what they would make themselves, and add what they make all the same.
+
+    With an empty one kernels are made once for all batches inside; weights must not change meanwhile.
+    """
+    before = getattr(_thread, "kernels", None)
     _thread.kernels = kernels
     try:
         yield
     finally:
-        del _thread.kernels
+        _thread.kernels = before

@@ -17,6 +17,7 @@ from cleantune.data import Rows, load_unlabelled
 from cleantune.errors import UserError
 from cleantune.export import load_nets
 from cleantune.features import SHARD, extract, features_key
+from cleantune.folding import given
 from cleantune.inputs import by_length, moved, prepare
 from cleantune.learner import Net
 from cleantune.main_job import precisions
@@ -132,7 +133,7 @@ class Model:
 
     def _softmax(self, batches: Iterable[Inputs], heads: bool = False) -> Float[np.ndarray, "N C"]:
         device = torch.device(self.device)
-        with torch.no_grad():
+        with torch.no_grad(), given({}):
             out = [self._mean(moved(x, device), heads).cpu() for x in batches]
         return torch.cat(out).numpy()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cleantune.backbones import Backbone
 from cleantune.engine import Compiled, compiled
+from cleantune.folding import Folding, Kernel, given
 from cleantune.inputs import moved
 from cleantune.precision import Precision
 from cleantune.records import Inputs
@@ -32,8 +33,9 @@ class Program:
                 yield from self._network.stream(chain([first], items))
             return
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        kernels: dict[Folding, Kernel] = {}
         for batch, x in items:
-            with torch.inference_mode():
+            with torch.inference_mode(), given(kernels):
                 f = forward(self.backbone, x, self.precision, device).float().cpu()
             yield batch, f
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cleantune.adapters import learnable
 from cleantune.engine import Compiled
 from cleantune.errors import UserError
+from cleantune.folding import given
 from cleantune.inputs import moved
 from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
@@ -354,7 +355,7 @@ class State:
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
         batches, out = cut(source.order(), source.look), []
-        with torch.no_grad(), self._looking_together(batches):
+        with torch.no_grad(), given({}), self._looking_together(batches):
             for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0):
                 out.append(fn(index, moved(xs[0], self.device)).cpu())
         return self._in_order(batches, torch.cat(out))
