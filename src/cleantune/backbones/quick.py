@@ -48,8 +48,8 @@ def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activatio
 
 def _normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """The normalisation, which learns; of narrow maps with the quick backward pass."""
-    narrow = norm.training and type(norm) is nn.BatchNorm2d and norm.momentum is not None and torch.is_grad_enabled()
-    if not narrow or not norm.affine or not norm.track_running_stats or not _is_narrow(x):
+    usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+    if not usual or not torch.is_grad_enabled() or not _is_narrow(x):
         return cast(Tensor, norm(x))
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
     given = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
