@@ -1,11 +1,15 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune import losses
+from cleantune import losses, sources
 from cleantune.closed_form import mean_elr, mean_gce
-from cleantune.learner import LinearHead, Net
+from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
 from cleantune.records import Batch, Output, Parts
@@ -156,3 +160,63 @@ def test_a_probe_learns_what_it_learns_by_autograd() -> None:
         learned.append(run.net.linear.weight.detach().clone())
     assert float(learned[0].norm()) > 0.01
     torch.testing.assert_close(learned[0], learned[1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("autograds", [True, False])
+def test_features_standardised_by_the_block_teach_the_same_bits_as_by_the_batch(
+    views: int, mapped: bool, autograds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    g = torch.Generator().manual_seed(3)
+    x, y = 3 + 2 * torch.randn(views, 300, 8, generator=g), torch.randint(4, (300,), generator=g)
+    x = x[0] if views == 1 else x
+    before, learned, given_to = x.clone(), [], []
+    np.save(tmp_path / "x.npy", x.numpy())
+    monkeypatch.setattr(sources, "MEMORY_SHARE", 0.0)
+    spread = standardisation(x.view(-1, 8))
+
+    def loss(net: LinearHead, batch: Batch) -> torch.Tensor | Parts:
+        given_to.append(batch.views[0])
+        return by_autograd(net, batch, 0.7) if autograds else mean_gce(net, batch, 0.7)
+
+    for through_net in (False, True):
+        head = LinearHead(8, 4, init="zeros", standardise=spread)
+        source = FeatureSource(np.load(tmp_path / "x.npy", mmap_mode="r") if mapped else x)
+        assert isinstance(source.features, torch.Tensor) is not mapped
+        run = Loop([Net(None, head)], {"train": Split(y, source, None)}, 4, 0, lambda f, k: head)  # noqa: B023
+        run.enter(phases(METHODS["gce"](), 0.0)[0])
+        run.learn(run.net, loss, through_net=through_net)
+        learned.append(run.net.linear.weight.detach().clone())
+        assert run.splits["train"].features is source
+    assert torch.equal(learned[0], learned[1])
+    assert float(learned[0].norm()) > 0.01
+    assert torch.equal(x, before)
+    raw, ready = torch.cat(given_to[: len(given_to) // 2]), torch.cat(given_to[len(given_to) // 2 :])
+    assert not torch.equal(raw, ready)
+    torch.testing.assert_close(ready, (raw - spread[0]) / spread[1])
+
+
+def test_what_a_loss_sees_of_two_nets_or_of_a_head_of_its_own_kind_is_not_standardised() -> None:
+    g = torch.Generator().manual_seed(5)
+    x, y = 3 + 2 * torch.randn(40, 8, generator=g), torch.randint(4, (40,), generator=g)
+    spread = standardisation(x)
+
+    class Another(LinearHead):
+        """It may have a forward of its own."""
+
+    for kind, count in ((LinearHead, 2), (Another, 1)):
+        heads = [kind(8, 4, standardise=spread) for _ in range(count)]
+        seen: list[Batch] = []
+
+        def loss(net: LinearHead, batch: Batch) -> torch.Tensor:
+            seen.append(batch)  # noqa: B023
+            return by_autograd(net, batch, 0.7)
+
+        nets = [Net(None, head) for head in heads]
+        run = Loop(nets, {"train": Split(y, FeatureSource(x), None)}, 4, 0, lambda f, k: heads[k])  # noqa: B023
+        phase = replace(phases(METHODS["gce"](), 0.0)[0], nets=count)
+        run.enter(phase)
+        run.learn(run.nets[0], loss, through_net=True)
+        assert seen
+        assert all(torch.equal(batch.views[0], x[batch.rows]) for batch in seen)

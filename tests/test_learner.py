@@ -56,6 +56,23 @@ def test_scores_are_those_of_the_standardised_features():
     assert torch.equal(output.f, x)
 
 
+def test_behind_its_standardisation_a_head_gives_the_same_of_standardised_features():
+    x = torch.randn(20, 6) * 50 + 7
+    head = LinearHead(6, 3, standardise=standardisation(x), generator=torch.Generator().manual_seed(0))
+    usual = head(x)
+    with head.behind() as standardised:
+        z = standardised(x)
+        behind = head(z)
+        assert head.standardised(z) is z
+    assert torch.equal(behind.logits, usual.logits)
+    assert torch.equal(behind.z, usual.z)
+    torch.testing.assert_close(behind.f, x)
+    assert torch.equal(head(x).logits, usual.logits)
+    with pytest.raises(ValueError, match="inside"), head.behind():
+        raise ValueError("inside")
+    assert torch.equal(head(x).logits, usual.logits)
+
+
 def test_folded_head_gives_the_same_scores_on_raw_features():
     x = torch.randn(20, 6) * 50 + 700
     head = LinearHead(6, 3, standardise=standardisation(x))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -102,6 +103,7 @@ class LinearHead(nn.Module):
         mean, std = standardise or (torch.zeros(width), torch.ones(width))
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
+        self._behind = False
 
     def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
         """Scores, the standardised features, and the features."""
@@ -110,12 +112,24 @@ class LinearHead(nn.Module):
                 return self.forward(f)
         f = f.to(self.linear.weight.dtype)
         z = self.standardised(f)
-        return Output(self.linear(z), z, f)
+        return Output(self.linear(z), z, torch.addcmul(self.mean, z, self.std) if self._behind else f)
 
     def standardised(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """What the weights see of features."""
+        """What the weights see of what the head is given."""
+        return f.to(self.std.dtype) if self._behind else self._standardise(f)
+
+    def _standardise(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         inverse = self.std.reciprocal()
         return torch.addcmul(-self.mean * inverse, f.to(inverse.dtype), inverse)  # one pass over f in the place of two
+
+    @contextmanager
+    def behind(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Inside, the head takes features that the function it gives has standardised, many rows at once."""
+        self._behind = True
+        try:
+            yield self._standardise
+        finally:
+            self._behind = False
 
     def folded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
         """Weight and bias of the same function on raw features, computed in float64."""

@@ -151,10 +151,12 @@ class Run(Protocol):
         weak: int = 1,
         strong: int = 0,
         passes: float = 1.0,
+        through_net: bool = False,
     ) -> None:
         """SGD over the plan: `loss(*nets, batch)` gives a scalar or `Parts`; None learns from every sample.
 
-        A fraction of a pass takes that share of the last shuffled order.
+        A fraction of a pass takes that share of the last shuffled order. Where the loss sees views through its nets
+        alone (`through_net`), cached features may come as a linear head standardises them, which is quicker.
         """
         ...
 

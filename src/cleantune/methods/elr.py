@@ -75,7 +75,7 @@ class ELR:
             run.ledger.begin(TARGET, run.classes)
             if "late_p" in run.ledger:
                 run.ledger.write(TARGET, run.ledger["late_p"])
-        run.learn(run.net, self.loss(run))
+        run.learn(run.net, self.loss(run), through_net=True)
 
     def loss(self, run: Run) -> Callable[..., Tensor | Parts]:
         """The loss of a batch, which updates the targets of its samples first."""

@@ -48,7 +48,7 @@ class CE:
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
-        run.learn(run.net, self.loss)
+        run.learn(run.net, self.loss, through_net=True)
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
         """Mean cross-entropy of the batch."""
@@ -78,7 +78,7 @@ class GCE:
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
-        run.learn(run.net, self.loss)
+        run.learn(run.net, self.loss, through_net=True)
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
         """Mean generalised cross-entropy of the batch."""

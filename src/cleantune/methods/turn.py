@@ -158,7 +158,8 @@ class TURN:
                 self.probe_loss if self.head == "linear" else self.nmtune().learned(run)
             )
             warning = self.warning(run) if run.epoch == 0 else None
-            run.learn(run.net, weighed(first, self.weight(run, torch.ones(len(run.y))), warning))
+            weight = self.weight(run, torch.ones(len(run.y)))
+            run.learn(run.net, weighed(first, weight, warning), through_net=True)
             return
         # With beta 1 ELR's targets stay what the tuning made of them.
         of: Callable[..., Tensor | Parts] = (
@@ -166,7 +167,7 @@ class TURN:
             if self.head == "linear"
             else replace(self.nmtune(), loss="elr", beta=1.0).learned(run)
         )
-        run.learn(run.net, weighed(of, self.weight(run, run.ledger["p_clean"].float())))
+        run.learn(run.net, weighed(of, self.weight(run, run.ledger["p_clean"].float())), through_net=True)
 
     def nmtune(self) -> NMTune:
         """What the probes learn by where their head has an MLP."""
@@ -198,7 +199,7 @@ class TURN:
             loss = self.pull.loss(run)
         elif self.scope == "head" and self.head != "linear":
             loss = replace(self.nmtune(), loss="ce").learned(run)
-        run.learn(run.net, loss, plan, passes=self.visits(run, plan))
+        run.learn(run.net, loss, plan, passes=self.visits(run, plan), through_net=True)
 
     def weight(self, run: Run, trust: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """What each sample counts: its trust, evened out over the classes."""
