@@ -90,8 +90,9 @@ def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> No
 def method_seconds(
     method: str, preset: str | None, scope: str | None, data: Path, model: str, limit: int, out: Path, **settings: Any
 ) -> dict[str, Any]:
-    """A whole run with a cache of its own; the summary."""
-    shutil.rmtree(out, ignore_errors=True)
+    """A whole run; its rows and summary. The cache holds what was found out about the machine, and no data."""
+    for folder in [out / "run", *(out / "cache").glob("features-*"), *(out / "cache").glob("pixels-*")]:
+        shutil.rmtree(folder, ignore_errors=True)
     result = cleantune.fit(
         str(data), model, out=out / "run", method=method, preset=preset, scope=scope, label="human_worst", limit=limit,
         test_fraction=0.0, image_size=64, cache=str(out / "cache"), silent=True, settings=settings,
