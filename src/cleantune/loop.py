@@ -132,12 +132,10 @@ class Loop(State):
         To standardise a batch takes three times as long as its share of a block.
         """
         head, split = self.net, self.splits["train"]
-        features = split.features
-        alone = self._scope == "head" and len(self.nets) == 1 and type(head) is LinearHead
-        if not alone or not isinstance(features, FeatureSource) or self.device.type != "cpu":
+        features, alone = split.features, len(self.nets) == 1 and self.device.type == "cpu"
+        if not alone or type(head) is not LinearHead or not isinstance(features, FeatureSource):
             yield
             return
-        assert type(head) is LinearHead
         with head.behind() as standardised:
             self.splits["train"] = replace(split, features=features.through(standardised))
             try:
