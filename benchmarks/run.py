@@ -125,7 +125,7 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
         f"# Speed on {processor()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
-        " sample, one right after the other; another round follows one of which other guests took more than a twentieth,"
+        " sample, one right after the other; another round follows one of which others took more than a twentieth,"
         " two at the most. `turn…` is ours over the other's. `….stolen` is the share of the processors'"
         " time that other guests of the host took meanwhile; `….gflops_…` is the speed of matrix products, the mean of"
         " before and after.", "",
