@@ -53,7 +53,7 @@ TARGETS: dict[str, tuple[str, float, float]] = {
 """Sign, target with native bfloat16, and without."""
 DISTURBED = 0.05
 """Share of the processors' time that other guests may take of a round."""
-MORE = 2
+MORE = 1
 """Rounds beyond those asked for, where some are disturbed."""
 
 
@@ -125,8 +125,8 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
         f"# Speed on {processor()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
-        " sample, one right after the other; another round follows one of which others took more than a twentieth,"
-        " two at the most. `turn…` is ours over the other's. `….stolen` is the share of the processors'"
+        " sample, one right after the other; another round follows if others took more than a twentieth of one."
+        " `turn…` is ours over the other's. `….stolen` is the share of the processors'"
         " time that other guests of the host took meanwhile; `….gflops_…` is the speed of matrix products, the mean of"
         " before and after.", "",
         "| key | value | target | |", "|---|---:|---:|---|",

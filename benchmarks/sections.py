@@ -141,7 +141,7 @@ def mobilenet(bench: Any) -> None:
     from transformers import AutoImageProcessor, AutoModel
 
     data, model = bench.shared / "data/images/cifar10_train.parquet", bench.shared / "models/mobilenet_v2_1.0"
-    count, some, cache = bench.scaled(50_000), bench.scaled(768), bench.temp / "cache-mobilenet"
+    count, some, cache = bench.scaled(25_000), bench.scaled(768), bench.temp / "cache-mobilenet"
     given: dict[str, Any] = {"data": str(data), "label": "label", "limit": count, "image_size": 96}
     size = {"shortest_edge": 96}
     processor = AutoImageProcessor.from_pretrained(model, size=size, crop_size={"height": 96, "width": 96})
@@ -173,7 +173,7 @@ def minilm(bench: Any) -> None:
     folder = Path(os.environ["CLEANTUNE_ENCODER"]) if "CLEANTUNE_ENCODER" in os.environ else encoder()
     tables = [pd.read_parquet(bench.shared / "data/text" / f"{name}.parquet") for name in ("banking77", "clinc150")]
     texts = [text for table in tables for text in table["text"]]
-    count, some = bench.scaled(20_000), bench.scaled(3000)
+    count, some = bench.scaled(20_000), bench.scaled(2000)
     texts = [f"{texts[i % len(texts)]}{'' if i < len(texts) else ' ' + str(i)}" for i in range(count)]
     path = bench.temp / "texts.parquet"
     pd.DataFrame({"text": texts, "label": [i % 7 for i in range(count)]}).to_parquet(path)
