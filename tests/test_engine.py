@@ -162,6 +162,16 @@ def test_a_format_in_which_features_differ_leaves_the_other_one(both_formats, mo
 
 
 @needs_openvino
+@pytest.mark.parametrize(("share", "streams"), [(0.85, 2), (0.75, 1)])
+def test_one_stream_is_taken_only_where_it_is_much_faster(probed, threads, monkeypatch, share, streams):
+    """A stream on all cores waits for whichever of them something else holds up."""
+    backbone, x = probed(0.5)
+    torch.set_num_threads(2)
+    monkeypatch.setattr(engine, "_timed", lambda network, some, streams: 0.1 * (share if streams == 1 else 1))
+    assert choose(backbone, x, precision="float32", count=1000).streams == streams
+
+
+@needs_openvino
 @pytest.mark.parametrize("count", [9, 11])
 def test_a_process_with_fewer_threads_makes_the_same_choice(probed, tmp_path, threads, count):
     """Ranks on one machine share its cores; what they and one process compute must not differ by the program."""

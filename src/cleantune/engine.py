@@ -43,8 +43,9 @@ _TRUSTED = {"float32": 1e-3, "bfloat16": 0.05}
 convolutions of a MobileNetV2 to two percent between the programs, and to 16 from float32 in either."""
 _SECONDS_A_ROUND = 0.2
 """Of timing."""
-_ALONE = 1.05
-"""One stream must be this much faster than several: what decodes beside it holds up all cores, not one."""
+_ALONE = 1.25
+"""One stream must be this much faster than several: what runs beside it, decoding or another's program, holds up all
+cores, not one."""
 _KEPT = 4
 """Compiled networks that stay in memory."""
 _compiled: OrderedDict[tuple[object, ...], Compiled] = OrderedDict()
