@@ -15,7 +15,7 @@ from pathlib import Path
 from ours import mixtures, probe, synthetic
 
 from cleantune import losses
-from cleantune.allocator import peak_bytes
+from cleantune.allocator import keep_pages, peak_bytes
 
 WIDTH = 768
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--folder", type=Path, required=True)
     args = parser.parse_args()
+    keep_pages()  # as every run does
     seconds = once(args.rows, args.classes, args.epochs, args.folder)
     print(json.dumps({"seconds": round(seconds, 1), "peak_gb": round(peak_bytes() / 1e9, 2)}))
 

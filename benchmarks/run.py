@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import os
 import re
@@ -22,6 +21,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Bench:
 
     def __init__(self, path: Path | None, shared: Path, temp: Path, repeats: int, size: float, keep: bool) -> None:
         self.path, self.shared, self.temp, self.repeats, self.size = path, shared, temp, repeats, size
+        self._usual: ProcessPoolExecutor | None = None
         there = keep and path is not None and path.is_file()
         self.found: dict[str, Any] = json.loads(path.read_text()) if there and path is not None else {}
 
@@ -80,8 +82,18 @@ class Bench:
             draft.write_text(json.dumps(self.found, indent=1) + "\n")
             draft.replace(self.path)
 
-    def rounds(self, *sides: Callable[[], Any]) -> list[tuple[float, ...]]:
-        """The seconds of every side in each round, one right after the other.
+    def usual(self, side: Callable[..., float], *args: Any) -> Callable[[], float]:
+        """A naive side, whose seconds are taken where it runs: in a process of its own, as a script of its own would.
+
+        What we ask of the C library's allocator is asked for this process alone.
+        """
+        if self._usual is None:
+            self._usual = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        pool = self._usual
+        return lambda: pool.submit(side, *args).result()
+
+    def rounds(self, *sides: Callable[[], float | None]) -> list[tuple[float, ...]]:
+        """The seconds of every side in each round, one right after the other; a side may say its own.
 
         A round of which other guests of the host took more than `DISTURBED` is followed by another, `MORE` at the most;
         it counts only where the calm ones are fewer than asked for.
@@ -89,21 +101,25 @@ class Bench:
         calm: list[tuple[float, ...]] = []
         made: list[tuple[float, ...]] = []
         while len(calm) < self.repeats and len(made) < self.repeats + MORE:
-            before, ends = stolen(), [time.perf_counter()]
-            for side in sides:
-                side()
-                ends.append(time.perf_counter())
-            made.append(tuple(end - start for start, end in itertools.pairwise(ends)))
+            before = stolen()
+            made.append(tuple(seconds(side) for side in sides))
             taken, passed = (now - then for now, then in zip(stolen(), before, strict=True))
             if taken <= DISTURBED * passed:
                 calm.append(made[-1])
         return calm if len(calm) == self.repeats else made
 
-    def race(self, ours: Callable[[], Any], theirs: Callable[[], Any]) -> tuple[float, float]:
+    def race(self, ours: Callable[[], None], theirs: Callable[[], float]) -> tuple[float, float]:
         """The seconds of both sides in the round whose ratio is the median."""
         rounds = sorted(self.rounds(ours, theirs), key=lambda pair: pair[1] / pair[0])
         mine, other = rounds[(len(rounds) - 1) // 2]
         return mine, other
+
+
+def seconds(side: Callable[[], float | None]) -> float:
+    """What a side takes, by its own clock if it has one."""
+    start = time.perf_counter()
+    own = side()
+    return time.perf_counter() - start if own is None else own
 
 
 def stolen() -> tuple[float, float]:
@@ -126,6 +142,7 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
         " sample, one right after the other; another round follows if others took more than a twentieth of one."
+        " The other side runs in a process of its own, as a script would."
         " `turn…` is ours over the other's. `….stolen` is the share of the processors'"
         " time that other guests of the host took meanwhile; `….gflops_…` is the speed of matrix products, the mean of"
         " before and after.", "",

@@ -54,13 +54,20 @@ def native_bfloat16() -> bool:
     return bool({"amx_bf16", "avx512_bf16"} & words)
 
 
+def taken(side: Callable[..., Any], *args: Any) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    side(*args)
+    return time.perf_counter() - start
+
+
 # -- extraction --------------------------------------------------------------------------------------------------------
 
 
 def vit(bench: Any) -> None:
     """ViT-B/16 with random weights on JPEGs of 224 px, made from PACS."""
     with quiet():
-        from transformers import AutoImageProcessor, ViTConfig, ViTModel
+        from transformers import ViTConfig, ViTModel
 
         torch.manual_seed(0)
         model = ViTModel(ViTConfig(), add_pooling_layer=False)
@@ -79,7 +86,6 @@ def vit(bench: Any) -> None:
     dtypes = ("float32", "bfloat16") if native_bfloat16() else ("float32",)
     ways = in_memory.ways(_Feature(model), pixels, dtypes)
     rates: list[dict[str, float]] = []
-    processor = AutoImageProcessor.from_pretrained(folder)
     told: list[tuple[int, str]] = []
 
     def in_memory_ways() -> None:
@@ -89,7 +95,7 @@ def vit(bench: Any) -> None:
     rounds = bench.rounds(
         lambda: told.append(ours.extract(backbone, cache, data=str(data), label="label")),
         in_memory_ways,
-        lambda: naive_extract.extract(_Pooled(model), processor, data, few),
+        bench.usual(usual_vit, folder, data, few),
     )
     assert told[0][0] == count
     best = {way: statistics.median(r[way] for r in rates) for way in rates[-1]}
@@ -124,6 +130,15 @@ class _Pooled(_Feature):
         return SimpleNamespace(pooler_output=super().forward(x))
 
 
+def usual_vit(folder: Path, data: Path, count: int) -> float:
+    """Seconds of the naive loop, the network loaded before."""
+    from transformers import AutoImageProcessor, ViTModel
+
+    with quiet():
+        model = _Pooled(ViTModel.from_pretrained(folder, add_pooling_layer=False))
+    return taken(naive_extract.extract, model, AutoImageProcessor.from_pretrained(folder), data, count)
+
+
 def jpegs(source: Path, out: Path, count: int) -> Path:
     """The first images of a Parquet file as JPEGs of 224 px."""
     frame = pd.read_parquet(source).iloc[:count]
@@ -138,24 +153,27 @@ def jpegs(source: Path, out: Path, count: int) -> Path:
 
 def mobilenet(bench: Any) -> None:
     """CIFAR-10 at 96 px through MobileNetV2-1.0."""
-    from transformers import AutoImageProcessor, AutoModel
-
     data, model = bench.shared / "data/images/cifar10_train.parquet", bench.shared / "models/mobilenet_v2_1.0"
     count, some, cache = bench.scaled(25_000), bench.scaled(768), bench.temp / "cache-mobilenet"
     given: dict[str, Any] = {"data": str(data), "label": "label", "limit": count, "image_size": 96}
-    size = {"shortest_edge": 96}
-    processor = AutoImageProcessor.from_pretrained(model, size=size, crop_size={"height": 96, "width": 96})
-    plain = AutoModel.from_pretrained(model)
     told: list[tuple[int, str]] = []
     mine, theirs = bench.race(
-        lambda: told.append(ours.extract(str(model), cache, **given)),
-        lambda: naive_extract.extract(plain, processor, data, some),
+        lambda: told.append(ours.extract(str(model), cache, **given)), bench.usual(usual_mobilenet, model, data, some)
     )
     bench.note(
         extract__mobilenet__vs_naive=(theirs / some) / (mine / count),
         extract__mobilenet__images_per_second=count / mine,
         extract__mobilenet__how=told[0][1],
     )
+
+
+def usual_mobilenet(folder: Path, data: Path, count: int) -> float:
+    """Seconds of the naive loop at 96 px, the network loaded before."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    sizes = {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}
+    processor = AutoImageProcessor.from_pretrained(folder, **sizes)
+    return taken(naive_extract.extract, AutoModel.from_pretrained(folder), processor, data, count)
 
 
 def encoder() -> Path:
@@ -182,7 +200,8 @@ def minilm(bench: Any) -> None:
     picked = [texts[i] for i in np.random.default_rng(0).permutation(count)[:some]]
     told: list[tuple[int, str]] = []
     mine, theirs = bench.race(
-        lambda: told.append(ours.extract(str(folder), cache, **given)), lambda: naive_texts.encode(folder, picked)
+        lambda: told.append(ours.extract(str(folder), cache, **given)),
+        bench.usual(taken, naive_texts.encode, folder, picked),
     )
     bench.note(
         extract__minilm__vs_sentence_transformers=(theirs / some) / (mine / count),
@@ -197,16 +216,21 @@ def minilm(bench: Any) -> None:
 
 def tune(bench: Any) -> None:
     """One epoch of full fine-tuning, MobileNetV2-0.35 at 80 px, on PACS."""
-    from transformers import AutoModel
-
     data, model = bench.shared / "data/images/pacs.parquet", str(bench.shared / "models/mobilenet_v2_0.35")
     count, cache = bench.scaled(2048), bench.temp / "cache-tune"
     ours.tune_epoch(model, data, min(count, 256), 80, cache)
     mine, theirs = bench.race(
         lambda: ours.tune_epoch(model, data, count, 80, cache),
-        lambda: naive_tune.train_epoch(AutoModel.from_pretrained(model), data, count, 80, 1280, 7),
+        bench.usual(usual_tune, model, data, count),
     )
     bench.note(tune__vs_naive=theirs / mine, tune__images_per_second=count / mine)
+
+
+def usual_tune(folder: str, data: Path, count: int) -> float:
+    """Seconds of the naive epoch; both sides open the network."""
+    from transformers import AutoModel
+
+    return taken(lambda: naive_tune.train_epoch(AutoModel.from_pretrained(folder), data, count, 80, 1280, 7))
 
 
 def probe(bench: Any) -> None:
@@ -214,11 +238,10 @@ def probe(bench: Any) -> None:
     count, classes, epochs = bench.scaled(50_000), 100, 20
     f, clean, noisy, test_f, test_y = gaussians(count, classes)
     ours.probe(f[:1000], noisy[:1000], classes, 1)
-    naive_probe.train(f[:1000], noisy[:1000], classes, 1)
     runs: list[Any] = []
     mine, theirs = bench.race(
         lambda: runs.append(ours.probe(f, noisy, classes, epochs)),
-        lambda: naive_probe.train(f, noisy, classes, epochs),
+        bench.usual(usual_probe, count, classes, epochs),
     )
     bench.note(probe__vs_dataloader=theirs / mine, probe__seconds=mine)
     from sklearn.linear_model import LogisticRegression
@@ -243,6 +266,13 @@ def probe(bench: Any) -> None:
     bench.note(probe__vs_sklearn=bench.found["probe.vs_sklearn.noisy"])
 
 
+def usual_probe(count: int, classes: int, epochs: int) -> float:
+    """Seconds of the naive probe on the same features, after a few batches."""
+    f, _, noisy, _, _ = gaussians(count, classes)
+    naive_probe.train(f[:1000], noisy[:1000], classes, 1)
+    return taken(naive_probe.train, f, noisy, classes, epochs)
+
+
 def gaussians(count: int, classes: int) -> tuple[torch.Tensor, ...]:
     """Features, true labels, labels of which 40 % are wrong, and a test set."""
     rng = torch.Generator().manual_seed(0)
@@ -262,9 +292,10 @@ def gmm(bench: Any) -> None:
     wrong = torch.rand(len(y), generator=rng) < 0.4
     low, high = 0.3 * torch.randn(len(y), generator=rng).abs(), 3 + torch.randn(len(y), generator=rng)
     loss = torch.where(wrong, high, low)
-    ours.mixtures(loss, y, classes)
+    fitted = [ours.mixtures(loss, y, classes)]
     mine, theirs = bench.race(
-        lambda: ours.mixtures(loss, y, classes), lambda: naive_gmm.p_clean(loss.double().numpy(), y.numpy(), classes)
+        lambda: fitted.append(ours.mixtures(loss, y, classes)),
+        bench.usual(taken, naive_gmm.p_clean, loss.double().numpy(), y.numpy(), classes),
     )
     bench.note(gmm__vs_sklearn=theirs / mine, gmm__seconds=mine)
 

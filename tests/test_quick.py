@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -200,6 +202,21 @@ def test_pages_are_kept_or_the_library_is_another():
     import platform
 
     assert keep_pages() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_memory_of_any_size_that_was_freed_is_not_fetched_anew():
+    import platform
+
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library")
+    code = (
+        "import resource, numpy as np\nfrom cleantune.allocator import keep_pages\nkeep_pages()\n"
+        "for _ in range(4):\n    np.ones(50 << 20, np.uint8)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    second, last = int(told[1]), int(told[-1])
+    assert last - second < 20  # each 50 MiB has 25 pages of 2 MiB or 12,800 of 4 KiB
 
 
 def test_halves_of_quick_layers_have_the_bits_of_two_ranks_and_the_gradients_of_the_whole_batch():
