@@ -18,8 +18,8 @@ def keep_pages() -> bool:
     """Tell glibc not to give every activation's memory back to the system, only to fetch it anew in the next layer.
 
     By default an allocation above 128 KiB is mapped, zeroed page by page and unmapped, and above 32 MiB whatever the
-    threshold is: an activation of 50 MB takes four times as long to write. So nothing is mapped. The process keeps up to
-    what it had at its peak; what exceeds 2 GiB at the heap's end goes back.
+    threshold is: an activation of 50 MB takes four times as long to write. So nothing is mapped. The process keeps up
+    to what it had at its peak; what exceeds 2 GiB at the heap's end goes back.
 
     Returns:
         Whether it took effect: not with another C library, which has other habits.
