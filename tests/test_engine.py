@@ -172,6 +172,17 @@ def test_one_stream_is_taken_only_where_it_is_much_faster(probed, threads, monke
 
 
 @needs_openvino
+@pytest.mark.parametrize(("cores", "share", "engine_"), [(2, 1.1, "openvino"), (2, 1.2, "torch"), (1, 1.0, "torch")])
+def test_streams_may_take_longer_than_torch_which_waits_for_whichever_core_decodes(
+    probed, threads, monkeypatch, cores, share, engine_
+):
+    backbone, x = probed(1.0)
+    torch.set_num_threads(cores)
+    monkeypatch.setattr(engine, "_timed", lambda network, some, streams: share if streams == cores else 2.0)
+    assert choose(backbone, x, precision="float32", count=1000).engine == engine_
+
+
+@needs_openvino
 @pytest.mark.parametrize("count", [9, 11])
 def test_a_process_with_fewer_threads_makes_the_same_choice(probed, tmp_path, threads, count):
     """Ranks on one machine share its cores; what they and one process compute must not differ by the program."""

@@ -35,7 +35,7 @@ GRAIN = 16
 PAYS = 10.0
 """Seconds that torch must take for all samples before a conversion, which takes a few itself, is tried."""
 _GAIN = 1.1
-"""OpenVINO must be this much faster."""
+"""OpenVINO must be this much faster, after `_ALONE`."""
 AGREES = {"float32": 1e-4, "bfloat16": 1e-2}
 """Largest relative error of features beside torch's: the difference's length over the features' length."""
 _TRUSTED = {"float32": 1e-3, "bfloat16": 0.05}
@@ -44,8 +44,8 @@ convolutions of a MobileNetV2 to two percent between the programs, and to 16 fro
 _SECONDS_A_ROUND = 0.2
 """Of timing."""
 _ALONE = 1.25
-"""One stream must be this much faster than several: what runs beside it, decoding or another's program, holds up all
-cores, not one."""
+"""What passes on all cores as one, torch or a single stream, must be this much faster than a stream a core: what runs
+beside it, decoding or another's program, holds up all of them."""
 _KEPT = 4
 """Compiled networks that stay in memory."""
 _compiled: OrderedDict[tuple[object, ...], Compiled] = OrderedDict()
@@ -339,7 +339,7 @@ def _raced(
             raise ValueError(f"its features differ from torch's by {error:.1%}")
 
     def costs(way: Precision) -> float:
-        return seconds[way] * handicap(False, way) * (_ALONE if way.streams == 1 else 1)
+        return seconds.get(way, torchs) * handicap(False, way) * (_ALONE if way.streams == 1 else 1)
 
     try:
         model = converted(backbone, some)
@@ -360,7 +360,7 @@ def _raced(
     ratio = seconds[best] / torchs
     took = time.perf_counter() - begun
     words = f"OpenVINO in {best.dtype} with {best.streams} streams takes {ratio:.2f} of torch's time, found out in"
-    pays = ratio * _GAIN * handicap(False, best) < handicap(False, plain)
+    pays = costs(best) * _GAIN < costs(plain)
     return replace(best if forced or pays else plain, why=f"{plain.why}; {words} {took:.0f} s")
 
 
