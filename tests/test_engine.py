@@ -172,6 +172,17 @@ def test_one_stream_is_taken_only_where_it_is_much_faster(probed, threads, monke
 
 
 @needs_openvino
+@pytest.mark.parametrize(("later", "streams"), [(0.1, 2), (0.3, 1)])
+def test_several_streams_that_lose_are_timed_again(probed, threads, monkeypatch, later, streams):
+    backbone, x = probed(0.5)
+    torch.set_num_threads(2)
+    told = iter([0.3, 0.15, later])
+    monkeypatch.setattr(engine, "_timed", lambda network, some, streams: next(told))
+    assert choose(backbone, x, precision="float32", count=1000).streams == streams
+    assert next(told, None) is None
+
+
+@needs_openvino
 @pytest.mark.parametrize(("cores", "share", "engine_"), [(2, 1.1, "openvino"), (2, 1.2, "torch"), (1, 1.0, "torch")])
 def test_streams_may_take_longer_than_torch_which_waits_for_whichever_core_decodes(
     probed, threads, monkeypatch, cores, share, engine_
