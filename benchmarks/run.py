@@ -63,7 +63,7 @@ class Bench:
 
     def __init__(self, path: Path | None, shared: Path, temp: Path, repeats: int, size: float, keep: bool) -> None:
         self.path, self.shared, self.temp, self.repeats, self.size = path, shared, temp, repeats, size
-        self._usual: ProcessPoolExecutor | None = None
+        self._usual = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         there = keep and path is not None and path.is_file()
         self.found: dict[str, Any] = json.loads(path.read_text()) if there and path is not None else {}
 
@@ -87,13 +87,10 @@ class Bench:
 
         What we ask of the C library's allocator is asked for this process alone.
         """
-        if self._usual is None:
-            self._usual = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        pool = self._usual
-        return lambda: pool.submit(side, *args).result()
+        return lambda: self._usual.submit(side, *args).result()
 
-    def rounds(self, *sides: Callable[[], float | None]) -> list[tuple[float, ...]]:
-        """The seconds of every side in each round, one right after the other; a side may say its own.
+    def rounds(self, theirs: Callable[[], float], *ours: Callable[[], Any]) -> list[tuple[float, ...]]:
+        """The seconds of every side in each round, one right after the other, the naive one, which says its own, last.
 
         A round of which other guests of the host took more than `DISTURBED` is followed by another, `MORE` at the most;
         it counts only where the calm ones are fewer than asked for.
@@ -102,24 +99,17 @@ class Bench:
         made: list[tuple[float, ...]] = []
         while len(calm) < self.repeats and len(made) < self.repeats + MORE:
             before = stolen()
-            made.append(tuple(seconds(side) for side in sides))
+            made.append((*(sections.taken(side) for side in ours), theirs()))
             taken, passed = (now - then for now, then in zip(stolen(), before, strict=True))
             if taken <= DISTURBED * passed:
                 calm.append(made[-1])
         return calm if len(calm) == self.repeats else made
 
-    def race(self, ours: Callable[[], None], theirs: Callable[[], float]) -> tuple[float, float]:
+    def race(self, ours: Callable[[], Any], theirs: Callable[[], float]) -> tuple[float, float]:
         """The seconds of both sides in the round whose ratio is the median."""
-        rounds = sorted(self.rounds(ours, theirs), key=lambda pair: pair[1] / pair[0])
+        rounds = sorted(self.rounds(theirs, ours), key=lambda pair: pair[1] / pair[0])
         mine, other = rounds[(len(rounds) - 1) // 2]
         return mine, other
-
-
-def seconds(side: Callable[[], float | None]) -> float:
-    """What a side takes, by its own clock if it has one."""
-    start = time.perf_counter()
-    own = side()
-    return time.perf_counter() - start if own is None else own
 
 
 def stolen() -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -199,14 +200,10 @@ def test_quick_layers_keep_names_weights_and_copies(name):
 
 
 def test_pages_are_kept_or_the_library_is_another():
-    import platform
-
     assert keep_pages() == (platform.libc_ver()[0] == "glibc")
 
 
 def test_memory_of_any_size_that_was_freed_is_not_fetched_anew():
-    import platform
-
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("another C library")
     code = (

@@ -345,8 +345,8 @@ def _raced(
         model = converted(backbone, some)
         for dtype in dtypes:
             tried(dtype, cores)
-        several = min(seconds, key=costs)
         if cores > 1:
+            several = min(seconds, key=costs)
             tried(several.dtype, 1)
             if min(seconds, key=costs).streams == 1:  # which the others may owe to a worse moment
                 again = _timed(compiled(backbone, some, several, model), some, cores)
