@@ -1,6 +1,6 @@
 """The speed of cleantune as ratios, both sides measured in the same run.
 
-    python benchmarks/run.py --quick --json bench.json          # 16 minutes on two cores, 24 where others use them too
+    python benchmarks/run.py --quick --json bench.json          # 14 minutes on two quiet cores, 24 where others use them too
     python benchmarks/run.py                                    # with the 2.4 million rows
     python benchmarks/run.py --only extract.minilm --resume --json bench.json
 
@@ -34,8 +34,9 @@ import psutil  # noqa: E402
 import sections  # noqa: E402
 import torch  # noqa: E402
 
+from cleantune import processor  # noqa: E402
 from cleantune.allocator import keep_pages  # noqa: E402
-from cleantune.summary import processor, versions  # noqa: E402
+from cleantune.summary import versions  # noqa: E402
 
 TARGETS: dict[str, tuple[str, float, float]] = {
     "extract.vit_b16.vs_best": (">=", 0.85, 0.85),
@@ -128,7 +129,7 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
     """The results as Markdown."""
     kind = "with" if native else "without"
     out = [
-        f"# Speed on {processor()}, {datetime.date.today()}", "",
+        f"# Speed on {processor.name()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
         " sample, one right after the other; another round follows if others took more than a twentieth of one."
@@ -188,7 +189,7 @@ def main() -> None:
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
         native = sections.native_bfloat16()
         args.results.mkdir(parents=True, exist_ok=True)
-        place = re.sub(r"[^A-Za-z0-9]+", "-", processor()).strip("-").lower()
+        place = re.sub(r"[^A-Za-z0-9]+", "-", processor.name()).strip("-").lower()
         path = args.results / f"{datetime.date.today()}-{place}.md"
         if not args.only and args.size == 1:
             path.write_text("\n".join(table(bench.found, native)) + "\n")

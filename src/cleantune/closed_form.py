@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cleantune import losses
 from cleantune.learner import LinearHead
+from cleantune.products import product
 from cleantune.records import Batch, Inputs, Output, Parts
 
 
@@ -50,7 +51,7 @@ def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | Par
             pull = torch.addcmul(share, loss, share)
         slope = log_p.exp_().mul_(pull).scatter_add_(0, given, pull.neg().unsqueeze(0))
         total = loss.dot(share) * (-1 / q if q else -1)
-        return Parts(total, {}, gradients=((net.linear.weight, slope @ z), (net.linear.bias, slope.sum(1))))
+        return Parts(total, {}, gradients=((net.linear.weight, product(slope, z)), (net.linear.bias, slope.sum(1))))
 
 
 def mean_elr(
@@ -88,10 +89,10 @@ def mean_elr(
         slope = (g - (g * p).sum(1, keepdim=True)).add_(1).mul_(p).mul_(share.unsqueeze(1))
         slope.scatter_add_(1, given, share.neg().unsqueeze(1))
         weight, bias = head.linear.weight, head.linear.bias
-        return Parts(loss.dot(share), {}, gradients=((weight, slope.t() @ z), (bias, slope.sum(0))))
+        return Parts(loss.dot(share), {}, gradients=((weight, product(slope.t(), z)), (bias, slope.sum(0))))
 
 
 def _scores(head: LinearHead, x: Inputs) -> tuple[Float[Tensor, "B D"], Float[Tensor, "C B"]]:
     """Standardised features, and scores by class and sample: `W z'` takes .4 to .9 of the time of `z W'`."""
     z = head.standardised(x)  # type: ignore[arg-type]
-    return z, torch.addmm(head.linear.bias.unsqueeze(1), head.linear.weight, z.t())
+    return z, product(head.linear.weight, z.t()).add_(head.linear.bias.unsqueeze(1))

@@ -32,8 +32,8 @@ Key = TypeVar("Key")
 ENGINES = ("auto", "torch", "openvino")
 GRAIN = 16
 """Images of one inference; batches are cut so, which keeps activations in the processor's cache."""
-PAYS = 10.0
-"""Seconds that torch must take for all samples before a conversion, which takes a few itself, is tried."""
+PAYS = 5.0
+"""Seconds that torch must take for all samples before a conversion is tried; one takes two to four if small."""
 _GAIN = 1.1
 """OpenVINO must be this much faster, after `_ALONE`."""
 AGREES = {"float32": 1e-4, "bfloat16": 1e-2}

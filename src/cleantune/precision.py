@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from cleantune import processor
 from cleantune.errors import UserError, nearest
 from cleantune.inputs import moved
 from cleantune.store import read_json, write_json
@@ -221,15 +221,6 @@ def question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting
     """What the choice depends on, as a name. Not the number of threads: one process and its workers choose alike."""
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ("tokens",)
     weights = [(name, tuple(p.shape), str(p.device)) for name, p in backbone.named_parameters()]
-    text = f"5 {_processor()} {torch.__version__} {shape} {setting} {training} {weights}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor.name()
+    text = f"5 {device} {torch.__version__} {shape} {setting} {training} {weights}"
     return f"precision-{sha256(text.encode()).hexdigest()[:32]}"
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line
-    return platform.processor()

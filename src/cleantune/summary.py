@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from cleantune import metrics
+from cleantune import metrics, processor
 from cleantune.allocator import peak_bytes
 from cleantune.data import Data
 from cleantune.ended import Ended
@@ -206,14 +205,5 @@ def warnings_of(ended: Ended) -> list[str]:
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     names = ("cleantune", "torch", "transformers", "datasets", "numpy", "scikit-learn", "pillow", "kornia")
-    return {"python": platform.python_version(), "processor": processor()} | {n: metadata.version(n) for n in names}
-
-
-def processor() -> str:
-    """Name of the processor."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for text in info.read_text().splitlines():
-            if text.startswith("model name"):
-                return text.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    machine = {"python": platform.python_version(), "processor": processor.name()}
+    return machine | {name: metadata.version(name) for name in names}
