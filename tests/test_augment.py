@@ -88,6 +88,18 @@ def test_rotation_equals_pillows(degrees):
     assert np.abs(ours.numpy() - theirs).mean() < 2
 
 
+@pytest.mark.parametrize("size", [(8, 8), (6, 11), (1, 5)])
+def test_places_of_pixels_are_those_of_torchs_affine_grid(size):
+    from cleantune.augment import _grid
+
+    high, wide = size
+    matrix = torch.randn(4, 2, 3, generator=seeded())
+    theta = matrix.clone()
+    theta[:, :, :2] *= torch.tensor([[1.0, high / wide], [wide / high, 1.0]])
+    theirs = torch.nn.functional.affine_grid(theta, [4, 3, high, wide], align_corners=False)
+    torch.testing.assert_close(_grid(matrix, high, wide), theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_strong_view_strays_farther_than_the_weak_one():
     x = pixels(64).float() * 0 + torch.linspace(0, 255, 24)[None, None, None]
     x = x.to(torch.uint8)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.backbones import open_backbone
-from cleantune.halves import HALVES, _pool, at_rest, half_of_the_threads, halved
+from cleantune.halves import HALVES, Learning, _pool, at_rest, half_of_the_threads, halved
 from cleantune.learner import LinearHead, Net
 
 B = 7
@@ -51,7 +51,7 @@ def test_halves_give_the_features_and_the_gradients_of_two_ranks_of_one_thread_e
 ) -> None:
     net, x = small(), batch()
     with half_of_the_threads():
-        f = halved(net, x, within)
+        f = halved(Learning(net), x, within)
         found = gradients(net, f)
     torch.set_num_threads(1)
     features, sums = [], None
@@ -74,9 +74,10 @@ def test_halves_give_the_features_and_the_gradients_of_two_ranks_of_one_thread_e
 def test_the_gradients_are_those_of_the_whole_batch_and_add_up_over_forwards_and_steps() -> None:
     net, x = small(), batch()
     expected = gradients(net, net(x))
-    for once, again in zip(expected, gradients(net, halved(net, x, contextlib.nullcontext)), strict=True):
+    for once, again in zip(expected, gradients(net, halved(Learning(net), x, contextlib.nullcontext)), strict=True):
         torch.testing.assert_close(again, once, rtol=1e-4, atol=1e-5)
-    twice = gradients(net, halved(net, x, contextlib.nullcontext) + halved(net, x, contextlib.nullcontext))
+    both = [halved(Learning(net), x, contextlib.nullcontext) for _ in range(2)]
+    twice = gradients(net, both[0] + both[1])
     for once, again in zip(expected, twice, strict=True):
         torch.testing.assert_close(again, 2 * once, rtol=1e-4, atol=1e-5)
 
@@ -86,7 +87,8 @@ def test_a_weight_that_is_frozen_or_unused_gets_no_gradient_and_others_are_laid_
     net[0].requires_grad_(False)
     net.register_parameter("idle", nn.Parameter(torch.ones(2)))
     net.zero_grad()
-    halved(net, batch().contiguous(memory_format=torch.channels_last), contextlib.nullcontext).sum().backward()  # type: ignore[no-untyped-call]
+    x = batch().contiguous(memory_format=torch.channels_last)
+    halved(Learning(net), x, contextlib.nullcontext).sum().backward()  # type: ignore[no-untyped-call]
     assert net[0].weight.grad is None
     assert net.idle.grad is None
     assert net[3].weight.grad.stride() == net[3].weight.stride()
@@ -108,7 +110,7 @@ def test_what_draws_luck_or_mixes_rows_is_not_at_rest(net: nn.Module, expected: 
 def test_a_net_halves_what_learns_on_a_processor_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
-        "cleantune.learner.halved", lambda backbone, x, within: seen.append(len(x)) or backbone(x).float()
+        "cleantune.learner.halved", lambda learning, x, within: seen.append(len(x)) or learning.backbone(x).float()
     )
     backbone = open_backbone(small(), feature="pool", width=16)
     net = Net(backbone, LinearHead(16, 2)).train()
@@ -128,7 +130,7 @@ def test_a_net_halves_what_learns_on_a_processor_and_nothing_else(monkeypatch: p
 def test_threads_that_begin_later_have_all_cores(two_threads: None) -> None:
     _pool.cache_clear()
     net = small()
-    halved(net, batch(), contextlib.nullcontext)
+    halved(Learning(net), batch(), contextlib.nullcontext)
     with ThreadPoolExecutor(1) as later:
         assert later.submit(torch.get_num_threads).result() == 2
 

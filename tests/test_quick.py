@@ -15,8 +15,8 @@ from torch import nn
 from cleantune.allocator import keep_pages
 from cleantune.backbones import quick, quiet
 from cleantune.backbones.quick import quicken
-from cleantune.folding import Folding, fold, given
-from cleantune.halves import HALVES, half_of_the_threads, halved
+from cleantune.folding import Folding, fold, foldable, given
+from cleantune.halves import HALVES, Learning, half_of_the_threads, halved
 
 VARIANTS = {
     "mobilenet_v2": {},
@@ -229,7 +229,7 @@ def test_halves_of_quick_layers_have_the_bits_of_two_ranks_and_the_gradients_of_
         net(x).square().sum().backward()
         whole = [p.grad for p in weights]
         twin.zero_grad()
-        f = halved(net, x, contextlib.nullcontext)
+        f = halved(Learning(net), x, contextlib.nullcontext)
         f.square().sum().backward()
         found = [p.grad for p in weights]
         parts = [net(share.part(x)) for share in HALVES]
@@ -260,8 +260,8 @@ class Pooled(nn.Module):
 def test_what_is_folded_once_is_taken_in_the_thread_that_it_is_given_to_and_only_where_statistics_are_fixed():
     _, twin = pair("mobilenet_v2")
     layers = [m for m in twin.modules() if isinstance(m, Folding)]
-    assert fold(twin.train()) == {}
-    made = fold(twin.eval())
+    assert fold(foldable(twin.train())) == {}
+    made = fold(foldable(twin.eval()))
     assert set(made) == set(layers)
     layer = layers[0]
     zeros = {layer: tuple(torch.zeros_like(t) for t in made[layer])}
@@ -295,3 +295,69 @@ def test_a_look_folds_a_layer_once_and_the_next_look_sees_the_weights_of_then(mo
     layer = twin.conv_stem.first_conv
     assert layer.kernel() is not layer.kernel()
     assert folded == [layer, layer]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("pads", [(0, 1, 0, 1), (1, 1, 1, 1), (2, 0, 1, 3), (0, 0, 0, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_in_one_pass_is_torchs_padding_and_so_are_its_gradients(layout, pads, dtype):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 4, generator=g).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    ours, theirs = quick._padded(x, pads, torch.float32), nn.functional.pad(x.float(), pads)
+    assert ours.grad_fn.name() == "_PaddedBackward"
+    assert torch.equal(ours, theirs)
+    assert ours.is_contiguous(memory_format=layout)
+    slope = torch.randn(ours.shape, generator=g)
+    found, expected = (torch.autograd.grad(y, x, slope)[0] for y in (ours, theirs))
+    assert torch.equal(found, expected)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=layout)
+
+
+class Layer(Folding):
+    """A convolution, with or without a bias, and a normalisation of fixed statistics."""
+
+    def __init__(self, bias: bool, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 2, stride, groups=3, bias=bias)
+        self.normalization = nn.BatchNorm2d(3).eval()
+        self.normalization.running_mean.uniform_(-1, 1)
+        self.normalization.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(self.normalization.weight, 0.5, 1.5)
+        nn.init.normal_(self.normalization.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.normalization(self.convolution(x))
+
+
+def test_kernels_folded_together_are_the_layers_and_gradients_reach_what_they_are_made_of():
+    torch.manual_seed(0)
+    layers = nn.ModuleList([Layer(True, 1), Layer(False, 1), Layer(False, 2)])
+    x, unused = torch.randn(4, 3, 5, 5), layers[1]
+    assert foldable(layers) == list(layers)
+    made = fold(foldable(layers))
+    for layer in layers:
+        weight, bias = made[layer]
+        found = nn.functional.conv2d(x, weight, bias, layer.convolution.stride, groups=3)
+        torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+        if layer is unused:
+            continue
+        parts = list(layer.parameters())
+        back = torch.autograd.grad(found.square().sum(), parts, retain_graph=True)
+        expected = torch.autograd.grad(layer(x).square().sum(), parts)
+        for ours, theirs in zip(back, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    both = sum(t.sum() for layer, kernel in made.items() for t in kernel if layer is not unused)
+    assert torch.autograd.grad(both, unused.convolution.weight, allow_unused=True) == (None,)
+
+
+def test_kernels_in_another_format_are_roundings_but_of_strided_depthwise_convolutions():
+    layers = [Layer(True, 1), Layer(False, 2)]
+    exact, rounded = fold(layers), fold(layers, torch.bfloat16)
+    assert [rounded[layer][0].dtype for layer in layers] == [torch.bfloat16, torch.float32]
+    for layer in layers:
+        for one, other in zip(exact[layer], rounded[layer], strict=True):
+            assert torch.equal(one.to(other.dtype), other)
+    sum(t.float().sum() for t in rounded[layers[0]]).backward()
+    assert layers[0].convolution.weight.grad.dtype == torch.float32
+    assert bool(layers[0].convolution.weight.grad.any())

@@ -5,13 +5,15 @@ They are made once a batch for all its threads where something learns, once for 
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Kernel: TypeAlias = tuple[Tensor, Tensor]
 """Weight and bias."""
@@ -43,18 +45,86 @@ class Folding(nn.Module):
 
     def fold(self) -> Kernel:
         """The same, made here; gradients reach the weights of both."""
-        weight, bias, norm = self.convolution.weight, self.convolution.bias, self.normalization
-        assert norm is not None
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        centre = norm.running_mean if bias is None else norm.running_mean - bias
-        return weight * scale.view(-1, 1, 1, 1), torch.addcmul(norm.bias, centre, scale, value=-1)
+        return fold([self])[self]
+
+    def is_strided_depthwise(self) -> bool:
+        """Whether each channel is convolved by itself in larger steps than one."""
+        convolution = self.convolution
+        return convolution.stride != (1, 1) and convolution.groups == convolution.in_channels
 
 
-def fold(network: nn.Module) -> dict[Folding, Kernel]:
-    """The kernels of all layers inside that fold."""
-    return {layer: layer.fold() for layer in network.modules() if isinstance(layer, Folding) and layer.fixed()}
+def foldable(network: nn.Module) -> list[Folding]:
+    """The layers inside that fold."""
+    return [layer for layer in network.modules() if isinstance(layer, Folding) and layer.fixed()]
+
+
+def fold(layers: Sequence[Folding], dtype: torch.dtype | None = None) -> dict[Folding, Kernel]:
+    """The kernels of layers that fold; gradients reach the weights of both parts of each.
+
+    Args:
+        layers: Together they take less than half the time of one after the other.
+        dtype: Of the kernels, if not that of the weights; strided depthwise convolutions keep theirs, since they
+            learn in float32 (`backbones/quick.py`).
+    """
+    parts = [_parts(layer) for layer in layers]
+    dtypes = [None if layer.is_strided_depthwise() else dtype for layer in layers]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        flat: tuple[Tensor, ...] = _Folded.apply(dtypes, *itertools.chain(*parts))  # type: ignore[no-untyped-call]
+        return dict(zip(layers, zip(flat[::2], flat[1::2], strict=True), strict=True))
+    return {layer: _folded(each, form) for layer, each, form in zip(layers, parts, dtypes, strict=True)}
+
+
+_PARTS = 5
+"""Tensors of which a kernel is made."""
+
+
+def _parts(layer: Folding) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weight of the convolution; scale, shift, mean (less the convolution's bias) and inverse deviation of the norm."""
+    convolution, norm = layer.convolution, layer.normalization
+    assert norm is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    centre = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
+    return convolution.weight, norm.weight, norm.bias, centre, torch.rsqrt(norm.running_var + norm.eps)
+
+
+def _folded(parts: Sequence[Tensor], dtype: torch.dtype | None) -> Kernel:
+    weight, scale, shift, centre, inverse = parts
+    factor = scale * inverse
+    kernel = weight * factor.view(-1, 1, 1, 1), torch.addcmul(shift, centre, factor, value=-1)
+    return kernel if dtype is None else (kernel[0].to(dtype), kernel[1].to(dtype))
+
+
+class _Folded(torch.autograd.Function):
+    """All layers as one node: autograd has nine for each, which take small kernels longer than what they compute."""
+
+    @staticmethod
+    def forward(ctx: Any, dtypes: Sequence[torch.dtype | None], *flat: Tensor) -> tuple[Tensor, ...]:
+        ctx.parts = [flat[first : first + _PARTS] for first in range(0, len(flat), _PARTS)]
+        ctx.set_materialize_grads(False)
+        return tuple(itertools.chain(*(_folded(each, form) for each, form in zip(ctx.parts, dtypes, strict=True))))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        back: list[tuple[Tensor | None, ...]] = [(None,) * _PARTS] * len(ctx.parts)
+        both = list(zip(slopes[::2], slopes[1::2], strict=True))
+        used = [k for k, (to_kernel, to_bias) in enumerate(both) if to_kernel is not None and to_bias is not None]
+        if used:
+            parts = zip(*(ctx.parts[k] for k in used), strict=True)
+            weights, scales, _, centres, inverse = (list(each) for each in parts)
+            to_kernel, to_bias = (list(each) for each in zip(*(both[k] for k in used), strict=True))
+            to_shift = [slope.to(scale.dtype) for slope, scale in zip(to_bias, scales, strict=True)]
+            factors = torch._foreach_mul(scales, inverse)
+            to_factor = [product.sum((1, 2, 3)) for product in torch._foreach_mul(to_kernel, weights)]
+            torch._foreach_addcmul_(to_factor, centres, to_shift, value=-1)
+            to_weight = torch._foreach_mul(to_kernel, [factor.view(-1, 1, 1, 1) for factor in factors])
+            to_scale = torch._foreach_mul(to_factor, inverse)
+            pulls = zip(factors, to_shift, centres, strict=True)
+            to_centre = [-factor * slope if centre.requires_grad else None for factor, slope, centre in pulls]
+            for k, *gradients in zip(used, to_weight, to_scale, to_shift, to_centre, strict=True):
+                back[k] = (*gradients, None)
+        return (None, *itertools.chain(*back))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cleantune import compiling
 from cleantune.backbones import Backbone
-from cleantune.halves import at_rest, halved
+from cleantune.halves import Learning, at_rest, halved
 from cleantune.mlp_head import MLPHead
 from cleantune.precision import Precision
 from cleantune.ranks import ALONE
@@ -234,6 +234,7 @@ class Net(nn.Module):
         self.looked = 0
         self.trained = 0
         self._at_rest: bool | None = None
+        self._learning: Learning | None = None
         self._compiled = False
         if backbone is not None and self.precision.channels_last:
             backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -270,7 +271,8 @@ class Net(nn.Module):
             self.backbone.compile(backend=compiling.BACKEND)
             self._compiled = True
         if learns and count > 1 and self.may_be_halved():
-            return halved(self.backbone, x, partial(chosen.autocast, device))
+            self._learning = self._learning or Learning(self.backbone)
+            return halved(self._learning, x, partial(chosen.autocast, device))
         with chosen.autocast(device):
             f: Tensor = self.backbone(self.sharing.part(x))
         return self.sharing.join(f.float(), count)
@@ -289,7 +291,7 @@ class Net(nn.Module):
     def train(self, mode: bool = True) -> Net:
         """Training or evaluation mode, but for BatchNorm where its statistics are frozen."""
         super().train(mode)
-        self._at_rest = None
+        self._at_rest = self._learning = None
         if mode and self.freeze_batchnorm and self.backbone is not None:
             for module in self.backbone.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

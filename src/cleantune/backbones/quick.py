@@ -160,14 +160,48 @@ def _placed(
     stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
     if _is_product(x, convolution):
         return _product(x, weight, bias)
-    if stride != (1, 1) and groups == x.shape[1] and _slow_strided(x):
+    if stride != (1, 1) and groups == x.shape[1] and _slow_strided(x):  # `Folding.is_strided_depthwise`
         with torch.autocast("cpu", enabled=False):
             bias = None if bias is None else bias.float()
-            padded = functional.pad(x.float(), pads)
+            padded = _padded(x, pads, torch.float32)
             return functional.conv2d(padded, weight.float(), bias, stride, 0, dilation, groups).bfloat16()
     if _tiny(x, convolution) or (left, top) != (right, bottom):
-        return functional.conv2d(functional.pad(x, pads), weight, bias, stride, 0, dilation, groups)
+        return functional.conv2d(_padded(x, pads, x.dtype), weight, bias, stride, 0, dilation, groups)
     return functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+
+
+def _padded(x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    """Zeros around the pixels, in a number format."""
+    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return cast(Tensor, _Padded.apply(x, pads, dtype))  # type: ignore[no-untyped-call]
+    return functional.pad(x.to(dtype), pads)
+
+
+class _Padded(torch.autograd.Function):
+    """Padding and format in one pass over the pixels; torch fills all of the padded map with zeros before."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+        (left, right, top, bottom), (count, channels, high, wide) = pads, x.shape
+        ctx.inside = (..., slice(top, top + high), slice(left, left + wide))
+        ctx.dtype, ctx.layout = x.dtype, _layout(x)
+        shape = count, channels, top + high + bottom, left + wide + right
+        out = torch.empty(shape, dtype=dtype, memory_format=ctx.layout)
+        out[ctx.inside].copy_(x)
+        for border in (out[:, :, :top], out[:, :, top + high :], out[..., :left], out[..., left + wide :]):
+            border.zero_()
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inside = gradient[ctx.inside]
+        out = torch.empty(inside.shape, dtype=ctx.dtype, memory_format=ctx.layout)
+        return out.copy_(inside), None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _is_product(x: Tensor, convolution: nn.Conv2d) -> bool:
