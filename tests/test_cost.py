@@ -19,7 +19,7 @@ from cleantune.cost import Rehearsal, Sizes, expected
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
 from cleantune.records import Phase
-from cleantune.speed import Speed, measure
+from cleantune.speed import FEWEST, Speed, measure
 from cleantune.train import phases
 
 FORESEEN = ("ce", "gce", "elr", "coteaching", "turn")
@@ -186,5 +186,9 @@ def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
     backbone = open_backbone(tmp_path / "model")
     data = load(DataSpec(colours(tmp_path, 40), true_label="true"))
     samples = prepare(data.rows["train"].samples, backbone.preprocess, tmp_path)  # type: ignore[arg-type]
-    speed = measure(Net(backbone, LinearHead(backbone.width, 3, init="zeros")), samples, backbone.width, 3, 0.2)
-    assert 0 < speed.trained < speed.looks
+    net = Net(backbone, LinearHead(backbone.width, 3, init="zeros"))
+    before = net.head.linear.weight.clone()
+    speed = measure(net, samples, backbone.width, 3, 0.2)
+    assert min(speed.looks, speed.trained) > 0
+    assert min(net.looked, net.trained) >= 2 * min(FEWEST, 40)
+    assert not torch.equal(net.head.linear.weight, before)

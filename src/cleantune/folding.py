@@ -62,7 +62,7 @@ def fold(layers: Sequence[Folding], dtype: torch.dtype | None = None) -> dict[Fo
     """The kernels of layers that fold; gradients reach the weights of both parts of each.
 
     Args:
-        layers: Together they take less than half the time of one after the other.
+        layers: Together they are one node of autograd.
         dtype: Of the kernels, if not that of the weights; strided depthwise convolutions keep theirs, since they
             learn in float32 (`backbones/quick.py`).
     """
@@ -96,7 +96,7 @@ def _folded(parts: Sequence[Tensor], dtype: torch.dtype | None) -> Kernel:
 
 
 class _Folded(torch.autograd.Function):
-    """All layers as one node: autograd has nine for each, which take small kernels longer than what they compute."""
+    """All layers as one node: autograd would have four to six for each, which take longer than what they compute."""
 
     @staticmethod
     def forward(ctx: Any, dtypes: Sequence[torch.dtype | None], *flat: Tensor) -> tuple[Tensor, ...]:

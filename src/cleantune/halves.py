@@ -48,7 +48,7 @@ def _restless(module: nn.Module) -> bool:
 
 
 class Learning:
-    """What learns of a backbone, as it is now: to go through its modules in every step takes two milliseconds."""
+    """What learns of a backbone, as it is now: its modules need not be gone through in every step."""
 
     def __init__(self, backbone: nn.Module) -> None:
         """A backbone on the CPU; nothing in it draws luck or mixes rows (`at_rest`)."""
