@@ -1,6 +1,6 @@
 """The speed of cleantune as ratios, both sides measured in the same run.
 
-    python benchmarks/run.py --quick --json bench.json          # 14 minutes on two cores, 24 where others use them too
+    python benchmarks/run.py --quick --json bench.json          # 8 to 16 minutes on two cores, 24 on busy ones
     python benchmarks/run.py                                    # with the 2.4 million rows
     python benchmarks/run.py --only extract.minilm --resume --json bench.json
 

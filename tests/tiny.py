@@ -111,7 +111,9 @@ def save_tiny(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path
         class_name, settings = CHECKPOINTS[name]
         cls = getattr(transformers, class_name)
         config = cls.config_class(**{**settings, **changes})
-        model = cls(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(config)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in model.parameters():
