@@ -47,10 +47,10 @@ class Folding(nn.Module):
         """The same, made here; gradients reach the weights of both."""
         return fold([self])[self]
 
-    def is_strided_depthwise(self) -> bool:
-        """Whether each channel is convolved by itself in larger steps than one."""
-        convolution = self.convolution
-        return convolution.stride != (1, 1) and convolution.groups == convolution.in_channels
+
+def is_strided_depthwise(convolution: nn.Conv2d) -> bool:
+    """Whether each channel is convolved by itself in larger steps than one."""
+    return convolution.stride != (1, 1) and convolution.groups == convolution.in_channels
 
 
 def foldable(network: nn.Module) -> list[Folding]:
@@ -67,7 +67,7 @@ def fold(layers: Sequence[Folding], dtype: torch.dtype | None = None) -> dict[Fo
             learn in float32 (`backbones/quick.py`).
     """
     parts = [_parts(layer) for layer in layers]
-    dtypes = [None if layer.is_strided_depthwise() else dtype for layer in layers]
+    dtypes = [None if is_strided_depthwise(layer.convolution) else dtype for layer in layers]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         flat: tuple[Tensor, ...] = _Folded.apply(dtypes, *itertools.chain(*parts))  # type: ignore[no-untyped-call]
         return dict(zip(layers, zip(flat[::2], flat[1::2], strict=True), strict=True))

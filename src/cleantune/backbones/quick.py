@@ -21,7 +21,7 @@ from transformers.models.mobilenet_v2.configuration_mobilenet_v2 import MobileNe
 from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import MobileNetV2ConvLayer
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
-from cleantune.folding import Folding
+from cleantune.folding import Folding, is_strided_depthwise
 
 
 def quicken(module: nn.Module) -> None:
@@ -160,7 +160,7 @@ def _placed(
     stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
     if _is_product(x, convolution):
         return _product(x, weight, bias)
-    if stride != (1, 1) and groups == x.shape[1] and _slow_strided(x):  # `Folding.is_strided_depthwise`
+    if is_strided_depthwise(convolution) and _slow_strided(x):
         with torch.autocast("cpu", enabled=False):
             bias = None if bias is None else bias.float()
             padded = _padded(x, pads, torch.float32)
