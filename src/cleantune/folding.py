@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -30,10 +31,6 @@ class Folding(nn.Module):
         """Whether there is a normalisation and its statistics are fixed."""
         return self.normalization is not None and not self.normalization.training
 
-    def folding(self) -> tuple[nn.Module, ...]:
-        """What the kernel is made of."""
-        return tuple(part for part in (self.convolution, self.normalization) if part is not None)
-
     def kernel(self) -> Kernel:
         """Weight and bias of the convolution that has the normalisation in it: `given` to this thread, or made here."""
         kernels: dict[Folding, Kernel] | None = getattr(_thread, "kernels", None)
@@ -45,86 +42,120 @@ class Folding(nn.Module):
 
     def fold(self) -> Kernel:
         """The same, made here; gradients reach the weights of both."""
-        return fold([self])[self]
+        return Foldable.of([self]).fold()[self]
 
 
-def is_strided_depthwise(convolution: nn.Conv2d) -> bool:
-    """Whether each channel is convolved by itself in larger steps than one."""
-    return convolution.stride != (1, 1) and convolution.groups == convolution.in_channels
+@dataclass(frozen=True)
+class Foldable:
+    """Layers that fold, and what their kernels are made of as long as nothing changes the statistics."""
+
+    layers: list[Folding]
+    parts: list[Parts]
+
+    @classmethod
+    def of(cls, layers: Sequence[Folding]) -> Foldable:
+        """Layers whose statistics are fixed."""
+        return cls(list(layers), [Parts.of(layer) for layer in layers])
+
+    @classmethod
+    def inside(cls, network: nn.Module) -> Foldable:
+        """The layers inside that fold."""
+        return cls.of([layer for layer in network.modules() if isinstance(layer, Folding) and layer.fixed()])
+
+    def fold(self, dtype: torch.dtype | None = None) -> dict[Folding, Kernel]:
+        """The kernels; gradients reach the weights of both parts of each layer.
+
+        Args:
+            dtype: Of the kernels, if not that of the weights.
+        """
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.layers:
+            return {layer: parts.fold(dtype) for layer, parts in zip(self.layers, self.parts, strict=True)}
+        learned = itertools.chain(*(parts.learned() for parts in self.parts))
+        flat: tuple[Tensor, ...] = _Folded.apply(self.parts, dtype, *learned)  # type: ignore[no-untyped-call]
+        count = len(self.layers)
+        return dict(zip(self.layers, zip(flat[:count], flat[count:], strict=True), strict=True))
 
 
-def foldable(network: nn.Module) -> list[Folding]:
-    """The layers inside that fold."""
-    return [layer for layer in network.modules() if isinstance(layer, Folding) and layer.fixed()]
+@dataclass(frozen=True)
+class Parts:
+    """Weight and bias of a convolution; scale, shift, mean and inverse deviation of its normalisation."""
 
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+    bias: Tensor | None
+    mean: Tensor
+    inverse: Tensor
 
-def fold(layers: Sequence[Folding], dtype: torch.dtype | None = None) -> dict[Folding, Kernel]:
-    """The kernels of layers that fold; gradients reach the weights of both parts of each.
+    @classmethod
+    def of(cls, layer: Folding) -> Parts:
+        """Those of a layer whose statistics are fixed."""
+        convolution, norm = layer.convolution, layer.normalization
+        assert norm is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        inverse = torch.rsqrt(norm.running_var + norm.eps)
+        return cls(convolution.weight, norm.weight, norm.bias, convolution.bias, norm.running_mean, inverse)
 
-    Args:
-        layers: Together they are one node of autograd.
-        dtype: Of the kernels, if not that of the weights; strided depthwise convolutions keep theirs, since they
-            learn in float32 (`backbones/quick.py`).
-    """
-    parts = [_parts(layer) for layer in layers]
-    dtypes = [None if is_strided_depthwise(layer.convolution) else dtype for layer in layers]
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        flat: tuple[Tensor, ...] = _Folded.apply(dtypes, *itertools.chain(*parts))  # type: ignore[no-untyped-call]
-        return dict(zip(layers, zip(flat[::2], flat[1::2], strict=True), strict=True))
-    return {layer: _folded(each, form) for layer, each, form in zip(layers, parts, dtypes, strict=True)}
+    def learned(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What may learn."""
+        return self.weight, self.scale, self.shift, self.bias
 
+    def centre(self) -> Tensor:
+        """The mean of what comes out of the convolution without its bias."""
+        return self.mean if self.bias is None else self.mean - self.bias
 
-_PARTS = 5
-"""Tensors of which a kernel is made."""
-
-
-def _parts(layer: Folding) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Weight of the convolution; scale, shift, mean (less the convolution's bias) and inverse deviation of the norm."""
-    convolution, norm = layer.convolution, layer.normalization
-    assert norm is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    centre = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
-    return convolution.weight, norm.weight, norm.bias, centre, torch.rsqrt(norm.running_var + norm.eps)
-
-
-def _folded(parts: Sequence[Tensor], dtype: torch.dtype | None) -> Kernel:
-    weight, scale, shift, centre, inverse = parts
-    factor = scale * inverse
-    kernel = weight * factor.view(-1, 1, 1, 1), torch.addcmul(shift, centre, factor, value=-1)
-    return kernel if dtype is None else (kernel[0].to(dtype), kernel[1].to(dtype))
+    def fold(self, dtype: torch.dtype | None) -> Kernel:
+        """The kernel."""
+        factor = self.scale * self.inverse
+        weight = self.weight * factor.view(-1, 1, 1, 1)
+        bias = torch.addcmul(self.shift, self.centre(), factor, value=-1)
+        return (weight, bias) if dtype is None else (weight.to(dtype), bias.to(dtype))
 
 
 class _Folded(torch.autograd.Function):
-    """All layers as one node: autograd would have four to six for each, which take longer than what they compute."""
+    """All layers as one node, and what is of the channels as one vector.
+
+    Autograd would have four to six nodes for each layer, which take longer than what they compute.
+    """
 
     @staticmethod
-    def forward(ctx: Any, dtypes: Sequence[torch.dtype | None], *flat: Tensor) -> tuple[Tensor, ...]:
-        ctx.parts = [flat[first : first + _PARTS] for first in range(0, len(flat), _PARTS)]
+    def forward(ctx: Any, parts: list[Parts], dtype: torch.dtype | None, *_: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.parts = parts
         ctx.set_materialize_grads(False)
-        return tuple(itertools.chain(*(_folded(each, form) for each, form in zip(ctx.parts, dtypes, strict=True))))
+        ctx.factor = torch.cat([p.scale for p in parts]) * torch.cat([p.inverse for p in parts])
+        sizes = [len(p.scale) for p in parts]
+        ctx.factors = ctx.factor.view(-1, 1, 1, 1).split(sizes)
+        weights = torch._foreach_mul([p.weight for p in parts], ctx.factors)
+        shift, centre = torch.cat([p.shift for p in parts]), torch.cat([p.centre() for p in parts])
+        bias = torch.addcmul(shift, centre, ctx.factor, value=-1)
+        if dtype is not None:
+            weights, bias = tuple(weight.to(dtype) for weight in weights), bias.to(dtype)
+        return *weights, *torch.unsafe_split_with_sizes(bias, sizes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        back: list[tuple[Tensor | None, ...]] = [(None,) * _PARTS] * len(ctx.parts)
-        both = list(zip(slopes[::2], slopes[1::2], strict=True))
+        count = len(ctx.parts)
+        back: list[tuple[Tensor | None, ...]] = [(None,) * 4] * count
+        both = list(zip(slopes[:count], slopes[count:], strict=True))
         used = [k for k, (to_kernel, to_bias) in enumerate(both) if to_kernel is not None and to_bias is not None]
         if used:
-            parts = zip(*(ctx.parts[k] for k in used), strict=True)
-            weights, scales, _, centres, inverse = (list(each) for each in parts)
+            parts, factors = [ctx.parts[k] for k in used], [ctx.factors[k] for k in used]
+            sizes = [len(p.scale) for p in parts]
             to_kernel, to_bias = (list(each) for each in zip(*(both[k] for k in used), strict=True))
-            to_shift = [slope.to(scale.dtype) for slope, scale in zip(to_bias, scales, strict=True)]
-            factors = torch._foreach_mul(scales, inverse)
-            to_factor = [product.sum((1, 2, 3)) for product in torch._foreach_mul(to_kernel, weights)]
-            torch._foreach_addcmul_(to_factor, centres, to_shift, value=-1)
-            to_weight = torch._foreach_mul(to_kernel, [factor.view(-1, 1, 1, 1) for factor in factors])
-            to_scale = torch._foreach_mul(to_factor, inverse)
-            pulls = zip(factors, to_shift, centres, strict=True)
-            to_centre = [-factor * slope if centre.requires_grad else None for factor, slope, centre in pulls]
-            for k, *gradients in zip(used, to_weight, to_scale, to_shift, to_centre, strict=True):
-                back[k] = (*gradients, None)
-        return (None, *itertools.chain(*back))
+            to_shift = torch.cat(to_bias).to(ctx.factor.dtype)
+            to_weight = torch._foreach_mul(to_kernel, factors)
+            products = torch._foreach_mul(to_kernel, [p.weight for p in parts])
+            to_factor = torch.cat([product.sum((1, 2, 3)) for product in products])
+            to_factor.addcmul_(torch.cat([p.centre() for p in parts]), to_shift, value=-1)
+            to_scale = to_factor.mul_(torch.cat([p.inverse for p in parts]))
+            split = torch.unsafe_split_with_sizes(to_scale, sizes), torch.unsafe_split_with_sizes(to_shift, sizes)
+            pulls = zip(parts, factors, split[1], strict=True)
+            to_own = [None if p.bias is None else factor.flatten() * slope for p, factor, slope in pulls]
+            for k, *gradients in zip(used, to_weight, *split, to_own, strict=True):
+                back[k] = tuple(gradients)
+        return (None, None, *itertools.chain(*back))
 
 
 @contextmanager

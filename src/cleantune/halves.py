@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cleantune.folding import Folding, fold, foldable, given
+from cleantune.folding import Foldable, given
 from cleantune.ranks import Ranks
 from cleantune.records import Inputs
 
@@ -53,8 +53,8 @@ class Learning:
     def __init__(self, backbone: nn.Module) -> None:
         """A backbone on the CPU; nothing in it draws luck or mixes rows (`at_rest`)."""
         self.backbone = backbone
-        self.layers: list[Folding] = foldable(backbone)
-        inside = {id(p) for layer in self.layers for part in layer.folding() for p in part.parameters()}
+        self.foldable = Foldable.inside(backbone)
+        inside = {id(p) for parts in self.foldable.parts for p in parts.learned()}
         learning = [p for p in backbone.parameters() if p.requires_grad]
         self.folded = [p for p in learning if id(p) in inside]
         self.weights = [p for p in learning if id(p) not in inside]
@@ -109,7 +109,7 @@ class _Halved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hook: Tensor, learning: Learning, x: Inputs, within: Callable[[], Any]) -> Tensor:
         with torch.enable_grad():
-            made = fold(learning.layers, _computes_in(within))
+            made = learning.foldable.fold(_computes_in(within))
 
         def half(share: Ranks) -> Tensor:
             with torch.enable_grad(), within(), given(made):
@@ -135,9 +135,12 @@ class _Halved(torch.autograd.Function):
             return [*found[:count], *through]
 
         parts = torch.split(gradient, [len(f) for f in ctx.halves])
-        for p, one, other in zip([*ctx.weights, *ctx.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True):
-            if one is not None and other is not None:
-                total = one.add_(other)
+        found = zip([*ctx.weights, *ctx.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True)
+        reached = [(p, one, other) for p, one, other in found if one is not None and other is not None]
+        if reached:
+            learning, ones, others = (list(each) for each in zip(*reached, strict=True))
+            torch._foreach_add_(ones, others)
+            for p, total in zip(learning, ones, strict=True):
                 if p.grad is not None:
                     p.grad.add_(total)
                 else:  # laid out in memory as the weight is, which fused optimisers want

@@ -16,12 +16,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.models.mobilenet_v2.configuration_mobilenet_v2 import MobileNetV2Config
 from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import MobileNetV2ConvLayer
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
-from cleantune.folding import Folding, is_strided_depthwise
+from cleantune.folding import Folding
 
 
 def quicken(module: nn.Module) -> None:
@@ -39,17 +40,26 @@ def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activatio
         weight, bias = layer.kernel()
         if _only_looks():
             return _looked(x, weight, bias, convolution, pads, activation)
-        x = _placed(x, weight, bias, convolution, pads)
-    else:
-        x = _placed(x, convolution.weight, convolution.bias, convolution, pads)
-        x = x if norm is None else _normalised(x, norm)
+        return _placed(x, weight, bias, convolution, pads, activation)
+    if norm is None:
+        return _placed(x, convolution.weight, convolution.bias, convolution, pads, activation)
+    x = _placed(x, convolution.weight, convolution.bias, convolution, pads)
+    return _activated(_normalised(x, norm), activation)
+
+
+def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
+    """The activation in the place of its input, which nothing else needs."""
+    if type(activation) is nn.ReLU6:
+        return functional.hardtanh_(x, 0.0, 6.0)
+    if type(activation) is nn.ReLU:
+        return functional.relu_(x)
     return x if activation is None else cast(Tensor, activation(x))
 
 
 def _normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """The normalisation, which learns; of narrow maps with the quick backward pass."""
+    """The normalisation, which learns; of narrow maps by rows of several pixels."""
     usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not usual or not torch.is_grad_enabled() or not _is_narrow(x):
+    if not usual or not torch.is_grad_enabled() or norm.weight.dtype != torch.float32 or not _is_narrow(x):
         return cast(Tensor, norm(x))
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
     given = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
@@ -57,50 +67,77 @@ def _normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def _is_narrow(x: Tensor) -> bool:
-    """Whether fewer channels lie together, on a CPU, than a vector register has numbers, and groups of them fill it."""
-    groups = _LANES // x.shape[1]
-    fits = groups > 1 and x.shape[0] * x.shape[2] * x.shape[3] % groups == 0
+    """Whether few channels lie together, on a CPU, and groups of them fill rows."""
+    count, channels, high, wide = x.shape
+    fits = channels <= _NARROW and count * high * wide % (_ROW // channels) == 0
     last = x.is_contiguous(memory_format=torch.channels_last)
-    return fits and last and x.device.type == "cpu" and x.dtype == torch.float32
+    return fits and last and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
-_LANES = 16
-"""Numbers of a vector register: BatchNorm's backward pass goes one by one through maps of fewer channels."""
+_NARROW = 8
+"""Channels, at the most, through which BatchNorm goes one by one."""
+_ROW = 64
+"""Numbers, about, of a row of several pixels."""
 
 
 class _NarrowNorm(torch.autograd.Function):
-    """BatchNorm by the statistics of the batch; to its backward pass several pixels of few channels are one of many."""
+    """BatchNorm by the statistics of the batch; several pixels of few channels are one of many."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *rest: float) -> Tensor:
-        out, centre, inverse = torch.native_batch_norm(x, weight, bias, mean, var, True, *rest)
-        ctx.save_for_backward(x, weight, centre, inverse)
-        return out
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        channels, pixels = x.shape[1], x.numel() // x.shape[1]
+        groups, rows = _ROW // channels, _in_rows(x)
+        unmoved = torch.zeros(rows.shape[1]), torch.ones(rows.shape[1])
+        own = torch.ops.aten.batch_norm_update_stats(rows, *unmoved, 0.0)
+        means, variances = (t.view(groups, channels) for t in own)
+        variance, mean = torch.var_mean(means, 0, correction=0)
+        variance += variances.mean(0)
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(variance * (pixels / (pixels - 1)), momentum)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
+        return _scaled(rows, weight, bias, mean, variance, eps).view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, centre, inverse = ctx.saved_tensors
-        channels, groups = x.shape[1], _LANES // x.shape[1]
-
-        def wide(t: Tensor) -> Tensor:
-            return t.permute(0, 2, 3, 1).reshape(-1, groups * channels)
-
-        def summed(t: Tensor) -> Tensor:
-            return t.view(groups, channels).sum(0)
-
-        rows, slopes = wide(x), wide(gradient.contiguous(memory_format=torch.channels_last))
-        statistics = centre.repeat(groups), inverse.repeat(groups)
-        sums = torch.ops.aten.native_batch_norm_backward(
-            slopes, rows, None, None, None, *statistics, True, 0.0, [False, True, True]
+        x, weight, mean, inverse = ctx.saved_tensors
+        channels, pixels = x.shape[1], x.numel() // x.shape[1]
+        groups, rows = _ROW // channels, _in_rows(x)
+        slopes = _in_rows(gradient.contiguous(memory_format=torch.channels_last))
+        one = torch.ones(rows.shape[1])
+        whole = torch.ops.aten.native_batch_norm_backward(
+            slopes, rows, one, None, None, mean.repeat(groups), inverse.repeat(groups), True, 0.0, [False, True, True]
         )
-        to_weight, to_bias = summed(sums[1]), summed(sums[2])
+        to_weight, to_bias = (t.view(groups, channels).sum(0) for t in whole[1:])
         # Of each number: a dy + b x + c, by channel.
-        count, a = x.numel() // channels, weight * inverse
-        b = -a * inverse * to_weight / count
-        c = -a * to_bias / count - b * centre
-        out = torch.addcmul(c.repeat(groups), rows, b.repeat(groups)).addcmul_(slopes, a.repeat(groups))
+        a = weight * inverse
+        b = -a * inverse * to_weight / pixels
+        c = -a * to_bias / pixels - b * mean
+        none, unit = torch.zeros(channels), torch.ones(channels)
+        out = _scaled(rows, b, c, none, unit, 0.0).add_(_scaled(slopes, a, none, none, unit, 0.0))
         back = out.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
         return back, to_weight, to_bias, None, None, None, None
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """Several pixels as one: [pixels / groups, groups x channels]."""
+    return x.permute(0, 2, 3, 1).reshape(-1, _ROW // x.shape[1] * x.shape[1])
+
+
+def _scaled(rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """(rows - mean) / sqrt(variance + eps) * weight + bias, by channel, in the rows' format."""
+    groups = rows.shape[1] // len(weight)
+    weight, bias, mean, variance = (t.repeat(groups) for t in (weight, bias, mean, variance))
+    return torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)[0]
 
 
 def _looked(
@@ -126,10 +163,7 @@ def _looked(
         kind = torch.bfloat16 if half else x.dtype
         x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
         return _pointwise(x, weight, bias, padding, stride, dilation, groups, name, numbers, "")
-    x = functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if type(activation) in _FUSED:
-        return functional.hardtanh_(x, 0.0, 6.0) if type(activation) is nn.ReLU6 else functional.relu_(x)
-    return x if activation is None else cast(Tensor, activation(x))
+    return _activated(functional.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
 
 
 _FUSED: dict[type, tuple[str, list[float]]] = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
@@ -153,21 +187,27 @@ def _fuses() -> bool:
 
 
 def _placed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, convolution: nn.Conv2d, pads: tuple[int, int, int, int]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    convolution: nn.Conv2d,
+    pads: tuple[int, int, int, int],
+    activation: nn.Module | None = None,
 ) -> Tensor:
-    """The convolution of the padded pixels, by whichever way to it is quick."""
+    """The convolution of the padded pixels, by whichever way to it is quick, and its activation."""
     left, right, top, bottom = pads
     stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
     if _is_product(x, convolution):
-        return _product(x, weight, bias)
-    if is_strided_depthwise(convolution) and _slow_strided(x):
-        with torch.autocast("cpu", enabled=False):
-            bias = None if bias is None else bias.float()
-            padded = _padded(x, pads, torch.float32)
-            return functional.conv2d(padded, weight.float(), bias, stride, 0, dilation, groups).bfloat16()
-    if _tiny(x, convolution) or (left, top) != (right, bottom):
-        return functional.conv2d(_padded(x, pads, x.dtype), weight, bias, stride, 0, dilation, groups)
-    return functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+        return _product(x, weight, bias, activation)
+    if stride != (1, 1) and groups == convolution.in_channels and _slow_strided(x) and _reaches(pads, convolution):
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        given = weight.bfloat16(), bias.bfloat16(), stride, dilation
+        out = cast(Tensor, _StridedDepthwise.apply(x.bfloat16(), pads, *given))  # type: ignore[no-untyped-call]
+    elif _tiny(x, convolution) or (left, top) != (right, bottom):
+        out = functional.conv2d(_padded(x, pads, x.dtype), weight, bias, stride, 0, dilation, groups)
+    else:
+        out = functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+    return _activated(out, activation)
 
 
 def _padded(x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
@@ -182,21 +222,85 @@ class _Padded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-        (left, right, top, bottom), (count, channels, high, wide) = pads, x.shape
-        ctx.inside = (..., slice(top, top + high), slice(left, left + wide))
-        ctx.dtype, ctx.layout = x.dtype, _layout(x)
-        shape = count, channels, top + high + bottom, left + wide + right
-        out = torch.empty(shape, dtype=dtype, memory_format=ctx.layout)
-        out[ctx.inside].copy_(x)
-        for border in (out[:, :, :top], out[:, :, top + high :], out[..., :left], out[..., left + wide :]):
-            border.zero_()
-        return out
+        ctx.inside, ctx.dtype, ctx.layout = _inside(x, pads), x.dtype, _layout(x)
+        return _framed(x, pads, dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inside = gradient[ctx.inside]
         out = torch.empty(inside.shape, dtype=ctx.dtype, memory_format=ctx.layout)
         return out.copy_(inside), None, None
+
+
+def _inside(x: Tensor, pads: tuple[int, int, int, int]) -> tuple[Any, ...]:
+    """Where the pixels lie in the padded map."""
+    left, _, top, _ = pads
+    return ..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3])
+
+
+def _framed(x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
+    """Zeros around the pixels, in a number format; without a gradient."""
+    (left, right, top, bottom), (count, channels, high, wide) = pads, x.shape
+    shape = count, channels, top + high + bottom, left + wide + right
+    out = torch.empty(shape, dtype=dtype, memory_format=_layout(x))
+    out[_inside(x, pads)].copy_(x)
+    for border in (out[:, :, :top], out[:, :, top + high :], out[..., :left], out[..., left + wide :]):
+        border.zero_()
+    return out
+
+
+class _StridedDepthwise(torch.autograd.Function):
+    """A strided depthwise convolution in bfloat16; the gradient of the pixels is a convolution in steps of one.
+
+    It passes over the gradient of the output with zeros between its pixels. The library's own way to it takes eight to
+    forty times as long in bfloat16, and in float32, with the conversions, twice as long.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        pads: tuple[int, int, int, int],
+        weight: Tensor,
+        bias: Tensor,
+        stride: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        padded = _framed(x, pads, x.dtype)
+        ctx.save_for_backward(padded, weight)
+        ctx.shape, ctx.pads, ctx.stride, ctx.dilation = x.shape, pads, stride, dilation
+        return functional.conv2d(padded, weight, bias, stride, 0, dilation, len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        padded, weight = ctx.saved_tensors
+        channels, (down, along), (left, _, top, _) = len(weight), ctx.stride, ctx.pads
+        settings = [channels], ctx.stride, [0, 0], ctx.dilation, False, [0, 0], channels
+        _, to_weight, to_bias = torch.ops.aten.convolution_backward(
+            gradient, padded, weight, *settings, [False, ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
+        )
+        if not ctx.needs_input_grad[0]:
+            return None, None, to_weight, to_bias, None, None
+        (count, _, high, wide), (reach_down, reach_along) = ctx.shape, _reach(weight, ctx.dilation)
+        shape = count, channels, high + reach_down, wide + reach_along
+        spread = torch.empty(shape, dtype=gradient.dtype, memory_format=_layout(padded)).zero_()
+        spread[:, :, reach_down - top :: down, reach_along - left :: along][
+            :, :, : gradient.shape[2], : gradient.shape[3]
+        ].copy_(gradient)
+        back = functional.conv2d(spread, weight.flip(2, 3), None, 1, 0, ctx.dilation, channels)
+        return back, None, to_weight, to_bias, None, None
+
+
+def _reach(weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int]:
+    """How many pixels lie between the first and the last that a kernel sees, downwards and along."""
+    return (weight.shape[2] - 1) * dilation[0], (weight.shape[3] - 1) * dilation[1]
+
+
+def _reaches(pads: tuple[int, int, int, int], convolution: nn.Conv2d) -> bool:
+    """Whether no window of the kernel lies in the padding alone."""
+    (left, right, top, bottom), (down, along) = pads, _reach(convolution.weight, convolution.dilation)  # type: ignore[arg-type]
+    return max(top, bottom) <= down and max(left, right) <= along
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -213,9 +317,12 @@ def _is_product(x: Tensor, convolution: nn.Conv2d) -> bool:
     return small and x.device.type == "cpu" and torch.is_grad_enabled()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The convolution by one pixel; channels lie last again."""
-    return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> Tensor:
+    """The convolution by one pixel and its activation; channels lie last again."""
+    count, channels, high, wide = x.shape
+    rows, columns = x.permute(0, 2, 3, 1).reshape(-1, channels), weight.flatten(1).t()
+    out = torch.mm(rows, columns) if bias is None else torch.addmm(bias, rows, columns)
+    return _activated(out, activation).view(count, high, wide, -1).permute(0, 3, 1, 2)
 
 
 def _tiny(x: Tensor, convolution: nn.Conv2d) -> bool:
@@ -284,7 +391,18 @@ class QuickResNetShortCut(ResNetShortCut, Folding):  # type: ignore[misc]
         return _layer(input, self, _own(self.convolution))
 
 
+class QuickAveragePool(nn.AdaptiveAvgPool2d):
+    """The mean of all pixels, whose gradient lies in memory as the pixels do."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
+        """The same function."""
+        if self.output_size not in (1, (1, 1)) or not torch.is_grad_enabled():
+            return super().forward(input)
+        return input.permute(0, 2, 3, 1).mean((1, 2))[..., None, None]
+
+
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {
+    nn.AdaptiveAvgPool2d: QuickAveragePool,
     MobileNetV2ConvLayer: QuickMobileNetV2ConvLayer,
     ResNetConvLayer: QuickResNetConvLayer,
     ResNetShortCut: QuickResNetShortCut,
