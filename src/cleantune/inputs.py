@@ -117,11 +117,11 @@ class PreparedImages:
 
     def weak(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Mirrored and warped a little, then normalised."""
-        return self.preprocess.inputs(augment_images(self.pixels(indices), "weak", self.augment, generator))
+        return self.preprocess.inputs(augment_images(self.pixels(indices), "weak", self.augment, generator), own=True)
 
     def strong(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """The weak view after RandAugment."""
-        return self.preprocess.inputs(augment_images(self.pixels(indices), "strong", self.augment, generator))
+        return self.preprocess.inputs(augment_images(self.pixels(indices), "strong", self.augment, generator), own=True)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> PreparedImages:
         """These rows alone, in this order; nothing is copied."""

@@ -95,15 +95,17 @@ class ImagePreprocess:
         """Resized and cropped pixels of one image."""
         return torch.from_numpy(self.array(image).copy()).permute(2, 0, 1)
 
-    def inputs(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
+    def inputs(self, pixels: Tensor, *, own: bool = False) -> Float[Tensor, "B 3 H W"]:
         """Normalised network inputs from pixels of 0..255, uint8 or float; the memory format stays.
+
+        Pixels in float that are the caller's `own` become the inputs in their place, which saves a copy.
 
         Both steps are one multiplication and one addition of each value. Where the channels are last, a row of pixels
         is one vector of 3 W numbers: three channels alone would be too short for the processor's vectors.
         """
         std = torch.tensor(self.std, device=pixels.device)
         factor, centre = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
-        x = pixels.float() if pixels.dtype == torch.uint8 else pixels.clone()
+        x = pixels if own and pixels.dtype == torch.float32 else pixels.to(torch.float32, copy=True)
         last = x.permute(0, 2, 3, 1)
         if last.is_contiguous():
             width = last.shape[2]
