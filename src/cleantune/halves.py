@@ -138,9 +138,9 @@ class _Halved(torch.autograd.Function):
         found = zip([*ctx.weights, *ctx.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True)
         reached = [(p, one, other) for p, one, other in found if one is not None and other is not None]
         if reached:
-            learning, ones, others = (list(each) for each in zip(*reached, strict=True))
+            weights, ones, others = (list(each) for each in zip(*reached, strict=True))
             torch._foreach_add_(ones, others)
-            for p, total in zip(learning, ones, strict=True):
+            for p, total in zip(weights, ones, strict=True):
                 if p.grad is not None:
                     p.grad.add_(total)
                 else:  # laid out in memory as the weight is, which fused optimisers want

@@ -43,8 +43,7 @@ def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activatio
         return _placed(x, weight, bias, convolution, pads, activation)
     if norm is None:
         return _placed(x, convolution.weight, convolution.bias, convolution, pads, activation)
-    x = _placed(x, convolution.weight, convolution.bias, convolution, pads)
-    return _activated(_normalised(x, norm), activation)
+    return _normalised(_placed(x, convolution.weight, convolution.bias, convolution, pads), norm, activation)
 
 
 def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
@@ -56,14 +55,17 @@ def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
     return x if activation is None else cast(Tensor, activation(x))
 
 
-def _normalised(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """The normalisation, which learns; of narrow maps by rows of several pixels."""
+def _normalised(x: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None = None) -> Tensor:
+    """The normalisation, which learns, and the activation; of narrow maps by rows of several pixels."""
     usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
     if not usual or not torch.is_grad_enabled() or norm.weight.dtype != torch.float32 or not _is_narrow(x):
-        return cast(Tensor, norm(x))
+        return _activated(norm(x), activation)
     norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+    last = x.permute(0, 2, 3, 1)
+    rows = last.reshape(-1, _ROW // x.shape[1] * x.shape[1])
     given = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
-    return cast(Tensor, _NarrowNorm.apply(x, *given))  # type: ignore[no-untyped-call]
+    out = cast(Tensor, _NarrowNorm.apply(rows, *given))  # type: ignore[no-untyped-call]
+    return _activated(out, activation).view(last.shape).permute(0, 3, 1, 2)
 
 
 def _is_narrow(x: Tensor) -> bool:
@@ -81,12 +83,12 @@ _ROW = 64
 
 
 class _NarrowNorm(torch.autograd.Function):
-    """BatchNorm by the statistics of the batch; several pixels of few channels are one of many."""
+    """BatchNorm by the statistics of the batch, of rows [pixels / groups, groups x channels]: several pixels as one."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        rows: Tensor,
         weight: Tensor,
         bias: Tensor,
         running_mean: Tensor,
@@ -94,26 +96,24 @@ class _NarrowNorm(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        channels, pixels = x.shape[1], x.numel() // x.shape[1]
-        groups, rows = _ROW // channels, _in_rows(x)
+        channels, pixels = len(weight), rows.numel() // len(weight)
         unmoved = torch.zeros(rows.shape[1]), torch.ones(rows.shape[1])
         own = torch.ops.aten.batch_norm_update_stats(rows, *unmoved, 0.0)
-        means, variances = (t.view(groups, channels) for t in own)
+        means, variances = (t.view(-1, channels) for t in own)
         variance, mean = torch.var_mean(means, 0, correction=0)
         variance += variances.mean(0)
         running_mean.lerp_(mean, momentum)
         running_var.lerp_(variance * (pixels / (pixels - 1)), momentum)
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
-        return _scaled(rows, weight, bias, mean, variance, eps).view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        ctx.save_for_backward(rows, weight, mean, torch.rsqrt(variance + eps))
+        return _scaled(rows, weight, bias, mean, variance, eps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse = ctx.saved_tensors
-        channels, pixels = x.shape[1], x.numel() // x.shape[1]
-        groups, rows = _ROW // channels, _in_rows(x)
-        slopes = _in_rows(gradient.contiguous(memory_format=torch.channels_last))
-        one = torch.ones(rows.shape[1])
+    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, mean, inverse = ctx.saved_tensors
+        channels, pixels = len(weight), rows.numel() // len(weight)
+        groups, one = rows.shape[1] // channels, torch.ones(rows.shape[1])
+        slopes = slopes.contiguous()
         whole = torch.ops.aten.native_batch_norm_backward(
             slopes, rows, one, None, None, mean.repeat(groups), inverse.repeat(groups), True, 0.0, [False, True, True]
         )
@@ -123,14 +123,8 @@ class _NarrowNorm(torch.autograd.Function):
         b = -a * inverse * to_weight / pixels
         c = -a * to_bias / pixels - b * mean
         none, unit = torch.zeros(channels), torch.ones(channels)
-        out = _scaled(rows, b, c, none, unit, 0.0).add_(_scaled(slopes, a, none, none, unit, 0.0))
-        back = out.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        back = _scaled(rows, b, c, none, unit, 0.0).add_(_scaled(slopes, a, none, none, unit, 0.0))
         return back, to_weight, to_bias, None, None, None, None
-
-
-def _in_rows(x: Tensor) -> Tensor:
-    """Several pixels as one: [pixels / groups, groups x channels]."""
-    return x.permute(0, 2, 3, 1).reshape(-1, _ROW // x.shape[1] * x.shape[1])
 
 
 def _scaled(rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
