@@ -56,6 +56,17 @@ def test_scores_are_those_of_the_standardised_features():
     assert torch.equal(output.f, x)
 
 
+def test_scores_that_are_only_looked_at_are_those_that_are_learned_from():
+    g = torch.Generator().manual_seed(2)
+    f = 5 + 3 * torch.randn(40, 7, generator=g)
+    head = LinearHead(7, 4, standardise=standardisation(f), generator=g)
+    with torch.no_grad():
+        head.linear.bias.normal_(generator=g)
+        looked = head(f).logits
+    assert not looked.requires_grad
+    torch.testing.assert_close(looked, head(f).logits.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_behind_its_standardisation_a_head_gives_the_same_of_standardised_features():
     x = torch.randn(20, 6) * 50 + 7
     head = LinearHead(6, 3, standardise=standardisation(x), generator=torch.Generator().manual_seed(0))

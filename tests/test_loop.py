@@ -13,7 +13,7 @@ import torch
 from test_contract import CLASSES, Problem, _one_thread, backbone, blobs, loop_on, quick  # noqa: F401 - a fixture
 from torch import Tensor
 
-from cleantune import losses
+from cleantune import loop, losses
 from cleantune.errors import UserError
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
@@ -317,6 +317,13 @@ def test_probabilities_are_the_mean_over_nets_and_sum_to_one() -> None:
     p = run.probabilities("test")
     assert p.shape == (N, CLASSES)
     torch.testing.assert_close(p.sum(1), torch.ones(N))
+
+
+def test_luck_is_seeded_as_torch_seeds_it() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    loop._seed(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_dropout_in_the_backbone_is_off_when_looking_and_on_when_learning() -> None:

@@ -365,7 +365,7 @@ def test_a_look_folds_a_layer_once_and_the_next_look_sees_the_weights_of_then(mo
     _, twin = pair("mobilenet_v2")
     net, x = Pooled(twin.eval().float()), torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     folded, own = [], Folding.fold
-    monkeypatch.setattr(Folding, "fold", lambda layer: folded.append(layer) or own(layer))
+    monkeypatch.setattr(Folding, "fold", lambda layer, dtype=None: folded.append(layer) or own(layer, dtype))
     with torch.no_grad():
         expected = net(x)
         layers = len(folded)
@@ -384,6 +384,21 @@ def test_a_look_folds_a_layer_once_and_the_next_look_sees_the_weights_of_then(mo
     layer = twin.conv_stem.first_conv
     assert layer.kernel() is not layer.kernel()
     assert folded == [layer, layer]
+
+
+def test_a_look_in_bfloat16_rounds_its_kernels_once_for_all_batches():
+    _, twin = pair("mobilenet_v2")
+    net, x = Pooled(twin.eval().float()), torch.randn(6, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    kernels: dict[Folding, tuple[torch.Tensor, torch.Tensor]] = {}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), given(kernels):
+        found = net(x)
+        made = dict(kernels)
+        assert torch.equal(net(x), found)
+    assert {t.dtype for kernel in made.values() for t in kernel} == {torch.bfloat16}
+    assert len(made) > 3
+    assert all(kernels[layer] is kernel for layer, kernel in made.items())
+    with torch.no_grad(), given({}):
+        torch.testing.assert_close(found.float(), net(x), rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

@@ -185,7 +185,7 @@ def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
     assert body is not None
     held = sum(p.to_local().numel() for p in body.parameters())  # type: ignore[attr-defined]
     whole = sum(p.numel() for p in body.parameters())
-    mine.gather_nets([Net(open_backbone(folder / "vit"), new_head(torch.zeros(2, 16), 0))])
+    mine.gather_nets(lambda: [Net(open_backbone(folder / "vit"), new_head(torch.zeros(2, 16), 0))])
     gathered = mine.whole[0].backbone
     assert gathered is not None
     same = all(torch.equal(v, b[f"backbone.0.{k}"]) for k, v in gathered.state_dict().items())

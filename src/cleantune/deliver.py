@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Delivery:
     """It is the first probe on the backbone as pre-trained, in the place of what came after."""
 
 
-def deliver(run: Loop, material: Material, fresh: list[Net], spec: RunSpec, last: str) -> Delivery:
+def deliver(run: Loop, material: Material, fresh: Callable[[], list[Net]], spec: RunSpec, last: str) -> Delivery:
     """Put the chosen nets into the run.
 
     Do no harm: where fine-tuning ends clearly below the probe on the noisy validation split, the probe it began
@@ -39,36 +40,36 @@ def deliver(run: Loop, material: Material, fresh: list[Net], spec: RunSpec, last
     Args:
         run: After its last epoch.
         material: Of the run.
-        fresh: Nets as before the first phase.
+        fresh: Makes nets as before the first phase.
         spec: Says how to choose.
         last: Name of the last phase.
     """
     if spec.choose != "last" and "best" in run.candidates:
-        run.deliver(fresh, "best")
+        run.deliver(fresh(), "best")
         return Delivery("best", f"the epoch with the best accuracy on the validation split ({spec.choose})")
     probe = next((name for name in run.candidates if name != "best"), None)
     if probe is None or not spec.do_no_harm or "validation" not in run.splits:
         return Delivery(last, "the model of the last epoch")
     y = run.splits["validation"].y
     tuned = (run.probabilities("validation").argmax(1) == y).numpy()
-    probed = _agrees(run, material, fresh, probe)
+    probed = _agrees(run, material, probe)
     lost = metrics.lost_against(probed, tuned)
     words = (
         f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels,"
         f" the first {probe} with {probed.mean():.1%}"
     )
     if lost > HARM:
-        run.deliver(fresh, probe)
+        run.deliver(fresh(), probe)
         why = f"fine-tuning did harm, so the first {probe} is delivered: {words} ({lost:.1f} standard errors)"
         return Delivery(probe, why, early=True)
     return Delivery(last, f"the model of the last epoch: {words}")
 
 
-def _agrees(run: Loop, material: Material, fresh: list[Net], candidate: str) -> np.ndarray:
+def _agrees(run: Loop, material: Material, candidate: str) -> np.ndarray:
     """Whether a candidate of an untouched backbone predicts the given label, by validation sample."""
     f = torch.as_tensor(np.asarray(material.features["validation"]))
     p = torch.zeros(())
-    for k in range(len(fresh)):
+    for k in range(len(run.heads[candidate])):
         head = run.candidate_head(candidate, k).eval()
         with torch.no_grad():
             p = p + head(f).logits.softmax(1)

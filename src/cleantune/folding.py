@@ -31,18 +31,22 @@ class Folding(nn.Module):
         """Whether there is a normalisation and its statistics are fixed."""
         return self.normalization is not None and not self.normalization.training
 
-    def kernel(self) -> Kernel:
-        """Weight and bias of the convolution that has the normalisation in it: `given` to this thread, or made here."""
+    def kernel(self, dtype: torch.dtype | None = None) -> Kernel:
+        """Weight and bias of the convolution that has the normalisation in it: `given` to this thread, or made here.
+
+        Args:
+            dtype: Of what is made here, if not that of the weights.
+        """
         kernels: dict[Folding, Kernel] | None = getattr(_thread, "kernels", None)
         if kernels is None:
-            return self.fold()
+            return self.fold(dtype)
         if self not in kernels:
-            kernels[self] = self.fold()
+            kernels[self] = self.fold(dtype)
         return kernels[self]
 
-    def fold(self) -> Kernel:
+    def fold(self, dtype: torch.dtype | None = None) -> Kernel:
         """The same, made here; gradients reach the weights of both."""
-        return Foldable.of([self]).fold()[self]
+        return Foldable.of([self]).fold(dtype)[self]
 
 
 @dataclass(frozen=True)

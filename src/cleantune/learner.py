@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from cleantune.backbones import Backbone
 from cleantune.halves import Learning, at_rest, halved
 from cleantune.mlp_head import MLPHead
 from cleantune.precision import Precision
+from cleantune.products import product
 from cleantune.ranks import ALONE
 from cleantune.records import Inputs, Output
 
@@ -112,7 +113,12 @@ class LinearHead(nn.Module):
                 return self.forward(f)
         f = f.to(self.linear.weight.dtype)
         z = self.standardised(f)
-        return Output(self.linear(z), z, torch.addcmul(self.mean, z, self.std) if self._behind else f)
+        return Output(self._scores(z), z, torch.addcmul(self.mean, z, self.std) if self._behind else f)
+
+    def _scores(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
+        if torch.is_grad_enabled():
+            return cast(Tensor, self.linear(z))
+        return product(z, self.linear.weight.t()).add_(self.linear.bias)
 
     def standardised(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """What the weights see of what the head is given."""

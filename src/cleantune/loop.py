@@ -227,7 +227,7 @@ class Loop(State):
         source = self._source("train")
         seed = int(torch.randint(2**62, (), generator=self.rng))
         # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
-        torch.manual_seed(seed + self.ranks.rank)
+        _seed(seed + self.ranks.rank, self.device)
         for k, net in enumerate(self.whole):
             head = bare(net.head)
             if isinstance(head, MLPHead):
@@ -265,3 +265,10 @@ class Loop(State):
         for module in modules:
             module.eval()
         return self._pass_over(source, judged)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of a device; `torch.manual_seed` goes through those of every kind."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -313,8 +313,9 @@ def trained(
         console.row(row)
         for words in row.get("warnings", ()):
             console.say(words)
-    delivery = deliver(loop, material, material.nets(count, heads), config.run, last_model(todo))
-    loop.gather_nets(material.nets(count, heads))
+    fresh = partial(material.nets, count, heads)
+    delivery = deliver(loop, material, fresh, config.run, last_model(todo))
+    loop.gather_nets(fresh)
     console.mention(f"delivered: {delivery.why}")
     return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
 

@@ -18,7 +18,7 @@ from cleantune import processor
 
 
 def product(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"]) -> Float[Tensor, "N M"]:
-    """`a @ b` where nothing is to be differentiated."""
+    """`a @ b` where nothing is to be differentiated; b is copied if neither its rows nor its columns lie together."""
     if a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and left_to_onednn():
         return _by_onednn(a, b)
     return a @ b
@@ -26,6 +26,8 @@ def product(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"]) -> Float[Tensor, "
 
 def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
     """By the operator that torch's compiler takes for a linear layer on a CPU."""
+    if not (b.is_contiguous() or b.t().is_contiguous()):
+        b = b.contiguous()  # columns cut out of a wider matrix take some thousand times as long
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
 
 

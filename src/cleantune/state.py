@@ -272,18 +272,19 @@ class State:
         states = [net.backbone.state_dict() if net.backbone is not None else {} for net in self.whole]
         return {f"backbone.{k}.{name}": whole(value) for k, state in enumerate(states) for name, value in state.items()}
 
-    def gather_nets(self, fresh: list[Net]) -> None:
+    def gather_nets(self, fresh: Callable[[], list[Net]]) -> None:
         """Put nets that are whole in the place of those that are divided among ranks.
 
         Args:
-            fresh: Nets as they were before the first phase.
+            fresh: Makes nets as they were before the first phase.
         """
         if not self.sharded:
             return
         tensors = self._learned()
-        for net, old in zip(fresh, self.whole, strict=True):
+        nets = fresh()
+        for net, old in zip(nets, self.whole, strict=True):
             net.head = old.head
-        self.whole = [net.to(self.device) for net in fresh]
+        self.whole = [net.to(self.device) for net in nets]
         self._learn_from(tensors)
 
     def _learn_from(self, tensors: Mapping[str, Tensor]) -> None:

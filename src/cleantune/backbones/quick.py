@@ -37,9 +37,9 @@ def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activatio
     """Convolution, normalisation and activation, after padding left, right, top and bottom."""
     convolution, norm = layer.convolution, layer.normalization
     if layer.fixed():
-        weight, bias = layer.kernel()
         if _only_looks():
-            return _looked(x, weight, bias, convolution, pads, activation)
+            return _looked(x, *layer.kernel(_computed_in(x)), convolution, pads, activation)
+        weight, bias = layer.kernel()
         return _placed(x, weight, bias, convolution, pads, activation)
     if norm is None:
         return _placed(x, convolution.weight, convolution.bias, convolution, pads, activation)
@@ -152,12 +152,20 @@ def _looked(
         # As many pixels on both sides, which a kernel with zeros in front passes over; the pixels are not copied.
         weight, padding = functional.pad(weight, (more[0], 0, more[1], 0)), (bottom, right)
     name, numbers = _FUSED.get(type(activation), ("", []))
-    half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    if name and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and _fuses():
-        kind = torch.bfloat16 if half else x.dtype
+    kind = _computed_in(x)
+    if name and kind is not None and _fuses():
         x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
         return _pointwise(x, weight, bias, padding, stride, dilation, groups, name, numbers, "")
     return _activated(functional.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+
+
+def _computed_in(x: Tensor) -> torch.dtype | None:
+    """The number format that a look at these pixels computes in on a CPU; None where that is left to torch."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return torch.bfloat16 if torch.get_autocast_dtype("cpu") == torch.bfloat16 else None
+    return x.dtype
 
 
 _FUSED: dict[type, tuple[str, list[float]]] = {nn.ReLU: ("relu", []), nn.ReLU6: ("hardtanh", [0.0, 6.0])}
