@@ -16,12 +16,16 @@ from PIL import Image
 from tiny import save_tiny
 
 import cleantune
+from cleantune import material
 from cleantune.cli import VERBS, cli, main
-from cleantune.config import ModelSpec, RunSpec
+from cleantune.config import ModelSpec, RunSpec, configure
+from cleantune.console import Console
 from cleantune.data import DataSpec
 from cleantune.errors import UserError
 from cleantune.fields import describe
 from cleantune.options import HIDDEN
+from cleantune.pixels import Decoder
+from cleantune.precision import Precision
 
 QUICK = {
     "method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "method.budget": 1.0,
@@ -100,6 +104,36 @@ def test_the_native_export_opens_in_a_pipeline_of_transformers_to_the_same_proba
     for row, answers in zip(ours, theirs, strict=True):
         expected = [next(a["score"] for a in answers if a["label"] == name) for name in run.summary["class_names"]]
         np.testing.assert_allclose(row, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_processor_decodes_what_learns_before_its_features_are_made(
+    trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(material, "_precisions", lambda *_: (Precision(), Precision()))
+    table = {
+        "data": {"data": str(colours(tmp_path)), "test_fraction": 0.22},
+        "model": {"model": str(save_tiny("resnet", tmp_path / "model")), "device": "cpu"},
+        "run": {"cache": str(tmp_path / "cache")},
+    }
+    config, quiet, found, own = configure(table), Console(silent=True), [], Decoder.fill
+    read: list[int] = []
+    monkeypatch.setattr(Decoder, "fill", lambda decoder, out, rows: read.extend(rows) or own(decoder, out, rows))
+    extracted = material.extract
+
+    def extract(backbone: Any, ready: Any, *given: Any, **named: Any) -> Any:
+        found.append(len(ready) - len(read))
+        made = extracted(backbone, ready, *given, **named)
+        read.clear()
+        return made
+
+    monkeypatch.setattr(material, "extract", extract)
+    data, _ = material.read_data(config, quiet)
+    backbone = material.open_model(config.model, False)
+    sizes = [len(rows) for rows in data.rows.values()]
+    made = material.gather(config, data, backbone, quiet, trains=trains)
+    assert [len(f) for f in made.features.values()] == sizes
+    assert found == ([0] * len(sizes) if trains else sizes)
 
 
 def test_features_come_in_the_order_of_the_ids(run: cleantune.Result) -> None:

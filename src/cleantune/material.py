@@ -169,15 +169,24 @@ def gather(
     out = decoded(config, data, backbone, console, known, trains, ranks, ahead=True)
     cache, store = cache_folder(config.run.cache), config.run.store
     for name, ready in out.prepared.items():
+        # On a processor that decodes meanwhile a network's layers wait for one another; a GPU loses nothing by it.
+        if trains and device == "cpu":
+            _finish(ready, name, console)
         with backbone.at_rest(), console.bar(f"features of {name}") as told:
             key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision, store)
             out.features[name] = extract(backbone, ready, out.precision, cache, key, told, ranks=ranks, store=store)
-        if trains and isinstance(ready, PreparedImages):
-            with console.bar(f"reading {name}") as told:
-                ready.finish(told)
+        if trains:
+            _finish(ready, name, console)
     leave_out(out, config.run.max_bad, console, "evidence/bad_samples.csv")
     out.seconds = time.perf_counter() - start
     return out
+
+
+def _finish(prepared: Prepared, name: str, console: Console) -> None:
+    """Decode what is left of images that learn."""
+    if isinstance(prepared, PreparedImages):
+        with console.bar(f"reading {name}") as told:
+            prepared.finish(told)
 
 
 def decoded(
