@@ -67,6 +67,13 @@ def test_scores_that_are_only_looked_at_are_those_that_are_learned_from():
     torch.testing.assert_close(looked, head(f).logits.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_an_exported_head_is_made_of_operators_that_every_program_has():
+    head = LinearHead(7, 4, generator=torch.Generator().manual_seed(2)).eval()
+    with torch.no_grad():
+        program = torch.export.export(head, (torch.zeros(3, 7),))
+    assert {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"} == {"aten"}
+
+
 def test_behind_its_standardisation_a_head_gives_the_same_of_standardised_features():
     x = torch.randn(20, 6) * 50 + 7
     head = LinearHead(6, 3, standardise=standardisation(x), generator=torch.Generator().manual_seed(0))

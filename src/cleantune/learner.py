@@ -116,7 +116,8 @@ class LinearHead(nn.Module):
         return Output(self._scores(z), z, torch.addcmul(self.mean, z, self.std) if self._behind else f)
 
     def _scores(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        if torch.is_grad_enabled():
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+        if torch.is_grad_enabled() or traced:
             return cast(Tensor, self.linear(z))
         return product(z, self.linear.weight.t()).add_(self.linear.bias)
 
