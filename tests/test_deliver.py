@@ -36,7 +36,10 @@ def run_turn(problem: Problem, choose: str = "last") -> tuple[Loop, list[Any]]:
 def handed(run: Loop, problem: Problem, **spec: Any) -> Delivery:
     """What is delivered of a run."""
     features = {split: data.features.features for split, data in loop_on(problem, "all").splits.items()}  # type: ignore[attr-defined]
-    fresh = lambda: [Net(backbone(), run.new_head(features["train"], 0))]  # noqa: E731
+
+    def fresh() -> list[Net]:
+        return [Net(backbone(), run.new_head(features["train"], 0))]
+
     return deliver(run, SimpleNamespace(features=features), fresh, RunSpec(**spec), "probe")  # type: ignore[arg-type]
 
 

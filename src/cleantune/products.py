@@ -26,9 +26,10 @@ def product(a: Float[Tensor, "N K"], b: Float[Tensor, "K M"]) -> Float[Tensor, "
 
 def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
     """By the operator that torch's compiler takes for a linear layer on a CPU."""
-    if not (b.is_contiguous() or b.t().is_contiguous()):
-        b = b.contiguous()  # columns cut out of a wider matrix take some thousand times as long
-    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+    turned = b.t()
+    if not (b.is_contiguous() or turned.is_contiguous()):
+        turned = turned.contiguous()  # columns cut out of a wider matrix take some thousand times as long
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise(a, turned, None, "none", [], ""))
 
 
 @cache

@@ -38,9 +38,8 @@ def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activatio
     convolution, norm = layer.convolution, layer.normalization
     if layer.fixed():
         if _only_looks():
-            return _looked(x, *layer.kernel(_computed_in(x)), convolution, pads, activation)
-        weight, bias = layer.kernel()
-        return _placed(x, weight, bias, convolution, pads, activation)
+            return _looked(x, layer, pads, activation)
+        return _placed(x, *layer.kernel(), convolution, pads, activation)
     if norm is None:
         return _placed(x, convolution.weight, convolution.bias, convolution, pads, activation)
     return _normalised(_placed(x, convolution.weight, convolution.bias, convolution, pads), norm, activation)
@@ -134,15 +133,13 @@ def _scaled(rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: 
     return torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)[0]
 
 
-def _looked(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    convolution: nn.Conv2d,
-    pads: tuple[int, int, int, int],
-    activation: nn.Module | None,
-) -> Tensor:
-    """Convolution and activation where nothing learns, in as few passes over the pixels as there can be."""
+def _looked(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activation: nn.Module | None) -> Tensor:
+    """Convolution, fixed normalisation and activation where nothing learns, in as few passes over the pixels as can be.
+
+    The kernel is made in the number format of the products.
+    """
+    convolution, kind = layer.convolution, _computed_in(x)
+    weight, bias = layer.kernel(kind)
     left, right, top, bottom = pads
     stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
     more, padding = (right - left, bottom - top), (top, left)
@@ -152,7 +149,6 @@ def _looked(
         # As many pixels on both sides, which a kernel with zeros in front passes over; the pixels are not copied.
         weight, padding = functional.pad(weight, (more[0], 0, more[1], 0)), (bottom, right)
     name, numbers = _FUSED.get(type(activation), ("", []))
-    kind = _computed_in(x)
     if name and kind is not None and _fuses():
         x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
         return _pointwise(x, weight, bias, padding, stride, dilation, groups, name, numbers, "")
