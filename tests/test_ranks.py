@@ -25,6 +25,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     assert [e.returncode for e in ended] == [0, 0], ended[0].stderr[-3000:] + ended[1].stderr[-3000:]
     found: dict[str, Any] = json.loads((out / "said.json").read_text())
     assert found["count"] == 2
+    found["left"] = [json.loads((out / f"left-{rank}.json").read_text()) for rank in (0, 1)]
     return found
 
 
@@ -67,6 +68,10 @@ def test_a_backbone_divided_by_fsdp_ends_as_a_whole_one_and_resumes_to_the_bit(s
     assert found["difference"] < 5e-3
     assert found["resumed"]
     assert found["gathered"], "what is delivered is whole"
+
+
+def test_ranks_leave_one_another_before_the_interpreter_ends(said: dict[str, Any]) -> None:
+    assert said["left"] == [True, True], "gloo's threads abort a process that ends with them"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -195,8 +197,14 @@ def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def end(out: Path) -> None:
+    """Whether this rank has left the others; asked first, so called after what was asked for later."""
+    (out / f"left-{os.environ['RANK']}.json").write_text(json.dumps(not torch.distributed.is_initialized()))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    atexit.register(end, Path(sys.argv[1]))
     ranks, out = here(), Path(sys.argv[1])
     table = [(name, scope) for name in METHODS for scope in get_args(Scope)]
     said: dict[str, Any] = {f"{name} {scope}": compared(name, scope, ranks) for name, scope in table}

@@ -8,6 +8,7 @@ and the whole split, whatever a loss does with it. With one process everything h
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -191,16 +192,30 @@ def here() -> Ranks:
     except ImportError:
         raise UserError("several ranks need accelerate: pip install 'cleantune[ray]'") from None
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    joined_before = torch.distributed.is_initialized()
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1:
         return ALONE
     if state.num_processes not in _groups:
         _groups[state.num_processes] = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    if not joined_before:
+        atexit.register(leave)
     return Ranks(state.process_index, state.num_processes, state.local_process_index, _groups[state.num_processes])
 
 
 _groups: dict[int, Any] = {}
 """The group for tensors on the CPU, made once a process, whatever serves tensors on a GPU."""
+
+
+def leave() -> None:
+    """Part from the other ranks, before the interpreter ends: whoever joined them has to.
+
+    Gloo's threads may still hold what was sent last. Left to themselves they let go of it while Python is being taken
+    down, and the process ends by SIGABRT, "terminate called without an active exception" (pytorch/pytorch#190489).
+    """
+    _groups.clear()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_sharded(tensor: Tensor) -> bool:
