@@ -199,8 +199,7 @@ def test_strided_depthwise_in_bfloat16_is_the_plain_layer_with_rounded_weights_a
             continue
         x = torch.randn(3, convolution.in_channels, 9, 9, generator=torch.Generator().manual_seed(1)).bfloat16()
         weight, bias = (t.detach().bfloat16().double() for t in quicker.kernel())
-        pads = quick._same(9, convolution, 1) if plain.config.tf_padding else (1, 1)
-        padded = nn.functional.pad(x.double(), pads * 2)
+        padded = nn.functional.pad(x.double(), quicker.geometry.pads(x.shape))
         exact = nn.functional.conv2d(padded, weight, bias, 2, groups=len(weight)).clamp(0, 6)
         with torch.autocast("cpu", torch.bfloat16):
             found = quicker(x)
@@ -238,12 +237,15 @@ def test_strided_depthwise_convolutions_have_torchs_gradients_in_every_geometry(
         torch.testing.assert_close(p, q)
 
 
-def test_a_strided_depthwise_convolution_with_more_padding_than_its_kernel_sees_is_torchs():
+def test_a_strided_depthwise_convolution_with_more_padding_than_its_kernel_sees_is_torchs(monkeypatch):
     convolution = nn.Conv2d(3, 3, 2, 2, groups=3)
     x, pads = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16(), (2, 0, 0, 2)
-    assert not quick._reaches(pads, convolution)
-    assert quick._reaches((1, 0, 0, 1), convolution)
-    found = quick._placed(x, *(t.bfloat16() for t in convolution.parameters()), convolution, pads)
+    geometry = quick._Geometry.of(convolution)
+    assert not geometry.sees_pixels(pads)
+    assert geometry.sees_pixels((1, 0, 0, 1))
+    monkeypatch.setattr(quick._Geometry, "pads", lambda own, shape: pads)
+    assert quick._find(x.shape, geometry, True, True).kind == "framed"
+    found = quick._placed(x, *(t.bfloat16() for t in convolution.parameters()), geometry)
     expected = convolution(nn.functional.pad(x.float(), pads))
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
 
@@ -269,14 +271,46 @@ def test_the_mean_of_all_pixels_is_torchs_and_its_gradient_lies_as_the_pixels_do
     torch.testing.assert_close(wider(x), before)
 
 
-def test_the_way_of_bfloat16_is_taken_under_autocast_and_only_when_something_learns():
-    x = torch.zeros(1)
-    assert not quick._slow_strided(x)
+def test_the_ways_of_learning_are_taken_on_a_processor_and_only_when_something_learns():
+    strided = quick._Geometry.of(nn.Conv2d(4, 4, 3, 2, 1, groups=4))
+    narrow = quick._Geometry.of(nn.Conv2d(4, 2, 1))
+    x = torch.zeros(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
+    meta = torch.zeros(2, 4, 8, 8, device="meta", dtype=torch.bfloat16)
+    assert quick._way(x, strided).kind == quick._way(meta, strided).kind == "plain"
+    assert quick._way(x.bfloat16(), strided).kind == "strided"
     with torch.autocast("cpu", torch.bfloat16):
-        assert quick._slow_strided(x)
+        assert quick._way(x, strided).kind == "strided"
         with torch.no_grad():
-            assert not quick._slow_strided(x)
-    assert quick._slow_strided(x.bfloat16())
+            assert quick._way(x, strided).kind == "plain"
+    assert quick._way(x, narrow).kind == "product"
+    assert quick._way(x.contiguous(memory_format=torch.contiguous_format), narrow).kind == "plain"
+    assert quick._way(meta, narrow).kind == "plain"
+    with torch.no_grad():
+        assert quick._way(x, narrow).kind == "plain"
+
+
+@pytest.mark.parametrize(("kernel", "ins", "outs", "side", "kind"), [
+    (1, 8, 4, 8, "product"), (1, 8, 4, 9, "plain"), (1, 4, 8, 4, "product"), (1, 4, 8, 5, "plain"),
+    (3, 8, 4, 4, "plain"), (3, 8, 4, 2, "framed"),
+])  # fmt: skip
+def test_small_maps_are_products_and_maps_below_a_depthwise_kernel_are_framed(kernel, ins, outs, side, kind):
+    groups = 4 if kernel == 3 else 1
+    geometry = quick._Geometry.of(nn.Conv2d(ins, outs, kernel, padding=kernel // 2, groups=groups))
+    x = torch.zeros(2, ins, side, side).contiguous(memory_format=torch.channels_last)
+    assert quick._way(x, geometry).kind == kind
+
+
+def test_padding_is_tensorflows_where_the_checkpoint_says_so_and_zeros_make_every_map_of_its_length():
+    convolution = nn.Conv2d(1, 1, 3, 2, 1, dilation=1)
+    own, same = quick._Geometry.of(convolution), quick._Geometry.of(convolution, same=True)
+    for high, wide in ((7, 8), (8, 7), (1, 2)):
+        assert own.pads((1, 1, high, wide)) == (1, 1, 1, 1)
+        left, right, top, bottom = same.pads((1, 1, high, wide))
+        assert 0 <= right - left <= 1
+        padded = nn.functional.pad(torch.zeros(1, 1, high, wide), (left, right, top, bottom))
+        out = nn.functional.conv2d(padded, convolution.weight, stride=2)
+        assert out.shape[2:] == (-(-high // 2), -(-wide // 2))
+        assert 0 <= bottom - top <= 1
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet"])
@@ -404,14 +438,17 @@ def test_a_look_in_bfloat16_rounds_its_kernels_once_for_all_batches():
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("pads", [(0, 1, 0, 1), (1, 1, 1, 1), (2, 0, 1, 3), (0, 0, 0, 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_padding_in_one_pass_is_torchs_padding_and_so_are_its_gradients(layout, pads, dtype):
+def test_padding_in_one_pass_is_torchs_padding_and_so_are_its_gradients(layout, pads, dtype, monkeypatch):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 5, 4, generator=g).to(dtype).contiguous(memory_format=layout).requires_grad_()
-    ours, theirs = quick._padded(x, pads, torch.float32), nn.functional.pad(x.float(), pads)
+    assert quick._padded(x, pads).grad_fn.name() != "_PaddedBackward", "a map as small as this is torch's"
+    assert torch.equal(quick._framed(x, pads), nn.functional.pad(x, pads))
+    monkeypatch.setattr(quick, "_LARGE", x.numel())
+    ours, theirs = quick._padded(x, pads), nn.functional.pad(x, pads)
     assert ours.grad_fn.name() == "_PaddedBackward"
     assert torch.equal(ours, theirs)
     assert ours.is_contiguous(memory_format=layout)
-    slope = torch.randn(ours.shape, generator=g)
+    slope = torch.randn(ours.shape, generator=g).to(dtype)
     found, expected = (torch.autograd.grad(y, x, slope)[0] for y in (ours, theirs))
     assert torch.equal(found, expected)
     assert found.dtype == dtype

@@ -74,10 +74,17 @@ class Foldable:
         """
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not self.layers:
             return {layer: parts.fold(dtype) for layer, parts in zip(self.layers, self.parts, strict=True)}
-        learned = itertools.chain(*(parts.learned() for parts in self.parts))
-        flat: tuple[Tensor, ...] = _Folded.apply(self.parts, dtype, *learned)  # type: ignore[no-untyped-call]
+        flat: tuple[Tensor, ...] = _Folded.apply(self.parts, dtype, *self.learned())  # type: ignore[no-untyped-call]
         count = len(self.layers)
-        return dict(zip(self.layers, zip(flat[:count], flat[count:], strict=True), strict=True))
+        return self.by_layer(flat[:count], flat[count:])
+
+    def learned(self) -> list[Tensor | None]:
+        """What may learn of all layers, in their order."""
+        return list(itertools.chain(*(parts.learned() for parts in self.parts)))
+
+    def by_layer(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> dict[Folding, Kernel]:
+        """These as the layers' kernels."""
+        return dict(zip(self.layers, zip(weights, biases, strict=True), strict=True))
 
 
 @dataclass(frozen=True)
@@ -117,38 +124,43 @@ class Parts:
         return (weight, bias) if dtype is None else (weight.to(dtype), bias.to(dtype))
 
 
-class _Folded(torch.autograd.Function):
-    """All layers as one node, and what is of the channels as one vector.
+class Made:
+    """Kernels of layers, and the way back from their gradients: what is of the channels goes as one vector.
 
-    Autograd would have four to six nodes for each layer, which take longer than what they compute.
+    Attributes:
+        weights: Of each layer.
+        biases: Of each layer.
     """
 
-    @staticmethod
-    def forward(ctx: Any, parts: list[Parts], dtype: torch.dtype | None, *_: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.parts = parts
-        ctx.set_materialize_grads(False)
-        ctx.factor = torch.cat([p.scale for p in parts]) * torch.cat([p.inverse for p in parts])
+    def __init__(self, parts: Sequence[Parts], dtype: torch.dtype | None) -> None:
+        """Without autograd.
+
+        Args:
+            parts: Of the layers.
+            dtype: Of the kernels, if not that of the weights.
+        """
+        self._parts = parts
+        self._factor = torch.cat([p.scale for p in parts]) * torch.cat([p.inverse for p in parts])
         sizes = [len(p.scale) for p in parts]
-        ctx.factors = ctx.factor.view(-1, 1, 1, 1).split(sizes)
-        weights = torch._foreach_mul([p.weight for p in parts], ctx.factors)
+        self._factors = torch.unsafe_split_with_sizes(self._factor.view(-1, 1, 1, 1), sizes)
+        weights = torch._foreach_mul([p.weight for p in parts], self._factors)
         shift, centre = torch.cat([p.shift for p in parts]), torch.cat([p.centre() for p in parts])
-        bias = torch.addcmul(shift, centre, ctx.factor, value=-1)
+        bias = torch.addcmul(shift, centre, self._factor, value=-1)
         if dtype is not None:
             weights, bias = tuple(weight.to(dtype) for weight in weights), bias.to(dtype)
-        return *weights, *torch.unsafe_split_with_sizes(bias, sizes)
+        self.weights: tuple[Tensor, ...] = tuple(weights)
+        self.biases: tuple[Tensor, ...] = torch.unsafe_split_with_sizes(bias, sizes)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
-        count = len(ctx.parts)
-        back: list[tuple[Tensor | None, ...]] = [(None,) * 4] * count
-        both = list(zip(slopes[:count], slopes[count:], strict=True))
+    def back(self, to_weights: Sequence[Tensor | None], to_biases: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of what may learn (`Foldable.learned`) from those of the kernels; None for layers without."""
+        back: list[tuple[Tensor | None, ...]] = [(None,) * 4] * len(self._parts)
+        both = list(zip(to_weights, to_biases, strict=True))
         used = [k for k, (to_kernel, to_bias) in enumerate(both) if to_kernel is not None and to_bias is not None]
         if used:
-            parts, factors = [ctx.parts[k] for k in used], [ctx.factors[k] for k in used]
+            parts, factors = [self._parts[k] for k in used], [self._factors[k] for k in used]
             sizes = [len(p.scale) for p in parts]
             to_kernel, to_bias = (list(each) for each in zip(*(both[k] for k in used), strict=True))
-            to_shift = torch.cat(to_bias).to(ctx.factor.dtype)
+            to_shift = torch.cat(to_bias).to(self._factor.dtype)
             to_weight = torch._foreach_mul(to_kernel, factors)
             products = torch._foreach_mul(to_kernel, [p.weight for p in parts])
             to_factor = torch.cat([product.sum((1, 2, 3)) for product in products])
@@ -159,7 +171,23 @@ class _Folded(torch.autograd.Function):
             to_own = [None if p.bias is None else factor.flatten() * slope for p, factor, slope in pulls]
             for k, *gradients in zip(used, to_weight, *split, to_own, strict=True):
                 back[k] = tuple(gradients)
-        return (None, None, *itertools.chain(*back))
+        return list(itertools.chain(*back))
+
+
+class _Folded(torch.autograd.Function):
+    """All layers as one node; autograd would have four to six for each, which take longer than what they compute."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: list[Parts], dtype: torch.dtype | None, *_: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.made = Made(parts, dtype)
+        ctx.set_materialize_grads(False)
+        return *ctx.made.weights, *ctx.made.biases
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor | None) -> tuple[Tensor | None, ...]:
+        count = len(slopes) // 2
+        return None, None, *ctx.made.back(slopes[:count], slopes[count:])
 
 
 @contextmanager

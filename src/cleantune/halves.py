@@ -15,12 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from threading import Barrier
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from cleantune.folding import Foldable, given
+from cleantune.folding import Foldable, Made, given
 from cleantune.ranks import Ranks
 from cleantune.records import Inputs
 
@@ -54,10 +54,11 @@ class Learning:
         """A backbone on the CPU; nothing in it draws luck or mixes rows (`at_rest`)."""
         self.backbone = backbone
         self.foldable = Foldable.inside(backbone)
-        inside = {id(p) for parts in self.foldable.parts for p in parts.learned()}
-        learning = [p for p in backbone.parameters() if p.requires_grad]
-        self.folded = [p for p in learning if id(p) in inside]
-        self.weights = [p for p in learning if id(p) not in inside]
+        inside = self.foldable.learned()
+        self.places = [k for k, p in enumerate(inside) if p is not None and p.requires_grad]
+        self.folded = [cast(Tensor, inside[k]) for k in self.places]
+        known = {id(p) for p in inside}
+        self.weights = [p for p in backbone.parameters() if p.requires_grad and id(p) not in known]
 
 
 def halved(learning: Learning, x: Inputs, within: Callable[[], Any]) -> Tensor:
@@ -103,39 +104,42 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 class _Halved(torch.autograd.Function):
     """Both halves at once; their gradients are summed in a fixed order.
 
-    What a layer folds (`folded`) reaches the features through its kernel (`made`) alone; its activation does not.
+    What a layer folds reaches the features through its kernel alone; its activation does not. The kernels are leaves
+    for autograd: it would take as long again for what it looks after between them and what they are made of.
     """
 
     @staticmethod
     def forward(ctx: Any, hook: Tensor, learning: Learning, x: Inputs, within: Callable[[], Any]) -> Tensor:
-        with torch.enable_grad():
-            made = learning.foldable.fold(_computes_in(within))
+        layers, dtype = learning.foldable, _computes_in(within)
+        ctx.made = Made(layers.parts, dtype) if layers.parts else None
+        kernels = layers.by_layer(ctx.made.weights, ctx.made.biases) if ctx.made else {}
+        ctx.leaves = [*ctx.made.weights, *ctx.made.biases] if learning.folded else []
+        for leaf in ctx.leaves:
+            leaf.requires_grad_()
 
         def half(share: Ranks) -> Tensor:
-            with torch.enable_grad(), within(), given(made):
+            with torch.enable_grad(), within(), given(kernels):
                 f: Tensor = learning.backbone(share.part(x))
                 return f.float()
 
-        ctx.made = [t for kernel in made.values() for t in kernel if t.requires_grad]
-        ctx.weights, ctx.folded = learning.weights, learning.folded
-        ctx.pool = _pool(torch.get_num_threads())
+        ctx.learning, ctx.pool = learning, _pool(torch.get_num_threads())
         ctx.halves = list(ctx.pool.map(half, HALVES))
         return torch.cat([f.detach() for f in ctx.halves])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        learning, first = ctx.learning, len(ctx.learning.weights)
+
         def half(f: Tensor, own: Tensor) -> list[Tensor | None]:
-            found = torch.autograd.grad(f, [*ctx.weights, *ctx.made], own, allow_unused=True)
-            count = len(ctx.weights)
-            used = [(t, g) for t, g in zip(ctx.made, found[count:], strict=True) if g is not None]
-            if not used:
-                return [*found[:count], *(None for _ in ctx.folded)]
-            made, own_gradients = zip(*used, strict=True)
-            through = torch.autograd.grad(made, ctx.folded, own_gradients, retain_graph=True, allow_unused=True)
-            return [*found[:count], *through]
+            found = torch.autograd.grad(f, [*learning.weights, *ctx.leaves], own, allow_unused=True)
+            if not ctx.leaves:
+                return list(found)
+            second = first + len(ctx.leaves) // 2
+            back = ctx.made.back(found[first:second], found[second:])
+            return [*found[:first], *(back[k] for k in learning.places)]
 
         parts = torch.split(gradient, [len(f) for f in ctx.halves])
-        found = zip([*ctx.weights, *ctx.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True)
+        found = zip([*learning.weights, *learning.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True)
         reached = [(p, one, other) for p, one, other in found if one is not None and other is not None]
         if reached:
             weights, ones, others = (list(each) for each in zip(*reached, strict=True))

@@ -11,8 +11,9 @@ for processors (oneDNN) can, or else in the convolution's place.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any, cast
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetSh
 
 from cleantune.folding import Folding
 
+Pads: TypeAlias = tuple[int, int, int, int]
+"""Zeros to the left, to the right, above and below."""
+
 
 def quicken(module: nn.Module) -> None:
     """Give every layer inside that is known its quick forward; names and weights stay."""
@@ -31,24 +35,128 @@ def quicken(module: nn.Module) -> None:
         quick = _QUICK.get(type(layer))
         if quick is not None:
             layer.__class__ = quick
+        if isinstance(layer, _Quick):
+            layer.geometry = _Geometry.of(layer.convolution, layer.pads_as_tensorflow())
 
 
-def _layer(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activation: nn.Module | None = None) -> Tensor:
-    """Convolution, normalisation and activation, after padding left, right, top and bottom."""
-    convolution, norm = layer.convolution, layer.normalization
-    if layer.fixed():
-        if _only_looks():
-            return _looked(x, layer, pads, activation)
-        return _placed(x, *layer.kernel(), convolution, pads, activation)
-    if norm is None:
-        return _placed(x, convolution.weight, convolution.bias, convolution, pads, activation)
-    return _normalised(_placed(x, convolution.weight, convolution.bias, convolution, pads), norm, activation)
+class _Quick(Folding):
+    """A layer that is known."""
+
+    geometry: _Geometry
+
+    def pads_as_tensorflow(self) -> bool:
+        """Whether the padding is TensorFlow's, not the convolution's."""
+        return False
+
+    def passed(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
+        """Padding, convolution, normalisation and activation."""
+        norm = self.normalization
+        if norm is not None and not norm.training:
+            if _only_looks():
+                return _looked(x, self, activation)
+            return _placed(x, *self.kernel(), self.geometry, activation)
+        convolution = self.convolution
+        if norm is None:
+            return _placed(x, convolution.weight, convolution.bias, self.geometry, activation)
+        return _normalised(_placed(x, convolution.weight, convolution.bias, self.geometry), norm, activation)
+
+
+class _Geometry(NamedTuple):
+    """What of a convolution decides how it passes over pixels of a shape."""
+
+    channels: int
+    out: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    same: bool
+    """Whether TensorFlow's padding stands in the place of `padding`."""
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d, same: bool = False) -> _Geometry:
+        """That of a layer."""
+        c, padding = convolution, cast(tuple[int, ...], convolution.padding)
+        return cls(c.in_channels, c.out_channels, c.kernel_size, c.stride, padding, c.dilation, c.groups, same)
+
+    def pads(self, shape: Sequence[int]) -> Pads:
+        """Rows and columns of zeros around pixels [B, C, H, W]."""
+        if not self.same:
+            high, wide = self.padding
+            return wide, wide, high, high
+        return *self._along(shape[3], 1), *self._along(shape[2], 0)
+
+    def _along(self, length: int, side: int) -> tuple[int, int]:
+        """TensorFlow's padding before and after along a side, as the checkpoint's own code has it."""
+        stride, kernel, dilation = self.stride[side], self.kernel[side], self.dilation[side]
+        along = max(kernel - (length % stride or stride), 0)
+        return along // 2 * dilation, (along - along // 2) * dilation
+
+    def reach(self) -> tuple[int, int]:
+        """How many pixels lie between the first and the last that the kernel sees, downwards and along."""
+        return (self.kernel[0] - 1) * self.dilation[0], (self.kernel[1] - 1) * self.dilation[1]
+
+    def sees_pixels(self, pads: Pads) -> bool:
+        """Whether no window of the kernel lies in the padding alone."""
+        (left, right, top, bottom), (down, along) = pads, self.reach()
+        return max(top, bottom) <= down and max(left, right) <= along
+
+    def is_wider(self, shape: Sequence[int]) -> bool:
+        """Whether maps are smaller than a depthwise kernel, which is slow with padding of its own."""
+        return self.groups > 1 and min(shape[2:]) < min(self.kernel)
+
+    def is_product(self, shape: Sequence[int]) -> bool:
+        """Whether it goes by one pixel over maps so small that a product of matrices learns quicker."""
+        if self.kernel != (1, 1) or self.stride != (1, 1) or self.groups != 1:
+            return False
+        return shape[2] * shape[3] <= (64 if self.channels >= self.out else 16)
+
+
+class _Way(NamedTuple):
+    """How pixels of a shape are passed over."""
+
+    kind: Literal["product", "strided", "framed", "plain"]
+    pads: Pads
+
+
+def _find(shape: Sequence[int], geometry: _Geometry, on_products: bool, on_halves: bool) -> _Way:
+    """The quick way.
+
+    Args:
+        shape: Of the pixels.
+        geometry: Of the convolution.
+        on_products: Whether convolutions by one pixel may be products of matrices.
+        on_halves: Whether strided depthwise layers are those of bfloat16 that learn.
+    """
+    pads = geometry.pads(shape)
+    left, right, top, bottom = pads
+    if on_products and geometry.is_product(shape):
+        return _Way("product", pads)
+    strided = geometry.stride != (1, 1) and geometry.groups == geometry.channels
+    if on_halves and strided and geometry.sees_pixels(pads):
+        return _Way("strided", pads)
+    return _Way("framed" if geometry.is_wider(shape) or (left, top) != (right, bottom) else "plain", pads)
+
+
+_found = lru_cache(4096)(_find)
+"""A step asks for every layer, and threads that learn wait for one another's Python (`cleantune.halves`)."""
+
+
+def _way(x: Tensor, geometry: _Geometry) -> _Way:
+    """How to pass over these pixels; remembered where something learns."""
+    if not (x.is_cpu and torch.is_grad_enabled()):
+        return _find(x.shape, geometry, False, False)
+    # Whoever traces has shapes of his own.
+    find = _find if _is_traced() or torch.compiler.is_compiling() else _found
+    in_halves = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return find(x.shape, geometry, x.stride(1) == 1, in_halves)
 
 
 def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
-    """The activation in the place of its input, which nothing else needs."""
+    """The activation, in the place of its input, which nothing else needs, where autograd would not copy that first."""
     if type(activation) is nn.ReLU6:
-        return functional.hardtanh_(x, 0.0, 6.0)
+        return functional.hardtanh(x, 0.0, 6.0, inplace=not torch.is_grad_enabled())
     if type(activation) is nn.ReLU:
         return functional.relu_(x)
     return x if activation is None else cast(Tensor, activation(x))
@@ -133,17 +241,18 @@ def _scaled(rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: 
     return torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)[0]
 
 
-def _looked(x: Tensor, layer: Folding, pads: tuple[int, int, int, int], activation: nn.Module | None) -> Tensor:
+def _looked(x: Tensor, layer: _Quick, activation: nn.Module | None) -> Tensor:
     """Convolution, fixed normalisation and activation where nothing learns, in as few passes over the pixels as can be.
 
     The kernel is made in the number format of the products.
     """
-    convolution, kind = layer.convolution, _computed_in(x)
+    geometry = layer.geometry
+    kind, pads = _computed_in(x), geometry.pads(x.shape)
     weight, bias = layer.kernel(kind)
     left, right, top, bottom = pads
-    stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
     more, padding = (right - left, bottom - top), (top, left)
-    if _tiny(x, convolution) or min(more) < 0 or (max(more) > 0 and dilation != (1, 1)):
+    if geometry.is_wider(x.shape) or min(more) < 0 or (max(more) > 0 and dilation != (1, 1)):
         x, padding = functional.pad(x, pads), (0, 0)
     elif max(more) > 0:
         # As many pixels on both sides, which a kernel with zeros in front passes over; the pixels are not copied.
@@ -185,62 +294,61 @@ def _fuses() -> bool:
 
 
 def _placed(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    convolution: nn.Conv2d,
-    pads: tuple[int, int, int, int],
-    activation: nn.Module | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry, activation: nn.Module | None = None
 ) -> Tensor:
     """The convolution of the padded pixels, by whichever way to it is quick, and its activation."""
-    left, right, top, bottom = pads
-    stride, dilation, groups = convolution.stride, convolution.dilation, convolution.groups
-    if _is_product(x, convolution):
+    kind, pads = _way(x, geometry)
+    if kind == "product":
         return _product(x, weight, bias, activation)
-    if stride != (1, 1) and groups == convolution.in_channels and _slow_strided(x) and _reaches(pads, convolution):
+    stride, dilation, groups = geometry.stride, geometry.dilation, geometry.groups
+    if kind == "strided":
         bias = weight.new_zeros(len(weight)) if bias is None else bias
         given = weight.bfloat16(), bias.bfloat16(), stride, dilation
         out = cast(Tensor, _StridedDepthwise.apply(x.bfloat16(), pads, *given))  # type: ignore[no-untyped-call]
-    elif _tiny(x, convolution) or (left, top) != (right, bottom):
-        out = functional.conv2d(_padded(x, pads, x.dtype), weight, bias, stride, 0, dilation, groups)
+    elif kind == "framed":
+        out = functional.conv2d(_padded(x, pads), weight, bias, stride, 0, dilation, groups)
     else:
-        out = functional.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+        out = functional.conv2d(x, weight, bias, stride, (pads[2], pads[0]), dilation, groups)
     return _activated(out, activation)
 
 
-def _padded(x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-    """Zeros around the pixels, in a number format."""
-    if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return cast(Tensor, _Padded.apply(x, pads, dtype))  # type: ignore[no-untyped-call]
-    return functional.pad(x.to(dtype), pads)
+def _padded(x: Tensor, pads: Pads) -> Tensor:
+    """Zeros around the pixels."""
+    if x.is_cpu and x.numel() >= _LARGE and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return cast(Tensor, _Padded.apply(x, pads))  # type: ignore[no-untyped-call]
+    return functional.pad(x, pads)
+
+
+_LARGE = 2**20
+"""Numbers from which on a map that is padded in one pass saves more than Python takes."""
 
 
 class _Padded(torch.autograd.Function):
-    """Padding and format in one pass over the pixels; torch fills all of the padded map with zeros before."""
+    """Padding in one pass over the pixels; torch fills all of the padded map with zeros before."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-        ctx.inside, ctx.dtype, ctx.layout = _inside(x, pads), x.dtype, _layout(x)
-        return _framed(x, pads, dtype)
+    def forward(ctx: Any, x: Tensor, pads: Pads) -> Tensor:
+        ctx.inside, ctx.layout = _inside(x, pads), _layout(x)
+        return _framed(x, pads)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inside = gradient[ctx.inside]
-        out = torch.empty(inside.shape, dtype=ctx.dtype, memory_format=ctx.layout)
-        return out.copy_(inside), None, None
+        return gradient[ctx.inside].contiguous(memory_format=ctx.layout), None
 
 
-def _inside(x: Tensor, pads: tuple[int, int, int, int]) -> tuple[Any, ...]:
+def _inside(x: Tensor, pads: Pads) -> tuple[Any, ...]:
     """Where the pixels lie in the padded map."""
     left, _, top, _ = pads
     return ..., slice(top, top + x.shape[2]), slice(left, left + x.shape[3])
 
 
-def _framed(x: Tensor, pads: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
-    """Zeros around the pixels, in a number format; without a gradient."""
+def _framed(x: Tensor, pads: Pads) -> Tensor:
+    """Zeros around the pixels; without a gradient."""
+    if x.numel() < _LARGE:
+        return torch.constant_pad_nd(x, pads)
     (left, right, top, bottom), (count, channels, high, wide) = pads, x.shape
     shape = count, channels, top + high + bottom, left + wide + right
-    out = torch.empty(shape, dtype=dtype, memory_format=_layout(x))
+    out = torch.empty(shape, dtype=x.dtype, memory_format=_layout(x))
     out[_inside(x, pads)].copy_(x)
     for border in (out[:, :, :top], out[:, :, top + high :], out[..., :left], out[..., left + wide :]):
         border.zero_()
@@ -258,13 +366,13 @@ class _StridedDepthwise(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        pads: tuple[int, int, int, int],
+        pads: Pads,
         weight: Tensor,
         bias: Tensor,
         stride: tuple[int, int],
         dilation: tuple[int, int],
     ) -> Tensor:
-        padded = _framed(x, pads, x.dtype)
+        padded = _framed(x, pads)
         ctx.save_for_backward(padded, weight)
         ctx.shape, ctx.pads, ctx.stride, ctx.dilation = x.shape, pads, stride, dilation
         return functional.conv2d(padded, weight, bias, stride, 0, dilation, len(weight))
@@ -280,7 +388,8 @@ class _StridedDepthwise(torch.autograd.Function):
         )
         if not ctx.needs_input_grad[0]:
             return None, None, to_weight, to_bias, None, None
-        (count, _, high, wide), (reach_down, reach_along) = ctx.shape, _reach(weight, ctx.dilation)
+        (count, _, high, wide), (down_by, along_by) = ctx.shape, ctx.dilation
+        reach_down, reach_along = (weight.shape[2] - 1) * down_by, (weight.shape[3] - 1) * along_by
         shape = count, channels, high + reach_down, wide + reach_along
         spread = torch.empty(shape, dtype=gradient.dtype, memory_format=_layout(padded)).zero_()
         spread[:, :, reach_down - top :: down, reach_along - left :: along][
@@ -290,29 +399,9 @@ class _StridedDepthwise(torch.autograd.Function):
         return back, None, to_weight, to_bias, None, None
 
 
-def _reach(weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int]:
-    """How many pixels lie between the first and the last that a kernel sees, downwards and along."""
-    return (weight.shape[2] - 1) * dilation[0], (weight.shape[3] - 1) * dilation[1]
-
-
-def _reaches(pads: tuple[int, int, int, int], convolution: nn.Conv2d) -> bool:
-    """Whether no window of the kernel lies in the padding alone."""
-    (left, right, top, bottom), (down, along) = pads, _reach(convolution.weight, convolution.dilation)  # type: ignore[arg-type]
-    return max(top, bottom) <= down and max(left, right) <= along
-
-
 def _layout(x: Tensor) -> torch.memory_format:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _is_product(x: Tensor, convolution: nn.Conv2d) -> bool:
-    """Whether to learn a convolution as a product of matrices: by one pixel, on small maps whose channels lie last."""
-    if convolution.kernel_size != (1, 1) or convolution.stride != (1, 1) or convolution.groups != 1:
-        return False
-    pixels, narrows = x.shape[2] * x.shape[3], convolution.in_channels >= convolution.out_channels
-    small = pixels <= (64 if narrows else 16) and x.stride(1) == 1
-    return small and x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: nn.Module | None = None) -> Tensor:
@@ -323,29 +412,16 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: nn.Modu
     return _activated(out, activation).view(count, high, wide, -1).permute(0, 3, 1, 2)
 
 
-def _tiny(x: Tensor, convolution: nn.Conv2d) -> bool:
-    """Whether maps are smaller than a depthwise kernel, which is slow with padding of its own."""
-    return convolution.groups > 1 and min(x.shape[2:]) < min(convolution.kernel_size)
-
-
 def _only_looks() -> bool:
     """Whether no gradient is wanted and nobody traces: OpenVINO has its own ways to pad and to save memory."""
-    return not (torch.is_grad_enabled() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+    return not (torch.is_grad_enabled() or _is_traced())
 
 
-def _slow_strided(x: Tensor) -> bool:
-    """Whether the backward pass of a strided depthwise convolution would be the slow one: bfloat16 on a CPU."""
-    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    return x.device.type == "cpu" and half and torch.is_grad_enabled()
+def _is_traced() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _own(convolution: nn.Conv2d) -> tuple[int, int, int, int]:
-    """The padding that a convolution does itself."""
-    high, wide = cast(tuple[int, int], convolution.padding)
-    return wide, wide, high, high
-
-
-class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer, Folding):  # type: ignore[misc]
+class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer, _Quick):  # type: ignore[misc]
     """Padding, convolution, normalisation, activation."""
 
     config: MobileNetV2Config
@@ -353,40 +429,29 @@ class QuickMobileNetV2ConvLayer(MobileNetV2ConvLayer, Folding):  # type: ignore[
 
     def forward(self, features: Tensor) -> Tensor:
         """The same function."""
-        convolution = self.convolution
-        if self.config.tf_padding:
-            top, bottom = _same(features.shape[2], convolution, 0)
-            left, right = _same(features.shape[3], convolution, 1)
-            pads = (left, right, top, bottom)
-        else:
-            pads = _own(convolution)
-        return _layer(features, self, pads, self.activation)
+        return self.passed(features, self.activation)
+
+    def pads_as_tensorflow(self) -> bool:
+        """As the checkpoint's configuration says."""
+        return bool(self.config.tf_padding)
 
 
-def _same(length: int, convolution: nn.Conv2d, side: int) -> tuple[int, int]:
-    """TensorFlow's padding before and after along a side, as the checkpoint's own code has it."""
-    stride, kernel = convolution.stride[side], convolution.kernel_size[side]
-    along = max(kernel - (length % stride or stride), 0)
-    dilation = convolution.dilation[side]
-    return along // 2 * dilation, (along - along // 2) * dilation
-
-
-class QuickResNetConvLayer(ResNetConvLayer, Folding):  # type: ignore[misc]
+class QuickResNetConvLayer(ResNetConvLayer, _Quick):  # type: ignore[misc]
     """Convolution, normalisation, activation."""
 
     activation: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
         """The same function."""
-        return _layer(input, self, _own(self.convolution), self.activation)
+        return self.passed(input, self.activation)
 
 
-class QuickResNetShortCut(ResNetShortCut, Folding):  # type: ignore[misc]
+class QuickResNetShortCut(ResNetShortCut, _Quick):  # type: ignore[misc]
     """Convolution and normalisation beside a block."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name is the base class's
         """The same function."""
-        return _layer(input, self, _own(self.convolution))
+        return self.passed(input)
 
 
 class QuickAveragePool(nn.AdaptiveAvgPool2d):
