@@ -339,7 +339,8 @@ def by_epochs(name: str, data: Path, model: str, limit: int, out: Path, **settin
     two = {"method.tune.epochs": 2} | settings
     told = ours.method_seconds(name, None, "all", data, model, limit, out, **two)
     first, second = (row["seconds"] for row in told["rows"][:2])
-    before, after = told["cost"]["seconds"]["extract"], told["cost"]["seconds"]["total"] - second
+    spent = told["cost"]["seconds"]
+    before, after = spent["extract"] + spent["probe"], spent["total"] - second  # the probe is the baseline's
     return float(before + warm * (first - before) + (epochs - warm) * (second - first) + after)
 
 

@@ -5,6 +5,7 @@ import copy
 import platform
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import settings
 from hypothesis.strategies import data, integers, sampled_from, tuples
 from tiny import CHECKPOINTS
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cleantune.allocator import keep_pages
 from cleantune.backbones import quick, quiet
@@ -367,6 +369,48 @@ def test_halves_of_quick_layers_have_the_bits_of_two_ranks_and_the_gradients_of_
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4 * float(q.abs().max()))
             one, other = next(expected)
             assert torch.equal(p, one + other)
+
+
+def test_halves_of_frozen_layers_still_teach_what_learns_beside_them():
+    _, twin = pair("mobilenet_v2")
+    twin = twin.eval().float().requires_grad_(False)
+    activation = twin.conv_stem.first_conv.activation = nn.PReLU()
+    x = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    net = Pooled(twin)
+    with half_of_the_threads():
+        halved(Learning(net), x, contextlib.nullcontext).square().sum().backward()
+        sums = [torch.autograd.grad(net(share.part(x)).square().sum(), activation.weight)[0] for share in HALVES]
+    assert torch.equal(activation.weight.grad, sum(sums))
+    assert bool(activation.weight.grad.any())
+    assert all(p.grad is None for p in twin.parameters() if p is not activation.weight)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_forward_that_learns_copies_no_activation_and_finds_its_ways_once():
+    _, twin = pair("mobilenet_v2")
+    twin = twin.eval().float().to(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    x = x.contiguous(memory_format=torch.channels_last)
+    feature(twin, x)
+    before, counted = quick._found.cache_info(), Operations()
+    with counted:
+        feature(twin, x)
+    after = quick._found.cache_info()
+    assert after.misses == before.misses
+    assert after.hits - before.hits == sum(isinstance(m, Folding) for m in twin.modules())
+    assert counted.counts["hardtanh"] > 3
+    assert not counted.counts["clone"], "autograd would copy what an activation writes over"
 
 
 class Pooled(nn.Module):

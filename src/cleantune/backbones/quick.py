@@ -3,10 +3,10 @@
 Changes, none of which changes the function: a BatchNorm whose statistics are fixed is folded into the weights of
 its convolution (gradients reach both as before), padding by hand becomes the convolution's own (but on maps smaller
 than the kernel, where that is slower). To learn on a CPU, convolutions by one pixel on small maps are products of
-matrices, with half of the time; in bfloat16 a depthwise convolution of stride 2 computes in float32, whose backward
-pass takes a sixth to a twentieth; and a BatchNorm that learns on few channels takes several pixels as one. Without a
-gradient no pixels are copied to be padded, and the activation is computed with its convolution where torch's library
-for processors (oneDNN) can, or else in the convolution's place.
+matrices, with half of the time; in bfloat16 the pixels' gradient of a strided depthwise convolution is a convolution in
+steps of one; and a BatchNorm that learns on few channels takes several pixels as one. Without a gradient no pixels are
+copied to be padded, and the activation is computed with its convolution where torch's library for processors (oneDNN)
+can, or else in the convolution's place. Which way a layer goes is found once for each shape.
 """
 
 from __future__ import annotations
@@ -62,10 +62,12 @@ class _Quick(Folding):
 
 
 class _Geometry(NamedTuple):
-    """What of a convolution decides how it passes over pixels of a shape."""
+    """What of a convolution decides how it passes over pixels of a shape; taken when the layer is made quick."""
 
     channels: int
+    """That it reads."""
     out: int
+    """That it writes."""
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -120,21 +122,21 @@ class _Way(NamedTuple):
     pads: Pads
 
 
-def _find(shape: Sequence[int], geometry: _Geometry, on_products: bool, on_halves: bool) -> _Way:
+def _find(shape: Sequence[int], geometry: _Geometry, last: bool, half: bool) -> _Way:
     """The quick way.
 
     Args:
         shape: Of the pixels.
         geometry: Of the convolution.
-        on_products: Whether convolutions by one pixel may be products of matrices.
-        on_halves: Whether strided depthwise layers are those of bfloat16 that learn.
+        last: Whether something learns on a CPU and channels lie last: convolutions may be products.
+        half: Whether something learns on a CPU in bfloat16: strided depthwise layers have a way of their own.
     """
     pads = geometry.pads(shape)
     left, right, top, bottom = pads
-    if on_products and geometry.is_product(shape):
+    if last and geometry.is_product(shape):
         return _Way("product", pads)
     strided = geometry.stride != (1, 1) and geometry.groups == geometry.channels
-    if on_halves and strided and geometry.sees_pixels(pads):
+    if half and strided and geometry.sees_pixels(pads):
         return _Way("strided", pads)
     return _Way("framed" if geometry.is_wider(shape) or (left, top) != (right, bottom) else "plain", pads)
 
@@ -149,8 +151,8 @@ def _way(x: Tensor, geometry: _Geometry) -> _Way:
         return _find(x.shape, geometry, False, False)
     # Whoever traces has shapes of his own.
     find = _find if _is_traced() or torch.compiler.is_compiling() else _found
-    in_halves = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    return find(x.shape, geometry, x.stride(1) == 1, in_halves)
+    half = x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    return find(x.shape, geometry, x.stride(1) == 1, half)
 
 
 def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
