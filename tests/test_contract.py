@@ -47,6 +47,7 @@ class Vectors:
 
     bad: ClassVar[dict[int, str]] = {}
     lengths = None
+    ready = True
 
     def __init__(self, x: Tensor) -> None:
         self.x = x

@@ -1,4 +1,5 @@
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -68,6 +69,34 @@ def test_views_in_a_thread_and_dropout_in_the_main_one_do_not_disturb_each_other
         return [torch.rand(5) for _ in images.batches(BATCHES * 5, ("strong",), 1)]
 
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["images", "texts"])
+def test_batches_in_turns_are_those_of_a_thread_beside_which_only_what_is_not_in_memory_has_then(
+    name, request, monkeypatch
+):
+    source, views = request.getfixturevalue(name), ("weak", "strong", "plain")
+    assert source.prepared.ready
+    assert same(list(source.batches(BATCHES, views, 5, in_turns=True)), list(source.batches(BATCHES, views, 5)))
+    makers, own = [], SampleSource._of
+    monkeypatch.setattr(SampleSource, "_of", lambda *a: makers.append(threading.current_thread()) or own(*a))
+    for in_turns, ready, here in ((True, True, True), (False, True, False), (True, False, False)):
+        makers.clear()
+        monkeypatch.setattr(type(source.prepared), "ready", ready, raising=False)
+        monkeypatch.delitem(vars(source.prepared), "ready", raising=False)
+        assert len(list(source.batches(BATCHES, views, 5, in_turns=in_turns))) == len(makers) == len(BATCHES)
+        assert {maker is threading.current_thread() for maker in makers} == {here}
+
+
+def test_images_are_ready_once_all_of_them_are_decoded_into_memory(tmp_path, monkeypatch):
+    preprocess = read_image_preprocess(save_tiny("convnext", tmp_path / "c"), None)
+    coming = prepare(fake_images(12), preprocess, tmp_path, lazily=True)
+    assert not coming.ready
+    coming.finish()
+    assert coming.ready
+    assert not prepare(fake_images(12), preprocess, tmp_path, lazily=True, keep=False).ready
+    monkeypatch.setattr("cleantune.inputs.MEMORY_SHARE", 0.0)
+    assert not prepare(fake_images(12), preprocess, tmp_path).ready, "a memory map"
 
 
 def test_order_is_by_length_for_texts_and_as_it_lies_for_images(images, texts):

@@ -47,6 +47,11 @@ class Prepared(Protocol):
         """Tokens of each text, by which batches are made alike; None for images."""
         ...
 
+    @property
+    def ready(self) -> bool:
+        """Whether inputs are made of what lies in memory, decoded."""
+        ...
+
     def __len__(self) -> int: ...
 
     def plain(self, indices: Int[Tensor, " B"]) -> Inputs:
@@ -99,6 +104,11 @@ class PreparedImages:
     def bad(self) -> dict[int, str]:
         """Rows that could not be read; where images are decoded on demand, those met so far."""
         return {i: self._bad[row] for i, row in enumerate(self._rows.tolist()) if row in self._bad} if self._bad else {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether all pixels lie in memory."""
+        return self._store.full if isinstance(self._store, Filling) else type(self._store) is np.ndarray
 
     def pixels(self, indices: Int[Tensor, " B"]) -> UInt8[Tensor, "B 3 H W"]:
         """Resized and cropped pixels; the strides are those of channels-last."""
@@ -153,6 +163,7 @@ class PreparedTexts:
         self._ends = ends
         self._rows = rows
         self.lengths: Int[np.ndarray, " N"] | None = (ends[1:] - ends[:-1]).numpy()[rows]
+        self.ready = True
 
     def __len__(self) -> int:
         return len(self._rows)

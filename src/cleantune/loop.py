@@ -232,10 +232,13 @@ class Loop(State):
             head = bare(net.head)
             if isinstance(head, MLPHead):
                 head.reseed(seed + k)
-        stream = self._samples(source.batches(batches, views, seed), batches, plan.weight)
+        # Halves are a thread a core; what learns whole has all threads, and its layers would wait for a third one.
+        in_turns = self.device.type == "cpu" and not any(net.may_be_halved() for net in self.whole)
+        stream = self._samples(source.batches(batches, views, seed, in_turns=in_turns), batches, plan.weight)
         if not rest:
             return stream
-        beside = self._samples(source.batches(rest, views, seed + 1), rest, torch.zeros(len(self.y)))
+        others = source.batches(rest, views, seed + 1, in_turns=in_turns)
+        beside = self._samples(others, rest, torch.zeros(len(self.y)))
         return (batch._replace(rest=other) for batch, other in zip(stream, beside, strict=True))
 
     def _samples(self, stream: Iterator[Item], batches: list[Tensor], weight: Tensor) -> Iterator[Batch]:

@@ -86,6 +86,11 @@ class Filling:
         found: np.ndarray = self.out[rows]
         return found
 
+    @property
+    def full(self) -> bool:
+        """Whether all is decoded."""
+        return not self._left
+
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which gets all pixels and neither threads nor locks."""
         self.finish()

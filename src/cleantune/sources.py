@@ -35,8 +35,18 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
-        """These batches in this order, each with these views."""
+    def batches(
+        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
+    ) -> Iterator[Item]:
+        """These batches in this order, each with these views.
+
+        Args:
+            batches: Indices of each.
+            views: Of each sample.
+            seed: Of the views' luck.
+            in_turns: Whoever uses a batch computes on this processor by all threads that torch has here, and would be
+                slowed by a thread beside: what lies in memory becomes a batch when it is asked for.
+        """
         ...
 
     def order(self) -> Int[Tensor, " N"]:
@@ -99,7 +109,9 @@ class FeatureSource:
         """As they lie."""
         return torch.arange(self._count)
 
-    def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
+    def batches(
+        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
+    ) -> Iterator[Item]:
         """Features of these batches; views other than plain take cached views at random, each sample its own.
 
         Two views of one batch are different ones as long as there are enough.
@@ -177,7 +189,7 @@ def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
 
 
 class SampleSource:
-    """Prepared samples; views are made in a thread while the batch before is in use."""
+    """Prepared samples, of which views are made."""
 
     look = 256
 
@@ -191,9 +203,12 @@ class SampleSource:
         """Texts by length, images as they lie."""
         return torch.tensor(by_length(self.prepared, range(len(self))), dtype=torch.int64)
 
-    def batches(self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int) -> Iterator[Item]:
-        """Views of these batches, each drawn anew."""
-        return ahead((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+    def batches(
+        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
+    ) -> Iterator[Item]:
+        """Views of these batches, each drawn anew; in a thread while the batch before is in use, or in turns."""
+        items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
+        return items if in_turns and self.prepared.ready else ahead(items)
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Inputs, ...]:
         return tuple(self._view(index, view, seed, j, k) for k, view in enumerate(views))

@@ -357,7 +357,8 @@ class State:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
         batches, out = cut(source.order(), source.look), []
         with torch.no_grad(), given({}), self._looking_together(batches):
-            for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0):
+            in_turns = self.device.type == "cpu"
+            for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0, in_turns=in_turns):
                 out.append(fn(index, moved(xs[0], self.device)).cpu())
         return self._in_order(batches, torch.cat(out))
 
