@@ -328,9 +328,7 @@ def turn(bench: Any) -> None:
     )
 
 
-def by_epochs(
-    name: str, before: float, data: Path, model: str, limit: int, out: Path, **settings: Any
-) -> float:
+def by_epochs(name: str, before: float, data: Path, model: str, limit: int, out: Path, **settings: Any) -> float:
     """Seconds of a method in full scope whose epochs are alike: two are run, the first as one of warm-up if it has any.
 
     What comes before the first epoch, `before` seconds, and after the last counts once, as it does for the others.

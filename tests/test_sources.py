@@ -82,8 +82,7 @@ def test_batches_in_turns_are_those_of_a_thread_beside_which_only_what_is_not_in
     monkeypatch.setattr(SampleSource, "_of", lambda *a: makers.append(threading.current_thread()) or own(*a))
     for in_turns, ready, here in ((True, True, True), (False, True, False), (True, False, False)):
         makers.clear()
-        monkeypatch.setattr(type(source.prepared), "ready", ready, raising=False)
-        monkeypatch.delitem(vars(source.prepared), "ready", raising=False)
+        monkeypatch.setattr(type(source.prepared), "ready", ready)
         assert len(list(source.batches(BATCHES, views, 5, in_turns=in_turns))) == len(makers) == len(BATCHES)
         assert {maker is threading.current_thread() for maker in makers} == {here}
 

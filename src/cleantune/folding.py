@@ -29,7 +29,8 @@ class Folding(nn.Module):
 
     def fixed(self) -> bool:
         """Whether there is a normalisation and its statistics are fixed."""
-        return self.normalization is not None and not self.normalization.training
+        norm = self.normalization
+        return norm is not None and not norm.training
 
     def kernel(self, dtype: torch.dtype | None = None) -> Kernel:
         """Weight and bias of the convolution that has the normalisation in it: `given` to this thread, or made here.

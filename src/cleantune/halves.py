@@ -48,7 +48,15 @@ def _restless(module: nn.Module) -> bool:
 
 
 class Learning:
-    """What learns of a backbone, as it is now: its modules need not be gone through in every step."""
+    """What learns of a backbone, as it is now: its modules need not be gone through in every step.
+
+    Attributes:
+        backbone: The network.
+        foldable: Its layers that fold.
+        places: Which of all that these are made of (`Foldable.learned`) learns.
+        folded: The same, as parameters.
+        weights: All else that learns.
+    """
 
     def __init__(self, backbone: nn.Module) -> None:
         """A backbone on the CPU; nothing in it draws luck or mixes rows (`at_rest`)."""

@@ -145,6 +145,8 @@ class PreparedImages:
 class PreparedTexts:
     """Texts as token ids, without padding, in one long array."""
 
+    ready = True
+
     def __init__(
         self,
         samples: Samples,
@@ -163,7 +165,6 @@ class PreparedTexts:
         self._ends = ends
         self._rows = rows
         self.lengths: Int[np.ndarray, " N"] | None = (ends[1:] - ends[:-1]).numpy()[rows]
-        self.ready = True
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -79,8 +79,7 @@ class Loop(State):
                 module.train()
             for net in self.whole:
                 net.sharing = self.ranks
-            halving = self._scope == "all" and any(net.may_be_halved() for net in self.whole)
-            with half_of_the_threads() if halving else self._standardised() if through_net else nullcontext():
+            with half_of_the_threads() if self._halves() else self._standardised() if through_net else nullcontext():
                 for done in range(math.ceil(passes)):
                     self._one_pass((modules, optimisers, loss), plan, views, done, passes)
             for net in self.whole:
@@ -233,13 +232,17 @@ class Loop(State):
             if isinstance(head, MLPHead):
                 head.reseed(seed + k)
         # Halves are a thread a core; what learns whole has all threads, and its layers would wait for a third one.
-        in_turns = self.device.type == "cpu" and not any(net.may_be_halved() for net in self.whole)
+        in_turns = self.device.type == "cpu" and not self._halves()
         stream = self._samples(source.batches(batches, views, seed, in_turns=in_turns), batches, plan.weight)
         if not rest:
             return stream
         others = source.batches(rest, views, seed + 1, in_turns=in_turns)
         beside = self._samples(others, rest, torch.zeros(len(self.y)))
         return (batch._replace(rest=other) for batch, other in zip(stream, beside, strict=True))
+
+    def _halves(self) -> bool:
+        """Whether batches that learn now pass through a backbone as halves."""
+        return self._scope == "all" and any(net.may_be_halved() for net in self.whole)
 
     def _samples(self, stream: Iterator[Item], batches: list[Tensor], weight: Tensor) -> Iterator[Batch]:
         """Batches where the nets are; the rows stay on the CPU, where the ledger is. Labels go there once a pass."""

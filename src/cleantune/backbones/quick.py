@@ -50,12 +50,11 @@ class _Quick(Folding):
 
     def passed(self, x: Tensor, activation: nn.Module | None = None) -> Tensor:
         """Padding, convolution, normalisation and activation."""
-        norm = self.normalization
-        if norm is not None and not norm.training:
+        if self.fixed():
             if _only_looks():
                 return _looked(x, self, activation)
             return _placed(x, *self.kernel(), self.geometry, activation)
-        convolution = self.convolution
+        convolution, norm = self.convolution, self.normalization
         if norm is None:
             return _placed(x, convolution.weight, convolution.bias, self.geometry, activation)
         return _normalised(_placed(x, convolution.weight, convolution.bias, self.geometry), norm, activation)
@@ -95,13 +94,9 @@ class _Geometry(NamedTuple):
         along = max(kernel - (length % stride or stride), 0)
         return along // 2 * dilation, (along - along // 2) * dilation
 
-    def reach(self) -> tuple[int, int]:
-        """How many pixels lie between the first and the last that the kernel sees, downwards and along."""
-        return (self.kernel[0] - 1) * self.dilation[0], (self.kernel[1] - 1) * self.dilation[1]
-
     def sees_pixels(self, pads: Pads) -> bool:
         """Whether no window of the kernel lies in the padding alone."""
-        (left, right, top, bottom), (down, along) = pads, self.reach()
+        (left, right, top, bottom), (down, along) = pads, _reach(self.kernel, self.dilation)
         return max(top, bottom) <= down and max(left, right) <= along
 
     def is_wider(self, shape: Sequence[int]) -> bool:
@@ -113,6 +108,11 @@ class _Geometry(NamedTuple):
         if self.kernel != (1, 1) or self.stride != (1, 1) or self.groups != 1:
             return False
         return shape[2] * shape[3] <= (64 if self.channels >= self.out else 16)
+
+
+def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
+    """How many pixels lie between the first and the last that a kernel sees, downwards and along."""
+    return (kernel[0] - 1) * dilation[0], (kernel[1] - 1) * dilation[1]
 
 
 class _Way(NamedTuple):
@@ -390,8 +390,7 @@ class _StridedDepthwise(torch.autograd.Function):
         )
         if not ctx.needs_input_grad[0]:
             return None, None, to_weight, to_bias, None, None
-        (count, _, high, wide), (down_by, along_by) = ctx.shape, ctx.dilation
-        reach_down, reach_along = (weight.shape[2] - 1) * down_by, (weight.shape[3] - 1) * along_by
+        (count, _, high, wide), (reach_down, reach_along) = ctx.shape, _reach(weight.shape[2:], ctx.dilation)
         shape = count, channels, high + reach_down, wide + reach_along
         spread = torch.empty(shape, dtype=gradient.dtype, memory_format=_layout(padded)).zero_()
         spread[:, :, reach_down - top :: down, reach_along - left :: along][
