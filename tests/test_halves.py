@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,9 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cleantune.augment import ImageAugment, _warp, augment_images
 from cleantune.backbones import open_backbone
-from cleantune.halves import HALVES, Learning, _pool, at_rest, half_of_the_threads, halved
+from cleantune.halves import (
+    HALVES,
+    PATIENCE,
+    Learning,
+    _thread_beside,
+    at_rest,
+    by_halves,
+    half_of_the_threads,
+    halved,
+)  # fmt: skip
 from cleantune.learner import LinearHead, Net
+from cleantune.records import View
 
 B = 7
 
@@ -128,7 +141,7 @@ def test_a_net_halves_what_learns_on_a_processor_and_nothing_else(monkeypatch: p
 
 
 def test_threads_that_begin_later_have_all_cores(two_threads: None) -> None:
-    _pool.cache_clear()
+    _thread_beside.cache_clear()
     net = small()
     halved(Learning(net), batch(), contextlib.nullcontext)
     with ThreadPoolExecutor(1) as later:
@@ -143,3 +156,49 @@ def test_a_net_that_is_not_halved_keeps_its_threads_and_one_that_shares_with_ran
     whole.sharing = HALVES[0]
     assert not whole.may_be_halved()
     assert not Net(None, LinearHead(16, 2)).train().may_be_halved()
+
+
+@pytest.mark.parametrize("view", ["weak", "strong"])
+def test_views_made_by_halves_are_those_made_whole_to_the_bit(two_threads: None, view: View) -> None:
+    pixels = (torch.rand(B, 3, 9, 12, generator=torch.Generator().manual_seed(2)) * 255).byte()
+    whole, makers = augment_images(pixels, view, ImageAugment(), torch.Generator().manual_seed(4)), set()
+
+    def warped(x: Tensor, geometry: Tensor) -> Tensor:
+        makers.add(threading.get_ident())
+        return _warp(x, geometry)
+
+    with half_of_the_threads():
+        halves = augment_images(pixels, view, ImageAugment(), torch.Generator().manual_seed(4))
+        geometry = torch.eye(3).repeat(B, 1, 1)
+        assert torch.equal(by_halves(warped, pixels.float(), geometry), _warp(pixels.float(), geometry))
+    assert torch.equal(halves, whole)
+    assert len(makers) == 2
+    assert threading.get_ident() in makers
+    makers.clear()
+    by_halves(warped, pixels.float(), geometry)
+    assert makers == {threading.get_ident()}
+
+
+def test_an_error_in_either_half_is_raised_and_the_next_batch_is_made(two_threads: None) -> None:
+    rows = torch.arange(4.0)
+
+    def failing(at: int) -> Tensor:
+        def make(part: Tensor) -> Tensor:
+            if float(part[0]) == at:
+                raise ValueError(str(at))
+            return part + 1
+
+        return by_halves(make, rows)
+
+    with half_of_the_threads():
+        for at in (0, 2):
+            with pytest.raises(ValueError, match=str(at)):
+                failing(at)
+        assert torch.equal(failing(9), rows + 1)
+
+
+def test_threads_and_pythons_patience_are_what_they_were_after_halves(two_threads: None) -> None:
+    before = sys.getswitchinterval()
+    with half_of_the_threads():
+        assert (torch.get_num_threads(), sys.getswitchinterval()) == (1, pytest.approx(PATIENCE))
+    assert (torch.get_num_threads(), sys.getswitchinterval()) == (2, before)

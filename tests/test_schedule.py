@@ -1,3 +1,5 @@
+import copy
+
 import torch
 from torch import nn
 
@@ -41,3 +43,10 @@ def test_torchs_own_step_serves_a_closure():
 
     assert float(optimiser.step(closure).detach()) == 3.0
     assert bool((p < 1).all())
+
+
+def test_quick_steps_go_on_from_a_state_that_was_loaded():
+    (net, optimiser), (_, other) = steps(QuickAdamW, 5), steps(QuickAdamW, 9)
+    optimiser.load_state_dict(copy.deepcopy(other.state_dict()))
+    optimiser.step()
+    assert float(optimiser.state[net[0].weight]["step"]) == 10

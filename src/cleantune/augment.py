@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cleantune.halves import by_halves
 from cleantune.records import Interval, View
 
 _LEVELS = 30
@@ -67,7 +68,7 @@ def augment_images(
     Returns:
         Pixels of 0..255 as float; what is warped in from outside the image is its mirror image.
     """
-    count, _, height, width = pixels.shape
+    count = len(pixels)
     geometry = _weak_geometry(count, settings, generator)
     x = pixels.float()
     if view == "strong":
@@ -82,7 +83,7 @@ def augment_images(
                     x[rows] = _coloured(x[rows], name, sign[rows].to(x.device) * level, level)
             geometry = _drawn_geometry(drawn, sign * level) @ geometry
         x = x.clamp_(0, 1).mul_(255)
-    return _warp(x, geometry, height, width)
+    return by_halves(_warp, x, geometry)
 
 
 # -- geometry: 3 x 3 matrices from a place in the view to its place in the image, in units of half a side --------------
@@ -116,9 +117,9 @@ def _drawn_geometry(drawn: Tensor, level: Tensor) -> Tensor:
     return matrix
 
 
-def _warp(x: Tensor, matrix: Tensor, height: int, width: int) -> Tensor:
+def _warp(x: Tensor, matrix: Tensor) -> Tensor:
     """The images through their matrices; kornia's warp takes three times as long on small images."""
-    grid = _grid(matrix[:, :2].to(x), height, width)
+    grid = _grid(matrix[:, :2].to(x), *x.shape[2:])
     return torch.nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 

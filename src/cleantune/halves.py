@@ -10,12 +10,13 @@ at each operation; each half takes its gradients for itself, as a rank would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from threading import Barrier
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,13 @@ from cleantune.folding import Foldable, Made, given
 from cleantune.ranks import Ranks
 from cleantune.records import Inputs
 
+T = TypeVar("T")
 HALVES = (Ranks(0, 2), Ranks(1, 2))
 """What two ranks would take of a batch."""
+PATIENCE = 5e-5
+"""Seconds that a half waits before it insists on Python's lock, which the other gives back at each operation and takes
+again before this one has woken up. By itself Python waits for 0.005, a sixth of a step."""
+_thread = threading.local()
 
 
 def at_rest(backbone: nn.Module) -> bool:
@@ -90,21 +96,47 @@ def _computes_in(within: Callable[[], Any]) -> torch.dtype | None:
 @contextmanager
 def half_of_the_threads() -> Iterator[None]:
     """Torch computes with half of its threads here, as a rank of two does: heads and losses too come to its bits."""
-    threads = torch.get_num_threads()
+    threads, interval = torch.get_num_threads(), sys.getswitchinterval()
     torch.set_num_threads(max(1, threads // 2))
+    sys.setswitchinterval(min(interval, PATIENCE))
+    _thread.halves = True
     try:
         yield
     finally:
+        _thread.halves = False
+        sys.setswitchinterval(interval)
         torch.set_num_threads(threads)
 
 
+def by_halves(make: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """What a function makes of these rows, each of them by itself: of both halves at once in a thread that has half of
+    the threads, else of all.
+
+    Args:
+        make: From some rows of each tensor to as many of its own.
+        rows: Tensors of as many rows.
+    """
+    if not getattr(_thread, "halves", False) or len(rows[0]) < 2:
+        return make(*rows)
+    return torch.cat(_both(lambda share: make(*map(share.part, rows)), HALVES))
+
+
+def _both(work: Callable[..., T], *given: Sequence[Any]) -> list[T]:
+    """What comes of two pieces of work: of the first in this thread, of the second in one beside, at once."""
+    first, second = zip(*given, strict=True)
+    beside = _thread_beside(torch.get_num_threads()).submit(work, *second)
+    try:
+        return [work(*first), beside.result()]
+    finally:
+        wait([beside])
+
+
 @cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Two threads that compute, each with so many of torch's own."""
-    both = Barrier(2)
-    pool = ThreadPoolExecutor(2, "half", torch.set_num_threads, (threads,))
-    # A thread takes its number when it first asks, and a number that is set is that of all threads of the future.
-    list(pool.map(lambda _: (torch.get_num_threads(), both.wait()), HALVES))
+def _thread_beside(threads: int) -> ThreadPoolExecutor:
+    """A thread that computes with so many of torch's own."""
+    pool = ThreadPoolExecutor(1, "half", torch.set_num_threads, (threads,))
+    # It takes its number when it first asks, and a number that is set is that of all threads of the future.
+    pool.submit(torch.get_num_threads).result()
     torch.set_num_threads(threads)
     return pool
 
@@ -130,8 +162,7 @@ class _Halved(torch.autograd.Function):
                 f: Tensor = learning.backbone(share.part(x))
                 return f.float()
 
-        ctx.learning, ctx.pool = learning, _pool(torch.get_num_threads())
-        ctx.halves = list(ctx.pool.map(half, HALVES))
+        ctx.learning, ctx.halves = learning, _both(half, HALVES)
         return torch.cat([f.detach() for f in ctx.halves])
 
     @staticmethod
@@ -147,7 +178,7 @@ class _Halved(torch.autograd.Function):
             return [*found[:first], *(back[k] for k in learning.places)]
 
         parts = torch.split(gradient, [len(f) for f in ctx.halves])
-        found = zip([*learning.weights, *learning.folded], *ctx.pool.map(half, ctx.halves, parts), strict=True)
+        found = zip([*learning.weights, *learning.folded], *_both(half, ctx.halves, parts), strict=True)
         reached = [(p, one, other) for p, one, other in found if one is not None and other is not None]
         if reached:
             weights, ones, others = (list(each) for each in zip(*reached, strict=True))

@@ -231,8 +231,9 @@ class Loop(State):
             head = bare(net.head)
             if isinstance(head, MLPHead):
                 head.reseed(seed + k)
-        # Halves are a thread a core; what learns whole has all threads, and its layers would wait for a third one.
-        in_turns = self.device.type == "cpu" and not self._halves()
+        # A thread beside makes those wait that learn. Only where a loss guesses from several views before it learns do
+        # halves leave a core to it.
+        in_turns = self.device.type == "cpu" and not (self._halves() and (len(views) > 1 or rest))
         stream = self._samples(source.batches(batches, views, seed, in_turns=in_turns), batches, plan.weight)
         if not rest:
             return stream

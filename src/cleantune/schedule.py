@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -46,39 +46,76 @@ class QuickAdamW(torch.optim.AdamW):
     which takes a small head longer than the kernel. The state, and so a checkpoint, is that of torch's.
     """
 
+    _known: dict[int, _Slots] | None = None
+    """Of each group by its place, as long as the state is the one that they are of."""
+
     def step(self, closure: Any = None) -> Any:
         """As torch's; it does the first step, and any whose gradients are not plain ones on the CPU."""
-        ready = None if closure is not None else [self._slots(group["params"]) for group in self.param_groups]
+        ready = None if closure is not None else [self._ready(k) for k in range(len(self.param_groups))]
         if ready is None or None in ready:
             return super().step(closure)
         with torch.no_grad():
-            for group, slots in zip(self.param_groups, ready, strict=True):
-                if not slots:
+            for group, (slots, gradients) in zip(self.param_groups, cast(list[_Ready], ready), strict=True):
+                if not gradients:
                     continue
-                mine, gradients, first, second, steps = map(list, zip(*slots, strict=True))
-                torch._foreach_add_(steps, 1)
+                torch._foreach_add_(slots.steps, 1)
                 torch._fused_adamw_(
-                    mine, gradients, first, second, [],
-                    steps, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+                    slots.parameters, gradients, slots.first, slots.second, [],
+                    slots.steps, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
                     weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
                 )  # fmt: skip
         return None
 
     step.hooked = True  # type: ignore[attr-defined]  # torch wraps what does not say so in an entry for profiles
 
-    def _slots(self, parameters: list[Tensor]) -> list[tuple[Any, ...]] | None:
-        """Parameter, gradient, both moments and step count of each that has a gradient; None: leave them to torch."""
-        out = []
-        for p in parameters:
-            gradient = p.grad
-            if gradient is None:
-                continue
-            slot = self.state[p]
-            plain = not is_sharded(p) and p.device.type == "cpu" and not gradient.is_sparse
-            if not plain or gradient.dtype != p.dtype or len(slot) != 3:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Another state: a loaded or copied one."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._known = None
+
+    def _ready(self, k: int) -> _Ready | None:
+        """What the kernel takes of a group; None: leave it to torch."""
+        self._known = self._known if self._known is not None else {}
+        slots = self._known.get(k)
+        gradients = slots and slots.gradients()
+        if slots is None or gradients is None:
+            slots = self._collected(self.param_groups[k]["params"])
+            gradients = slots and slots.gradients()
+            if slots is None or gradients is None:
                 return None
-            out.append((p, gradient, slot["exp_avg"], slot["exp_avg_sq"], slot["step"]))
-        return out
+            self._known[k] = slots
+        return slots, gradients
+
+    def _collected(self, parameters: list[Tensor]) -> _Slots | None:
+        """Those of a group, if all that have a gradient are plain ones on the CPU that have made a step."""
+        learning = [p for p in parameters if p.grad is not None]
+        found = [self.state[p] for p in learning]
+        if any(is_sharded(p) or p.device.type != "cpu" for p in learning) or any(len(slot) != 3 for slot in found):
+            return None
+        first, second, steps = ([slot[name] for slot in found] for name in ("exp_avg", "exp_avg_sq", "step"))
+        return _Slots(learning, first, second, steps, [p for p in parameters if p.grad is None])
+
+
+class _Slots(NamedTuple):
+    """What AdamW keeps of the parameters of a group that have a gradient."""
+
+    parameters: list[Tensor]
+    first: list[Tensor]
+    second: list[Tensor]
+    steps: list[Tensor]
+    others: list[Tensor]
+    """Parameters of the group that have none."""
+
+    def gradients(self) -> list[Tensor] | None:
+        """Those of now, plain ones; None where other parameters have one."""
+        found = [p.grad for p in self.parameters]
+        if any(g is None or g.is_sparse for g in found) or any(p.grad is not None for p in self.others):
+            return None
+        return cast(list[Tensor], found)
+
+
+_Ready: TypeAlias = tuple[_Slots, list[Tensor]]
+"""With gradients."""
 
 
 def head_rate(stage: Stage, net: Net) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 from cleantune.errors import UserError
 from cleantune.records import Row
 
-KEEPING = 0.05
+KEEPING = 0.02
 """The share of the time, at the most, that goes into keeping states: after each epoch of a head it would be a third."""
 
 
