@@ -268,6 +268,25 @@ def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -
     assert (run.cost.forwards, run.cost.evaluation_forwards, run.touched) == (0, 0, False)
 
 
+@pytest.mark.parametrize("name", ["ce", "unicon"])
+def test_views_have_a_thread_beside_only_where_halves_learn_from_several(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, own = [], SampleSource.batches
+
+    def batches(self: SampleSource, batches: Any, views: Any, seed: int, *, in_turns: bool = False) -> Any:
+        if "plain" not in views:
+            told.append((len(views), in_turns))
+        return own(self, batches, views, seed, in_turns=in_turns)
+
+    monkeypatch.setattr(SampleSource, "batches", batches)
+    problem, method = blobs(0.3), quick(name, "all")
+    trained(problem, method, loop_for(method, problem, "all", body=backbone(dropout=0.0)))
+    assert told
+    assert all(in_turns is (views == 1) for views, in_turns in told)
+    assert any(views > 1 for views, _ in told) is (name == "unicon")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: str) -> None:
     problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "all")

@@ -23,7 +23,7 @@ from cleantune.halves import (
     by_halves,
     half_of_the_threads,
     halved,
-)  # fmt: skip
+)
 from cleantune.learner import LinearHead, Net
 from cleantune.records import View
 

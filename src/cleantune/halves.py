@@ -109,8 +109,9 @@ def half_of_the_threads() -> Iterator[None]:
 
 
 def by_halves(make: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-    """What a function makes of these rows, each of them by itself: of both halves at once in a thread that has half of
-    the threads, else of all.
+    """What a function makes of rows that have nothing to do with one another.
+
+    Of both halves at once within `half_of_the_threads`, in the thread that is; elsewhere of all.
 
     Args:
         make: From some rows of each tensor to as many of its own.
@@ -121,9 +122,9 @@ def by_halves(make: Callable[..., Tensor], *rows: Tensor) -> Tensor:
     return torch.cat(_both(lambda share: make(*map(share.part, rows)), HALVES))
 
 
-def _both(work: Callable[..., T], *given: Sequence[Any]) -> list[T]:
-    """What comes of two pieces of work: of the first in this thread, of the second in one beside, at once."""
-    first, second = zip(*given, strict=True)
+def _both(work: Callable[..., T], *pairs: Sequence[Any]) -> list[T]:
+    """What comes of the first of each pair, in this thread, and of the second, in one beside, at once."""
+    first, second = zip(*pairs, strict=True)
     beside = _thread_beside(torch.get_num_threads()).submit(work, *second)
     try:
         return [work(*first), beside.result()]

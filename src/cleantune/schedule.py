@@ -46,8 +46,13 @@ class QuickAdamW(torch.optim.AdamW):
     which takes a small head longer than the kernel. The state, and so a checkpoint, is that of torch's.
     """
 
-    _known: dict[int, _Slots] | None = None
+    _known: dict[int, _Slots]
     """Of each group by its place, as long as the state is the one that they are of."""
+
+    def __init__(self, *given: Any, **settings: Any) -> None:
+        """As torch's."""
+        super().__init__(*given, **settings)
+        self._known = {}
 
     def step(self, closure: Any = None) -> Any:
         """As torch's; it does the first step, and any whose gradients are not plain ones on the CPU."""
@@ -71,23 +76,21 @@ class QuickAdamW(torch.optim.AdamW):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Another state: a loaded or copied one."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._known = None
+        self._known = {}
 
     def _ready(self, k: int) -> _Ready | None:
         """What the kernel takes of a group; None: leave it to torch."""
-        self._known = self._known if self._known is not None else {}
-        slots = self._known.get(k)
-        gradients = slots and slots.gradients()
-        if slots is None or gradients is None:
-            slots = self._collected(self.param_groups[k]["params"])
-            gradients = slots and slots.gradients()
-            if slots is None or gradients is None:
-                return None
-            self._known[k] = slots
-        return slots, gradients
+        for find in (self._known.get, self._collected):
+            slots = find(k)
+            gradients = slots.gradients() if slots else None
+            if slots is not None and gradients is not None:
+                self._known[k] = slots
+                return slots, gradients
+        return None
 
-    def _collected(self, parameters: list[Tensor]) -> _Slots | None:
-        """Those of a group, if all that have a gradient are plain ones on the CPU that have made a step."""
+    def _collected(self, k: int) -> _Slots | None:
+        """Those of a group, if all of it that has a gradient is whole, on the CPU and has made a step."""
+        parameters = self.param_groups[k]["params"]
         learning = [p for p in parameters if p.grad is not None]
         found = [self.state[p] for p in learning]
         if any(is_sharded(p) or p.device.type != "cpu" for p in learning) or any(len(slot) != 3 for slot in found):
@@ -107,11 +110,12 @@ class _Slots(NamedTuple):
     """Parameters of the group that have none."""
 
     def gradients(self) -> list[Tensor] | None:
-        """Those of now, plain ones; None where other parameters have one."""
-        found = [p.grad for p in self.parameters]
-        if any(g is None or g.is_sparse for g in found) or any(p.grad is not None for p in self.others):
+        """Those of now; None where these are not plain ones, or other parameters have one."""
+        found = [(p, p.grad) for p in self.parameters]
+        plain = all(g is not None and not g.is_sparse and g.dtype == p.dtype for p, g in found)
+        if not plain or any(p.grad is not None for p in self.others):
             return None
-        return cast(list[Tensor], found)
+        return [cast(Tensor, g) for _, g in found]
 
 
 _Ready: TypeAlias = tuple[_Slots, list[Tensor]]
