@@ -1,9 +1,18 @@
 import copy
+from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from cleantune.schedule import QuickAdamW, forget_gradients
+from cleantune.compare.cells import at_rate
+from cleantune.config import configure
+from cleantune.records import Stage
+from cleantune.schedule import RATED_AT, QuickAdamW, forget_gradients, rate_at
+from cleantune.train import phases
 
 
 def steps(cls, count: int, unused: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -50,3 +59,23 @@ def test_quick_steps_go_on_from_a_state_that_was_loaded():
     optimiser.load_state_dict(copy.deepcopy(other.state_dict()))
     optimiser.step()
     assert float(optimiser.state[net[0].weight]["step"]) == 10
+
+
+@given(st.integers(1, 4096), st.floats(1e-6, 1e-2))
+def test_a_backbones_rate_goes_with_the_root_of_the_batch(size, recommended):
+    at = {n: rate_at(Stage(batch_size=n), recommended) for n in (size, 4 * size, RATED_AT)}
+    assert at[4 * size] == pytest.approx(2 * at[size], rel=0.011), "three digits each"
+    assert at[RATED_AT] == pytest.approx(recommended, rel=0.005)
+
+
+def test_a_rate_that_is_set_stays_and_multiples_are_of_the_one_that_would_be_taken():
+    config = configure({"data": {"data": "images"}, "method": {"name": "turn"}})
+    turn: Any = config.method
+    set_to = replace(turn, tune=replace(turn.tune, backbone_learning_rate=7e-4))
+
+    def stated(method: Any) -> set[float]:
+        return {p.stage.backbone_learning_rate for p in phases(method, 5e-4) if p.scope == "all"}
+
+    assert stated(set_to) == {7e-4}
+    assert stated(turn) == {rate_at(turn.tune, 5e-4)} != {5e-4}, "its batches are not of the size that rates are for"
+    assert list(stated(at_rate(config, 3.0, 5e-4).method)) == [pytest.approx(3 * rate_at(turn.tune, 5e-4))]

@@ -175,7 +175,8 @@ class Stage:
     backbone_learning_rate: Annotated[
         float | None, Interval(1e-7, 1.0, log=True, search=Interval(1e-6, 1e-2, log=True))
     ] = None
-    """Learning rate of the backbone where it learns; none: the recommendation for its architecture."""
+    """Learning rate of the backbone where it learns; none: the recommendation for its architecture, which is for 64
+    samples a step, times the root of `batch_size` / 64."""
     weight_decay: Annotated[float, Interval(0.0, 10_000.0, search=Interval(1e-6, 1e-1, log=True))] = 1e-4
     """Weight decay of head and backbone."""
     optimiser: Literal["adamw", "sgd"] = "adamw"

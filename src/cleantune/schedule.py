@@ -18,6 +18,8 @@ LARGEST = 1e-2
 
 FIRST = 1e-3
 """A warm-up begins at about this part of the rate: a first step of zero would be lost."""
+RATED_AT = 64
+"""Samples a step that the recommended rates of backbones are meant for."""
 
 
 def make_optimiser(net: Net, phase: Phase) -> torch.optim.Optimizer:
@@ -164,4 +166,12 @@ def with_rates(phase: Phase, backbone_learning_rate: float) -> Phase:
     stage = phase.stage
     if phase.scope == "head" or stage.backbone_learning_rate is not None:
         return phase
-    return replace(phase, stage=replace(stage, backbone_learning_rate=backbone_learning_rate))
+    return replace(phase, stage=replace(stage, backbone_learning_rate=rate_at(stage, backbone_learning_rate)))
+
+
+def rate_at(stage: Stage, recommended: float) -> float:
+    """A backbone's recommended rate at the stage's batch size, to three digits: it goes with the root of the size.
+
+    Source: the square root scaling rule of adaptive optimisers (arXiv:2205.10287).
+    """
+    return float(f"{recommended * math.sqrt(stage.batch_size / RATED_AT):.3g}")

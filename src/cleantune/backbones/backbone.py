@@ -74,7 +74,8 @@ class Backbone(nn.Module):
 
     @property
     def learning_rate(self) -> float:
-        """Recommended for full fine-tuning by AdamW with warm-up; text: in inverse proportion to the width."""
+        """Recommended for full fine-tuning by AdamW with warm-up, 64 samples a step; text: in inverse proportion to the
+        width."""
         rate = self.architecture.learning_rate
         return rate * _TEXT_WIDTH / self.width if self.architecture.kind == "text" else rate
 

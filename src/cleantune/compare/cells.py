@@ -23,6 +23,7 @@ from cleantune.errors import UserError
 from cleantune.main_job import trained, write_config
 from cleantune.material import Material
 from cleantune.records import Method, Phase, Stage
+from cleantune.schedule import rate_at
 from cleantune.store import RunFolder, read_json, write_json, write_text
 from cleantune.summary import summary
 from cleantune.train import phases
@@ -143,7 +144,7 @@ def at_rate(config: Config, times: float, recommended: float) -> Config:
     Args:
         config: Of a cell.
         times: The multiple; 1 changes nothing.
-        recommended: The backbone's rate where a stage names none.
+        recommended: The backbone's rate where a stage names none, for batches of `schedule.RATED_AT`.
     """
     if times == 1:
         return config
@@ -153,7 +154,8 @@ def at_rate(config: Config, times: float, recommended: float) -> Config:
     for f in fields(method):
         stage = getattr(method, f.name)
         if isinstance(stage, Stage) and f.name in mine:
-            backbone = stage.backbone_learning_rate if stage.backbone_learning_rate is not None else recommended
+            named = stage.backbone_learning_rate
+            backbone = named if named is not None else rate_at(stage, recommended)
             changed[f.name] = replace(
                 stage,
                 learning_rate=stage.learning_rate * times,
