@@ -133,6 +133,28 @@ def test_looks_for_evaluation_are_booked_apart() -> None:
     assert run.cost.evaluation_forwards == N // 4
 
 
+def test_a_held_out_split_is_looked_at_again_only_after_the_nets_have_moved() -> None:
+    run = entered("all")
+
+    def look() -> tuple[torch.Tensor, int]:
+        before = run.cost.evaluation_forwards
+        return run.probabilities("validation"), (run.cost.evaluation_forwards - before) // (N // 4)
+
+    run.learn(run.net, plain_loss)
+    (first, cost), (again, free) = look(), look()
+    assert (cost, free) == (1, 0)
+    assert torch.equal(first, again)
+    run.learn(run.net, plain_loss)
+    learned, cost = look()
+    assert cost == 1
+    assert not torch.equal(learned, first)
+    with torch.no_grad():
+        next(run.whole[0].parameters()).add_(1.0)  # by hand
+    by_hand, cost = look()
+    assert cost == 1
+    assert not torch.equal(by_hand, learned)
+
+
 @pytest.mark.parametrize(("passes", "visits"), [(1.0, N), (0.25, 24), (2.0, 2 * N), (2.5, 2 * N + 48), (0.001, 1)])
 def test_a_fraction_of_a_pass_visits_that_share_of_the_samples(passes: float, visits: int) -> None:
     run, spy = entered("head"), Spy()

@@ -132,10 +132,10 @@ class Rehearsal(Loop):
         self.epochs_of_all += phase.stage.epochs if phase.scope == "all" else 0
 
     def evaluated(self) -> float:
-        """Looks at validation and test after epochs of fine-tuning and for later probes, and the last one at all."""
-        held_out = (self.sizes.validation + self.sizes.test) * len(self.whole)
-        last = self.sizes.all * len(self.whole) if self.epochs_of_all and self._scope == "all" else 0
-        return held_out * (self.epochs_of_all + self.refreshes) + last
+        """Looks at validation and test after epochs of fine-tuning and for later probes; at last, at what is left."""
+        held_out = self.sizes.validation + self.sizes.test
+        last = self.sizes.train if self.epochs_of_all and self._scope == "all" else 0
+        return len(self.whole) * (held_out * (self.epochs_of_all + self.refreshes) + last)
 
     def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
         """What the made-up scores leave for other classes; it costs a look where the backbone has changed."""

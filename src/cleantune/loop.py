@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -61,6 +62,7 @@ class Loop(State):
             UserError: The plan keeps nothing, or the loss is not finite.
         """
         assert self.phase is not None
+        self.looks = {}
         modules = nets if isinstance(nets, list) else [nets]
         optimisers = [self.left[self.phase.name][self.nets.index(module)][1] for module in modules]
         self.row["selected"] = None if plan is None else int(plan.keep.sum())
@@ -256,9 +258,23 @@ class Loop(State):
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def probabilities(self, split: str) -> Float[Tensor, "N C"]:
-        """Softmax of every sample of a split, the mean over the nets; counted as evaluation."""
+        """Softmax of every sample of a split, the mean over the nets; counted as evaluation.
+
+        Splits that are held out are not looked at again before the nets have moved.
+        """
+        now = self._versions()
+        then, p = self.looks.get(split, (None, torch.empty(0)))
+        if then == now:
+            return p
         with self.cost.timed("evaluate"), self._spending("evaluation_forwards"):
-            return self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
+            p = self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
+        if split != "train":
+            self.looks[split] = now, p
+        return p
+
+    def _versions(self) -> list[int]:
+        """How often each tensor of the nets was written to; whoever puts others in their place forgets the looks."""
+        return [t._version for net in self.whole for t in itertools.chain(net.parameters(), net.buffers())]
 
     def _look(self, split: str, fn: Callable[..., Tensor], nets: list[nn.Module]) -> Tensor:
         """`fn(y, *logits)` of every sample of a split, in order."""

@@ -114,6 +114,8 @@ class State:
         """What the verbs did in this epoch, for its row."""
         self.started = time.perf_counter()
         """When this sitting of the run began; earlier sittings are added on resume."""
+        self.looks: dict[str, tuple[list[int], Tensor]] = {}
+        """Probabilities of held-out splits, and the versions of the nets' tensors that they are of."""
         self.candidates: dict[str, dict[str, Tensor]] = {}
         """Nets of earlier epochs that may yet be delivered, by name."""
         self.heads: dict[str, list[dict[str, Any]]] = {}
@@ -153,6 +155,7 @@ class State:
 
     def _equip(self, phase: Phase) -> None:
         """The heads and optimisers of a phase, in their places."""
+        self.looks = {}
         for net in self.whole:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
@@ -254,6 +257,7 @@ class State:
             fresh: Nets as they were before the first phase.
             candidate: A name that `keep` was given.
         """
+        self.looks = {}
         tensors = self.candidates[candidate]
         self.touched = self.stale = any(name.startswith("backbone.") for name in tensors)
         self.whole = [net.to(self.device) for net in fresh]
