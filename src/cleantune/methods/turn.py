@@ -49,8 +49,8 @@ UNEVEN = 3
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
 """Of a linear head."""
 TUNE = Stage(epochs=2, learning_rate=3.35e-4, batch_size=80, warmup=0.1, rate_width=1280)
-"""Of backbone and head; an epoch a cleansing. Batches of 64 gain some .2 points on CIFAR-10 and nothing elsewhere, for a
-tenth more time; of 96 and 128 they lose more (`dev/LOG.md`)."""
+"""Of backbone and head; an epoch a cleansing. Batches of 64 gain some .2 points on CIFAR-10 and nothing elsewhere, for
+a tenth more time; of 96 and 128 they lose more (`dev/LOG.md`)."""
 
 
 @dataclass(frozen=True)
