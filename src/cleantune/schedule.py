@@ -163,15 +163,19 @@ def forget_gradients(optimiser: torch.optim.Optimizer) -> None:
 
 def with_rates(phase: Phase, backbone_learning_rate: float) -> Phase:
     """The phase with the backbone's recommended rate where none is set."""
-    stage = phase.stage
-    if phase.scope == "head" or stage.backbone_learning_rate is not None:
+    if phase.scope == "head":
         return phase
-    return replace(phase, stage=replace(stage, backbone_learning_rate=rate_at(stage, backbone_learning_rate)))
+    rate = rate_at(phase.stage, backbone_learning_rate)
+    return replace(phase, stage=replace(phase.stage, backbone_learning_rate=rate))
 
 
 def rate_at(stage: Stage, recommended: float) -> float:
-    """A backbone's recommended rate at the stage's batch size, to three digits: it goes with the root of the size.
+    """A backbone's rate in a stage: the one that is set, else the recommended one, to three digits, at its batch size.
+
+    It goes with the root of the size.
 
     Source: the square root scaling rule of adaptive optimisers (arXiv:2205.10287).
     """
+    if stage.backbone_learning_rate is not None:
+        return stage.backbone_learning_rate
     return float(f"{recommended * math.sqrt(stage.batch_size / RATED_AT):.3g}")

@@ -154,13 +154,10 @@ def at_rate(config: Config, times: float, recommended: float) -> Config:
     for f in fields(method):
         stage = getattr(method, f.name)
         if isinstance(stage, Stage) and f.name in mine:
-            named = stage.backbone_learning_rate
-            backbone = named if named is not None else rate_at(stage, recommended)
-            changed[f.name] = replace(
-                stage,
-                learning_rate=stage.learning_rate * times,
-                backbone_learning_rate=backbone * times if method.scope == "all" else stage.backbone_learning_rate,
-            )
+            rates = {"learning_rate": stage.learning_rate * times}
+            if method.scope == "all":
+                rates["backbone_learning_rate"] = rate_at(stage, recommended) * times
+            changed[f.name] = replace(stage, **rates)  # type: ignore[arg-type]
     return replace(config, method=replace(method, **changed))
 
 
