@@ -286,6 +286,25 @@ def test_float16_is_not_taken_where_a_number_would_become_infinite(value, fits, 
         assert np.isfinite(f.astype(np.float16)).all() == fits
 
 
+def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_path, monkeypatch):
+    f = extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "k")
+    expected = features.standardisation(f)
+    monkeypatch.setattr(features, "standardisation", lambda own: asked.append(own) or expected)
+    asked: list[object] = []
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(f.scale, expected, strict=True))
+    assert asked == [f]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_what_lies_in_memory_is_not_made_beside_a_network_on_a_processor(ready, image, tmp_path, monkeypatch):
+    prepared, beside, ahead = prepared_of(image, tmp_path), [], features.ahead
+    monkeypatch.setattr(type(prepared), "ready", ready)
+    monkeypatch.setattr(features, "ahead", lambda items: beside.append(1) or ahead(items))
+    features.shard_of(image, prepared, Precision(), range(8), features.Seen())
+    assert bool(beside) != ready
+
+
 def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
     prepared = prepared_of(image, tmp_path)

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +26,7 @@ from jaxtyping import Float, Int
 from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.errors import UserError
 from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
+from cleantune.learner import floats, standardisation
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
 from cleantune.program import Program
@@ -134,6 +136,11 @@ class Features:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self._whole(np.float32).astype(dtype or self.dtype, copy=False)
+
+    @cached_property
+    def scale(self) -> tuple[Float[torch.Tensor, " D"], Float[torch.Tensor, " D"]]:
+        """Mean and deviation of every dimension (`standardisation`): what each head of a run asks for again."""
+        return standardisation(self)
 
     @property
     def bytes(self) -> int:
@@ -412,14 +419,20 @@ def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarra
         f: A shard; the first one decides for those after it.
         judge: Look at the deviations, not only for numbers that are too large.
     """
-    if not (f.max(initial=0) < _OVERFLOWS and f.min(initial=0) > -_OVERFLOWS):  # nor what is not a number
+    if not f.size:
         return f
-    half = f.astype(np.float16)
+    x = floats(f)
+    low, high = x.aminmax()
+    if not (high < _OVERFLOWS and low > -_OVERFLOWS):  # nor what is not a number
+        return f
+    half = x.half()
     if judge:
-        lost, deviation = np.square(half.astype(np.float32) - f).mean(0), f.std(0)
-        if not ((np.sqrt(lost) <= ROUNDING * deviation) | (deviation == 0)).all():
+        lost, away = half.float().sub_(x).square_().mean(0), x - x[0]
+        mean = away.mean(0)
+        variance = away.square_().mean(0).sub_(mean.square_())
+        if not ((lost <= ROUNDING**2 * variance) | (variance <= 0)).all():
             return f
-    return half
+    return half.numpy()
 
 
 def shard_of(
@@ -435,8 +448,10 @@ def shard_of(
     order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
     size = batch_of(backbone, precision)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
+    program = program or Program(backbone, precision)
     made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
-    for batch, f in (program or Program(backbone, precision)).stream(ahead(made)):
+    # What lies in memory becomes a batch sooner than a thread beside those of the network would have it.
+    for batch, f in program.stream(made if prepared.ready and program.in_turns else ahead(made)):
         _refuse_non_finite(f.numpy(), batch, prepared)
         out[np.array(batch) - rows.start] = f.numpy()
     for i in prepared.bad:  # images decoded on demand show only now that they are bad

@@ -24,7 +24,7 @@ from cleantune.console import Console
 from cleantune.data import Data, Rows, corrupt, load
 from cleantune.engine import choose, remembered
 from cleantune.errors import UserError
-from cleantune.features import extract, features_key
+from cleantune.features import Features, extract, features_key
 from cleantune.inputs import Prepared, PreparedImages, prepare
 from cleantune.learner import LinearHead, Net, standardisation
 from cleantune.precision import Precision, probe_precision
@@ -114,7 +114,7 @@ class Heads:
 
     def __call__(self, features: Any, k: int) -> LinearHead:
         """The head of net k."""
-        scale = standardisation(features)
+        scale = features.scale if isinstance(features, Features) else standardisation(features)
         rng = torch.Generator().manual_seed(self.seed + k)
         return LinearHead(len(scale[0]), self.classes, init=self.init, standardise=scale, generator=rng)
 

@@ -24,6 +24,16 @@ class Program:
         self.backbone, self.precision = backbone, precision
         self._network: Compiled | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether it computes by all threads of this processor, so that one beside would slow it."""
+        return self.precision.engine == "torch" and self.device.type == "cpu"
+
     def stream(self, items: Iterator[tuple[list[int], Inputs]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches with their features."""
         if self.precision.engine == "openvino":
@@ -32,7 +42,7 @@ class Program:
                 self._network = self._network or compiled(self.backbone, first[1], self.precision)
                 yield from self._network.stream(chain([first], items))
             return
-        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        device = self.device
         kernels: dict[Folding, Kernel] = {}
         for batch, x in items:
             with torch.inference_mode(), given(kernels):

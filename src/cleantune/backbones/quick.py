@@ -4,7 +4,7 @@ Changes, none of which changes the function: a BatchNorm whose statistics are fi
 its convolution (gradients reach both as before), padding by hand becomes the convolution's own (but on maps smaller
 than the kernel, where that is slower). To learn on a CPU, convolutions by one pixel on small maps are products of
 matrices, with half of the time; in bfloat16 the pixels' gradient of a strided depthwise convolution is a convolution in
-steps of one; and a BatchNorm that learns on few channels takes several pixels as one. Without a gradient no pixels are
+steps of one; and a BatchNorm that learns has ways of its own (`batch_norm`). Without a gradient no pixels are
 copied to be padded, and the activation is computed with its convolution where torch's library for processors (oneDNN)
 can, or else in the convolution's place. Which way a layer goes is found once for each shape.
 """
@@ -23,6 +23,7 @@ from transformers.models.mobilenet_v2.configuration_mobilenet_v2 import MobileNe
 from transformers.models.mobilenet_v2.modeling_mobilenet_v2 import MobileNetV2ConvLayer
 from transformers.models.resnet.modeling_resnet import ResNetConvLayer, ResNetShortCut
 
+from cleantune.backbones.batch_norm import activated, expanded, expands, normalised
 from cleantune.folding import Folding
 
 Pads: TypeAlias = tuple[int, int, int, int]
@@ -57,7 +58,10 @@ class _Quick(Folding):
         convolution, norm = self.convolution, self.normalization
         if norm is None:
             return _placed(x, convolution.weight, convolution.bias, self.geometry, activation)
-        return _normalised(_placed(x, convolution.weight, convolution.bias, self.geometry), norm, activation)
+        kind = _computed_in(x) if torch.is_grad_enabled() and self.geometry.goes_by_pixel() else None
+        if kind is not None and expands(x, convolution, norm):
+            return expanded(x.to(kind), convolution.weight, norm, activation)
+        return normalised(_placed(x, convolution.weight, convolution.bias, self.geometry), norm, activation)
 
 
 class _Geometry(NamedTuple):
@@ -105,9 +109,11 @@ class _Geometry(NamedTuple):
 
     def is_product(self, shape: Sequence[int]) -> bool:
         """Whether it goes by one pixel over maps so small that a product of matrices learns quicker."""
-        if self.kernel != (1, 1) or self.stride != (1, 1) or self.groups != 1:
-            return False
-        return shape[2] * shape[3] <= (64 if self.channels >= self.out else 16)
+        return self.goes_by_pixel() and shape[2] * shape[3] <= (64 if self.channels >= self.out else 16)
+
+    def goes_by_pixel(self) -> bool:
+        """Whether each pixel is seen once, alone, by all channels of the output."""
+        return self.kernel == (1, 1) and self.stride == (1, 1) and self.groups == 1 and not any(self.padding)
 
 
 def _reach(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, int]:
@@ -155,99 +161,6 @@ def _way(x: Tensor, geometry: _Geometry) -> _Way:
     return find(x.shape, geometry, x.stride(1) == 1, half)
 
 
-def _activated(x: Tensor, activation: nn.Module | None) -> Tensor:
-    """The activation, in the place of its input, which nothing else needs, where autograd would not copy that first."""
-    if type(activation) is nn.ReLU6:
-        return functional.hardtanh(x, 0.0, 6.0, inplace=not torch.is_grad_enabled())
-    if type(activation) is nn.ReLU:
-        return functional.relu_(x)
-    return x if activation is None else cast(Tensor, activation(x))
-
-
-def _normalised(x: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None = None) -> Tensor:
-    """The normalisation, which learns, and the activation; of narrow maps by rows of several pixels."""
-    usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not usual or not torch.is_grad_enabled() or norm.weight.dtype != torch.float32 or not _is_narrow(x):
-        return _activated(norm(x), activation)
-    norm.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-    last = x.permute(0, 2, 3, 1)
-    rows = last.reshape(-1, _ROW // x.shape[1] * x.shape[1])
-    given = norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
-    out = cast(Tensor, _NarrowNorm.apply(rows, *given))  # type: ignore[no-untyped-call]
-    return _activated(out, activation).view(last.shape).permute(0, 3, 1, 2)
-
-
-def _is_narrow(x: Tensor) -> bool:
-    """Whether few channels lie together, on a CPU, and groups of them fill rows."""
-    count, channels, high, wide = x.shape
-    fits = channels <= _NARROW and count * high * wide % (_ROW // channels) == 0
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return fits and last and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-
-
-_NARROW = 8
-"""Channels, at the most, through which BatchNorm goes one by one."""
-_ROW = 64
-"""Numbers, about, of a row of several pixels."""
-
-
-class _NarrowNorm(torch.autograd.Function):
-    """BatchNorm by the statistics of the batch, of rows [pixels / groups, groups x channels]: several pixels as one."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        channels, pixels = len(weight), rows.numel() // len(weight)
-        unmoved = torch.zeros(rows.shape[1]), torch.ones(rows.shape[1])
-        own = torch.ops.aten.batch_norm_update_stats(rows, *unmoved, 0.0)
-        means, variances = (t.view(-1, channels) for t in own)
-        variance, mean = torch.var_mean(means, 0, correction=0)
-        variance += variances.mean(0)
-        running_mean.lerp_(mean, momentum)
-        running_var.lerp_(variance * (pixels / (pixels - 1)), momentum)
-        ctx.save_for_backward(rows, weight, mean, torch.rsqrt(variance + eps))
-        return _scaled(rows, weight, bias, mean, variance, eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, mean, inverse = ctx.saved_tensors
-        channels, pixels = len(weight), rows.numel() // len(weight)
-        groups, one = rows.shape[1] // channels, torch.ones(rows.shape[1])
-        slopes = slopes.contiguous()
-        whole = torch.ops.aten.native_batch_norm_backward(
-            slopes, rows, one, None, None, _over(mean, groups), _over(inverse, groups), True, 0.0, [False, True, True]
-        )
-        to_weight, to_bias = (t.view(groups, channels).sum(0) for t in whole[1:])
-        # Of each number: a dy + b x + c, by channel.
-        a = weight * inverse
-        b = -a * inverse * to_weight / pixels
-        c = -a * to_bias / pixels - b * mean
-        none, unit = torch.zeros(channels), torch.ones(channels)
-        back = _scaled(rows, b, c, none, unit, 0.0).add_(_scaled(slopes, a, none, none, unit, 0.0))
-        return back, to_weight, to_bias, None, None, None, None
-
-
-def _scaled(rows: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """(rows - mean) / sqrt(variance + eps) * weight + bias, by channel, in the rows' format."""
-    groups = rows.shape[1] // len(weight)
-    weight, bias, mean, variance = (_over(t, groups) for t in (weight, bias, mean, variance))
-    return torch.native_batch_norm(rows, weight, bias, mean, variance, False, 0.0, eps)[0]
-
-
-def _over(by_channel: Tensor, groups: int) -> Tensor:
-    """One number a channel, for each of so many groups of channels: `repeat`, in less of its time."""
-    return by_channel.expand(groups, -1).reshape(-1)
-
-
 def _looked(x: Tensor, layer: _Quick, activation: nn.Module | None) -> Tensor:
     """Convolution, fixed normalisation and activation where nothing learns, in as few passes over the pixels as can be.
 
@@ -268,11 +181,11 @@ def _looked(x: Tensor, layer: _Quick, activation: nn.Module | None) -> Tensor:
     if name and kind is not None and _fuses():
         x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
         return _pointwise(x, weight, bias, padding, stride, dilation, groups, name, numbers, "")
-    return _activated(functional.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+    return activated(functional.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
 
 
 def _computed_in(x: Tensor) -> torch.dtype | None:
-    """The number format that a look at these pixels computes in on a CPU; None where that is left to torch."""
+    """The number format that convolutions of these pixels compute in on a CPU; None where that is left to torch."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return None
     if torch.is_autocast_enabled("cpu"):
@@ -316,7 +229,7 @@ def _placed(
         out = functional.conv2d(_padded(x, pads), weight, bias, stride, 0, dilation, groups)
     else:
         out = functional.conv2d(x, weight, bias, stride, (pads[2], pads[0]), dilation, groups)
-    return _activated(out, activation)
+    return activated(out, activation)
 
 
 def _padded(x: Tensor, pads: Pads) -> Tensor:
@@ -415,7 +328,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: nn.Modu
     count, channels, high, wide = x.shape
     rows, columns = x.permute(0, 2, 3, 1).reshape(-1, channels), weight.flatten(1).t()
     out = torch.mm(rows, columns) if bias is None else torch.addmm(bias, rows, columns)
-    return _activated(out, activation).view(count, high, wide, -1).permute(0, 3, 1, 2)
+    return activated(out, activation).view(count, high, wide, -1).permute(0, 3, 1, 2)
 
 
 def _only_looks() -> bool:
