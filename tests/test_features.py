@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny import save_tiny
 from torch import nn
 
-from cleantune import features, program
+from cleantune import features, inputs, program
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
 from cleantune.features import Features, extract, features_key, find
@@ -298,9 +298,9 @@ def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_pat
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_what_lies_in_memory_is_not_made_beside_a_network_on_a_processor(ready, image, tmp_path, monkeypatch):
-    prepared, beside, ahead = prepared_of(image, tmp_path), [], features.ahead
+    prepared, beside, ahead = prepared_of(image, tmp_path), [], inputs.ahead
     monkeypatch.setattr(type(prepared), "ready", ready)
-    monkeypatch.setattr(features, "ahead", lambda items: beside.append(1) or ahead(items))
+    monkeypatch.setattr(inputs, "ahead", lambda items: beside.append(1) or ahead(items))
     features.shard_of(image, prepared, Precision(), range(8), features.Seen())
     assert bool(beside) != ready
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 
 from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.errors import UserError
-from cleantune.inputs import Prepared, PreparedImages, ahead, by_length
+from cleantune.inputs import Prepared, PreparedImages, by_length, in_time
 from cleantune.learner import floats, standardisation
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
@@ -450,8 +450,7 @@ def shard_of(
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     program = program or Program(backbone, precision)
     made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
-    # What lies in memory becomes a batch sooner than a thread beside those of the network would have it.
-    for batch, f in program.stream(made if prepared.ready and program.in_turns else ahead(made)):
+    for batch, f in program.stream(in_time(made, prepared, program.in_turns)):
         _refuse_non_finite(f.numpy(), batch, prepared)
         out[np.array(batch) - rows.start] = f.numpy()
     for i in prepared.bad:  # images decoded on demand show only now that they are bad

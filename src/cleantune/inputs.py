@@ -320,6 +320,18 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             item = coming.result()
 
 
+def in_time(items: Iterable[T], prepared: Prepared, in_turns: bool) -> Iterator[T]:
+    """Batches of prepared samples: each made ahead, or in turns with its use.
+
+    Args:
+        items: Made of `prepared` when they are asked for.
+        prepared: Where the samples lie.
+        in_turns: Whoever uses a batch computes on this processor by all threads that torch has here, and would be
+            slowed by a thread beside: what lies in memory is made when it is asked for.
+    """
+    return iter(items) if in_turns and prepared.ready else ahead(items)
+
+
 def by_length(prepared: Prepared, rows: Sequence[int]) -> list[int]:
     """The rows in an order in which texts of one batch are about as long; images stay as they are."""
     lengths = prepared.lengths

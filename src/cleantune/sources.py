@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.features import Features
-from cleantune.inputs import MEMORY_SHARE, Prepared, ahead, by_length
+from cleantune.inputs import MEMORY_SHARE, Prepared, ahead, by_length, in_time
 from cleantune.records import Inputs, View
 
 BLOCK = 8192
@@ -44,8 +44,7 @@ class Source(Protocol):
             batches: Indices of each.
             views: Of each sample.
             seed: Of the views' luck.
-            in_turns: Whoever uses a batch computes on this processor by all threads that torch has here, and would be
-                slowed by a thread beside: what lies in memory becomes a batch when it is asked for.
+            in_turns: What lies in memory becomes a batch when it is asked for, not ahead (`inputs.in_time`).
         """
         ...
 
@@ -208,7 +207,7 @@ class SampleSource:
     ) -> Iterator[Item]:
         """Views of these batches, each drawn anew; in a thread while the batch before is in use, or in turns."""
         items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return items if in_turns and self.prepared.ready else ahead(items)
+        return in_time(items, self.prepared, in_turns)
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Inputs, ...]:
         return tuple(self._view(index, view, seed, j, k) for k, view in enumerate(views))

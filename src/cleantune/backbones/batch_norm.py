@@ -59,14 +59,14 @@ def expands(x: Tensor, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
     """Whether `expanded` is the quicker way: by one pixel from few channels onto many more, over a large map.
 
     Args:
-        x: Pixels [B, C, H, W].
+        x: Pixels [B, C, H, W] on a CPU, in float32 or bfloat16.
         convolution: By one pixel, in steps of one, without groups or padding.
         norm: What follows it.
     """
     channels, out = convolution.in_channels, convolution.out_channels
     large = x.numel() // channels * out >= _LARGE and channels <= _FEW and out >= _MORE * channels
     learns = large and convolution.bias is None and norm.training and _is_usual(norm)
-    return learns and convolution.weight.dtype == torch.float32 and _lies_last(x)
+    return learns and convolution.weight.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def expanded(x: Tensor, weight: Tensor, norm: nn.BatchNorm2d, activation: nn.Module | None = None) -> Tensor:
