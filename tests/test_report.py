@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from run_folder import CLASSES, change_summary, make_run
 
 from cleantune.errors import UserError
-from cleantune.report import build, figures, tables, words
+from cleantune.report import build, figures, svg, tables, words
 from cleantune.report.folder import class_name, finite, read
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -224,12 +224,26 @@ def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
     assert hostile in page.words
 
 
+@pytest.mark.parametrize(("low", "high", "labels"), [
+    (0.4, 2.5, {"0.5", "1", "2"}), (0.001, 0.6, {"0.001", "0.003", "0.01", "0.03", "0.1", "0.3"}),
+])  # fmt: skip
+def test_logarithms_are_labelled_by_plain_numbers(low: float, high: float, labels: set[str]):
+    with svg.canvas(300, 200) as figure:
+        axes = figure.add_subplot()
+        axes.set_yscale("log")
+        axes.set_xticks([])
+        axes.plot([0, 1], [low, high])
+        svg.label_logs(axes.yaxis, low, high)
+        drawn = svg.inline(figure, "logs", "a line")
+    assert set(re.findall(r"<text[^>]*>([^<]*)</text>", drawn)) == labels
+
+
 @settings(max_examples=5, deadline=None)
 @given(names=st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4, unique=True))
 def test_any_class_name_survives_inside_svg(names: list[str]):
     classes = [figures.ClassNoise(name, 0.1 * i, None, 5) for i, name in enumerate(names)]
-    svg = figures.noise_by_class(classes, 0.2, names[0])
-    parsed = Page(svg)
+    drawn = figures.noise_by_class(classes, 0.2, names[0])
+    parsed = Page(drawn)
     assert parsed.open == []
     assert {tag for tag, _ in parsed.elements} <= {
         "svg",

@@ -38,6 +38,7 @@ def test_the_verb_writes_a_table_all_values_and_a_page_that_needs_nothing_else(
     np.testing.assert_allclose(values["singular_value"], expected.values)
     page = (tmp_path / "out" / "spectrum.html").read_text()
     assert "<svg" in page
+    assert "$" not in page  # matplotlib's own labels of logarithms are formulas
     assert "http" not in page.replace("http-equiv", "")
     assert f"{expected.sve:.3f}" in page
     assert "some" in capsys.readouterr().out

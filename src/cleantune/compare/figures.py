@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from cleantune.compare.table import Score, shown
 from cleantune.report.figures import spread
-from cleantune.report.svg import FIRST, INK, LINE, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, plain
+from cleantune.report.svg import FIRST, INK, LINE, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,8 +78,6 @@ def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
 
 def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Markup:
     """Accuracy over cost on a logarithmic axis, each point with its name at the right, joined to it by a line."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     with canvas(420, max(262, 60 + 17 * len(points))) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log")
@@ -92,9 +90,7 @@ def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Mar
         low, high = min(p.cost for p in points), max(p.cost for p in points)
         axes.set_xlim(low / 1.35, max(high, 1.5 * low) * 1.35)
         name_points(axes, points, colours)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        label_logs(axes.xaxis, low, high)
         axes.set(xlabel=unit, ylabel="test accuracy (%)")
         return inline(figure, name, alt)
 

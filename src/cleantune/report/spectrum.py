@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cleantune.report import words
-from cleantune.report.svg import FIRST, INK, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, plain
+from cleantune.report.svg import FIRST, INK, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
 from cleantune.report.templates import rendered
 from cleantune.spectrum import BANDS
 
@@ -58,6 +58,8 @@ def bands(found: Sequence[Found], name: str) -> Markup:
 
     Values are shares of the sum, so that features of different scale can stand in one figure.
     """
+    from matplotlib.ticker import MaxNLocator
+
     longest = max(len(f.spectrum.values) for f in found)
     starts = [a for a in BANDS if a < longest]
     with canvas(300 * len(starts), 230 + 14 * len(found)) as figure:
@@ -68,6 +70,8 @@ def bands(found: Sequence[Found], name: str) -> Markup:
                 rank = np.arange(starts[k], starts[k] + len(p))
                 axes.plot(rank[p > 0], 100 * p[p > 0], dashes, color=colour, label=plain(f.model, 40))
             axes.set_yscale("log")
+            label_logs(axes.yaxis, *axes.get_ylim())
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.set_xlim(starts[k], max(end - 1, starts[k] + 1))
             axes.set_xlabel(f"rank, {starts[k]} to {end - 1}")
             axes.set_ylabel("share of the sum (%)" if k == 0 else "")

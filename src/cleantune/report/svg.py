@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Matplotlib knows no CSS variables: a figure is drawn in these stand-ins, which `inline` replaces.
@@ -86,6 +87,21 @@ def canvas(width: float, height: float, *, laid_out: bool = True) -> Iterator[Fi
         # The browser has glyphs that DejaVu lacks; matplotlib only measures with it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield Figure(figsize=(width / 72, height / 72), layout="constrained" if laid_out else None)
+
+
+def label_logs(axis: Axis, low: float, high: float) -> None:
+    """Labels of a logarithmic axis as plain numbers; matplotlib's own are formulas, which are not drawn here.
+
+    Args:
+        axis: Of a logarithmic scale.
+        low: The least value that is drawn, above 0.
+        high: The largest.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 30 else (1.0, 3.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plain(text: object, limit: int | None = None) -> str:
