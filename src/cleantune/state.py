@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from cleantune.adapters import learnable
@@ -348,30 +348,38 @@ class State:
 
     def _streamed(self, network: Compiled, net: Net, samples: Source) -> Tensor:
         """Features of all samples by the compiled backbone, in the order of the rows."""
-        batches, out = cut(samples.order(), samples.look), []
+        batches = cut(samples.order(), samples.look)
         own = self.ranks.mine(batches)
-        with self._looking_together(batches):
+
+        def found() -> Iterator[Tensor]:
             for some in (own[k : k + 16] for k in range(0, len(own), 16)):  # what is computed at a time stays in memory
                 items = ((index, xs[0]) for index, xs in samples.batches(some, ("plain",), 0))
-                out += [f for _, f in network.stream(items)]
+                yield from (f for _, f in network.stream(items))
+
+        with self._looking_together(batches):
+            rows = _joined(found(), sum(map(len, own)))
             net.looked += sum(map(len, own))
-        return self._in_order(batches, torch.cat(out))
+        return self._in_order(batches, rows)
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
-        batches, out = cut(source.order(), source.look), []
+        batches = cut(source.order(), source.look)
+        own = self.ranks.mine(batches)
         with torch.no_grad(), given({}), self._looking_together(batches):
-            in_turns = self.device.type == "cpu"
-            for index, xs in source.batches(self.ranks.mine(batches), ("plain",), 0, in_turns=in_turns):
-                out.append(fn(index, moved(xs[0], self.device)).cpu())
-        return self._in_order(batches, torch.cat(out))
+            items = source.batches(own, ("plain",), 0, in_turns=self.device.type == "cpu")
+            found = (fn(index, moved(xs[0], self.device)).cpu() for index, xs in items)
+            rows = _joined(found, sum(map(len, own)))
+        return self._in_order(batches, rows)
 
     def _in_order(self, batches: list[Tensor], own: Tensor) -> Tensor:
         """What the ranks found in their batches, by row."""
         count = self.ranks.count
         found = self.ranks.all_rows(own, [sum(map(len, batches[r::count])) for r in range(count)])
+        order = torch.cat([batch for r in range(count) for batch in batches[r::count]])
+        if torch.equal(order, torch.arange(len(order))):
+            return found
         values = torch.empty_like(found)
-        values[torch.cat([batch for r in range(count) for batch in batches[r::count]])] = found
+        values[order] = found
         return values
 
     @contextmanager
@@ -383,6 +391,17 @@ class State:
             own, total = (sum(map(len, part)) for part in (self.ranks.mine(batches), batches))
             for net, looked in zip(self.whole, before, strict=True):
                 net.looked = looked + (net.looked - looked) * total // own
+
+
+def _joined(found: Iterator[Shaped[Tensor, "n ..."]], count: int) -> Shaped[Tensor, "N ..."]:
+    """So many rows one behind the other, each in its place as it comes: joined at the end, they would be held twice."""
+    out, start = torch.empty(0), 0
+    for rows in found:
+        if not start:
+            out = rows.new_empty((count, *rows.shape[1:]))
+        out[start : start + len(rows)] = rows
+        start += len(rows)
+    return out
 
 
 def lay_out(optimiser: torch.optim.Optimizer) -> None:
