@@ -4,9 +4,10 @@ from click.testing import CliRunner
 from tiny import save_tiny
 
 from cleantune import loop, speed
+from cleantune.backbones import open_backbone
 from cleantune.cli import cli
 from cleantune.errors import UserError
-from cleantune.plan import plan
+from cleantune.plan import ASIDE, plan
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +45,17 @@ def test_a_plan_counts_the_forwards_of_the_method_and_what_it_stores(images, tmp
     assert probe.disk < told.disk
     assert plan(str(images), str(model), store="float32", **head).disk - probe.disk == 2 * 60 * 16
     assert not list((tmp_path / "c").glob("features-*"))
+
+
+def test_memory_holds_pixels_features_what_looks_make_anew_and_what_learning_keeps(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("cleantune.plan.peak_bytes", lambda: 0)
+    model, common = save_tiny("resnet", tmp_path / "m"), {"silent": True, "cache": str(tmp_path / "c")}
+    whole, head = (plan(str(images), str(model), method="ce", scope=scope, **common) for scope in ("all", "head"))
+    weights = sum(p.numel() for p in open_backbone(str(model)).parameters())
+    rows, width = 60, 16
+    assert whole.memory - head.memory == 4 * rows * width + 3 * 4 * weights
+    size = open_backbone(str(model)).preprocess.size
+    assert head.memory == ASIDE + 3 * rows * size[0] * size[1] + 2 * rows * width
 
 
 def test_training_is_timed_as_a_run_does_it_with_half_of_the_threads_for_each_half(images, tmp_path, monkeypatch):

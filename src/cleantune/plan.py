@@ -36,6 +36,8 @@ PROBED = 256
 """Samples with which the speed of a model is measured."""
 SHORT = 2000
 """`fit` makes no plan for fewer samples: they are done before it is read."""
+ASIDE = 250_000_000
+"""Bytes that the judge's blocks of features and the report's figures take beside the rest."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def foresee(
     disk = kept + (0 if backbone is None else features)
     in_memory = pixels <= MEMORY_SHARE * _free()
     memory = peak_bytes() + (pixels if in_memory else 0) + (features if features <= MEMORY_SHARE * _free() else 0)
-    memory += 3 * weights * trains
+    memory += ASIDE + (3 * weights + 4 * everything * width) * trains  # looks make features anew, in float32
     disk += 0 if in_memory else pixels
     extraction = (everything + views * train) / looks if backbone is not None else 0.0
     return Foreseen(sizes, spent, speed, extraction, how, disk, memory)
