@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from test_contract import CLASSES, Problem, _one_thread, backbone, blobs, loop_on, quick  # noqa: F401 - a fixture
 from torch import Tensor
 
-from cleantune import loop, losses
+from cleantune import loop, losses, state
 from cleantune.errors import UserError
 from cleantune.loop import Loop
 from cleantune.methods import METHODS
@@ -355,3 +356,18 @@ def test_dropout_in_the_backbone_is_off_when_looking_and_on_when_learning() -> N
     run.learn(run.net, plain_loss)
     assert run.whole[0].training
     assert torch.equal(run.score(ce, run.net), run.score(ce, run.net))
+
+
+def test_what_a_look_finds_of_a_batch_is_let_go_once_it_stands_in_its_row() -> None:
+    sizes, seen = [3, 2, 4, 1], []
+
+    def found() -> Iterator[Tensor]:
+        for k, size in enumerate(sizes):
+            assert all(rows() is None for rows in seen[: max(k - 1, 0)])
+            rows = torch.full((size, 2), float(k))
+            seen.append(weakref.ref(rows))
+            yield rows
+            del rows
+
+    expected = torch.repeat_interleave(torch.arange(4.0), torch.tensor(sizes))[:, None].expand(-1, 2)
+    assert torch.equal(state._joined(found(), sum(sizes)), expected)
