@@ -262,25 +262,32 @@ class Loop(State):
 
         Splits that are held out are not looked at again before the nets have moved.
         """
+        if split == "train":
+            return self._probabilities(split)
         now = self._versions()
         then, p = self.looks.get(split, (None, torch.empty(0)))
-        if then == now:
-            return p
-        with self.cost.timed("evaluate"), self._spending("evaluation_forwards"):
-            p = self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
-        if split != "train":
+        if then != now:
+            p = self._probabilities(split)
             self.looks[split] = now, p
         return p
 
+    def _probabilities(self, split: str) -> Float[Tensor, "N C"]:
+        with self.cost.timed("evaluate"), self._spending("evaluation_forwards"):
+            return self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
+
     def _versions(self) -> list[int]:
-        """How often each tensor of the nets was written to; whoever puts others in their place forgets the looks."""
-        return [t._version for net in self.whole for t in itertools.chain(net.parameters(), net.buffers())]
+        """How often each tensor that a look passes through was written to; others in their place forget the looks."""
+        modules = self._passed(self.nets)
+        return [t._version for module in modules for t in itertools.chain(module.parameters(), module.buffers())]
+
+    def _passed(self, nets: list[nn.Module]) -> list[nn.Module]:
+        """What a look passes samples or their cached features through."""
+        return [net.head if self.free_to_look and isinstance(net, Net) else net for net in nets]
 
     def _look(self, split: str, fn: Callable[..., Tensor], nets: list[nn.Module]) -> Tensor:
         """`fn(y, *logits)` of every sample of a split, in order."""
-        data, cached = self.splits[split], self.free_to_look
-        source = data.features if cached else self._source(split)
-        modules = [net.head if cached and isinstance(net, Net) else net for net in nets]
+        data, modules = self.splits[split], self._passed(nets)
+        source = data.features if self.free_to_look else self._source(split)
 
         def judged(index: Tensor, x: Inputs) -> Tensor:
             return fn(data.y[index].to(self.device), *(module(x).logits.float() for module in modules))

@@ -17,7 +17,7 @@ from cleantune.records import Inputs, View
 
 BLOCK = 8192
 """Rows of features that are read from the disk at a time."""
-GATHERED = 2048
+GATHERED = 512
 """Rows of features in memory that are gathered by one call; they stay in a processor's cache until they are used."""
 Item = tuple[Tensor, tuple[Inputs, ...]]
 """Indices of a batch, and one input per view."""
