@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, get_args
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cleantune import sources
 from cleantune.backbones import Backbone, open_backbone
 from cleantune.data import Data, Rows
 from cleantune.judging import Judge
@@ -216,6 +218,27 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others(name: str, scope:
     weights = [k for k in bits(first) if k.endswith("linear.weight")]
     assert weights
     assert not any(torch.equal(bits(first)[k], bits(other)[k]) for k in weights)
+
+
+@pytest.mark.parametrize(("name", "scope"), TABLE)
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of what torch deprecates, when it is asked what it is
+def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[tuple[int, int]] = []
+    own = Loop._take_down
+
+    def counted(run: Loop, made: Any, taken: dict[str, Tensor], j: int) -> None:
+        if j in (4, 14):
+            alive.append((j, sum(isinstance(thing, Tensor) for thing in gc.get_objects())))
+        own(run, made, taken, j)
+
+    monkeypatch.setattr(Loop, "_take_down", counted)
+    monkeypatch.setattr(sources, "ahead", iter)  # what a thread is making must not be asked for
+    short = Stage(epochs=1, learning_rate=1e-2, batch_size=8)
+    problem, method = blobs(0.4, size=320), quick(name, scope, probe=short, tune=short)
+    trained(problem, method, loop_for(method, problem, scope))
+    passes = [(one, two) for (j, one), (k, two) in itertools.pairwise(alive) if (j, k) == (4, 14)]
+    assert passes
+    assert not [pair for pair in passes if pair[0] != pair[1]]
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)

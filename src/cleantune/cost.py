@@ -173,13 +173,14 @@ class Rehearsal(Loop):
         batch = next(self._batches(batches, self._rest(plan, batches), plan, views))
         self.progress = self.epoch + done / passes
         with self._counted(modules[0], whole / len(batch.rows)), torch.enable_grad():
-            value = self._added(loss(*modules, batch), {}, len(batch.rows))
+            made = loss(*modules, batch)
         steps = -(-whole // size) - (whole > size and whole % size == 1)
         self.cost.training_samples += whole
         self.cost.optimiser_steps += steps * len(optimisers)
         if self._scope == "all":
             self.touched = self.stale = True
-        self.row |= {"loss": float(value.detach()), "learning_rate": 0.0}
+        total = made if isinstance(made, Tensor) else made.total
+        self.row |= {"loss": float(total.detach()), "learning_rate": 0.0}
 
     def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         with self._counted(self.whole[0], self.scale):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -97,34 +98,33 @@ class Loop(State):
         order = self._draw(plan)
         least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
         batches = cut(order[: max(least, round(part * len(order)))], self.phase.stage.batch_size)
-        sizes, values = [len(batch) for batch in batches], []
-        parts: dict[str, list[Tensor]] = {}
+        sizes = [len(batch) for batch in batches]
+        # Written in place, as any small tensor that outlives its step splits the memory that a large one has left.
+        taken: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(sizes), device=self.device))
         for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
             share = (done + part * j / len(sizes)) / passes
             self.progress = self.epoch + share
             rate = factor(self.phase.stage, self._along(share))
             made = loss(*modules, batch)
-            value = self._added(made, parts, sizes[j])
+            made = Parts(made, {}) if isinstance(made, Tensor) else made
+            self._take_down(made, taken, j)
             for optimiser in optimisers:
                 set_rates(optimiser, rate)
                 forget_gradients(optimiser)
-            if isinstance(made, Parts) and made.gradients:
-                for parameter, gradient in made.gradients:
-                    parameter.grad = gradient
-            else:
-                value.backward()  # type: ignore[no-untyped-call]
+            for parameter, gradient in made.gradients:
+                parameter.grad = gradient
+            if not made.gradients:
+                made.total.backward()  # type: ignore[no-untyped-call]
             self._join_gradients(modules)
             for optimiser in optimisers:
                 optimiser.step()
-            values.append(value.detach())
         seen = sum(sizes)
         self.cost.training_samples += seen
         self.cost.optimiser_steps += len(optimisers) * len(batches)
         if self._scope == "all":
             self.touched = self.stale = True
-        self.row |= {f"loss_{name}": float(torch.stack(part).sum()) / seen for name, part in parts.items()}
-        mean = torch.stack(values).cpu() @ torch.tensor(sizes, dtype=torch.float32) / seen
-        self._note(float(mean), optimisers[0])
+        weight = torch.tensor(sizes, dtype=torch.float32)
+        self._note({name: float(values.cpu() @ weight / seen) for name, values in taken.items()}, optimisers[0])
 
     @contextmanager
     def _standardised(self) -> Iterator[None]:
@@ -144,15 +144,13 @@ class Loop(State):
             finally:
                 self.splits["train"] = split
 
-    def _added(self, value: Tensor | Parts, parts: dict[str, list[Tensor]], samples: int) -> Tensor:
-        """The scalar of a loss, after its components and its warning were taken down."""
-        if isinstance(value, Tensor):
-            return value
-        for name, part in value.parts.items():
-            parts.setdefault(name, []).append(part.detach() * samples)
-        if value.warning is not None and value.warning not in self.row.get("warnings", []):
-            self.row["warnings"] = [*self.row.get("warnings", []), value.warning]
-        return value.total
+    def _take_down(self, made: Parts, taken: dict[str, Tensor], j: int) -> None:
+        """A loss and its components, each at place `j` of its tensor, and its warning."""
+        taken["loss"][j] = made.total.detach()
+        for name, part in made.parts.items():
+            taken[f"loss_{name}"][j] = part.detach()
+        if made.warning is not None and made.warning not in self.row.get("warnings", []):
+            self.row["warnings"] = [*self.row.get("warnings", []), made.warning]
 
     def _join_gradients(self, modules: list[nn.Module]) -> None:
         """Backbones saw a share of the rows on each rank; heads saw all of them on every rank."""
@@ -187,21 +185,21 @@ class Loop(State):
         start, end = self.phase.span
         return start + (end - start) * (self.epoch + share) / self.phase.stage.epochs
 
-    def _note(self, mean: float, optimiser: torch.optim.Optimizer) -> None:
-        """Loss and rate for the row.
+    def _note(self, means: dict[str, float], optimiser: torch.optim.Optimizer) -> None:
+        """Loss, its components and the rate for the row.
 
         Raises:
             UserError: The loss is not finite.
         """
         assert self.phase is not None
-        if not math.isfinite(mean):
+        if not math.isfinite(means["loss"]):
             name, stage = self.phase.name, self.phase.stage
             backbone = f" or backbone_learning_rate ({stage.backbone_learning_rate:g})" if self._scope == "all" else ""
             raise UserError(
                 f"phase {name}, epoch {self.epoch}: the loss is not finite;"
                 f" lower method.{name}.learning_rate ({stage.learning_rate:g}){backbone}"
             )
-        self.row |= {"loss": mean, "learning_rate": optimiser.param_groups[0]["lr"]}
+        self.row |= means | {"learning_rate": optimiser.param_groups[0]["lr"]}
 
     def _draw(self, plan: Plan) -> Tensor:
         """The samples of one pass in their order."""
