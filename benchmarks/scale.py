@@ -145,7 +145,7 @@ FORWARDS = 1500.0
 """Assumed: ViT-B/16 forwards a second at 224 px on one H100 in bfloat16. Not measured here: no GPU was at hand."""
 MIXTURE = 4400e-9
 """Seconds a sample of mixture, verdict and selection: `mixture` above on one thread of a busy machine."""
-WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 3.75, 2
+WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 3.5, 2
 """Of ViT-B/16, of an image in the pixel cache, and of TURN's defaults."""
 
 
