@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 
 from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.errors import UserError
-from cleantune.inputs import Prepared, PreparedImages, by_length, in_time
+from cleantune.inputs import Prepared, by_length, in_time, raw_inputs
 from cleantune.learner import floats, standardisation
 from cleantune.pixels import Progress
 from cleantune.precision import Precision
@@ -214,7 +214,7 @@ class Seen:
         """These rows, drawn the same way whenever they are asked for; `raw`: plain images as bytes."""
         index = torch.tensor(rows)
         if self.view == "plain":
-            return prepared.pixels(index) if raw and isinstance(prepared, PreparedImages) else prepared.plain(index)
+            return raw_inputs(prepared, index) if raw else prepared.plain(index)
         digest = sha256(f"{self.view} {self.number} {rows[0]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         return (prepared.weak if self.view == "weak" else prepared.strong)(index, generator)

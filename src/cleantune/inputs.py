@@ -332,6 +332,11 @@ def in_time(items: Iterable[T], prepared: Prepared, in_turns: bool) -> Iterator[
     return iter(items) if in_turns and prepared.ready else ahead(items)
 
 
+def raw_inputs(prepared: Prepared, indices: Int[Tensor, " B"]) -> Inputs:
+    """What a network that normalises by itself is given: images as uint8 pixels [B, 3, H, W], else the plain view."""
+    return prepared.pixels(indices) if isinstance(prepared, PreparedImages) else prepared.plain(indices)
+
+
 def by_length(prepared: Prepared, rows: Sequence[int]) -> list[int]:
     """The rows in an order in which texts of one batch are about as long; images stay as they are."""
     lengths = prepared.lengths

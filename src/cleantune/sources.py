@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.features import Features
-from cleantune.inputs import MEMORY_SHARE, Prepared, ahead, by_length, in_time
+from cleantune.inputs import MEMORY_SHARE, Prepared, ahead, by_length, in_time, raw_inputs
 from cleantune.records import Inputs, View
 
 BLOCK = 8192
@@ -208,6 +208,10 @@ class SampleSource:
         """Views of these batches, each drawn anew; in a thread while the batch before is in use, or in turns."""
         items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
         return in_time(items, self.prepared, in_turns)
+
+    def raw_batches(self, batches: Iterable[Int[Tensor, " B"]]) -> Iterator[tuple[Tensor, Inputs]]:
+        """These batches for a network that normalises by itself; each in a thread while the one before is in use."""
+        return ahead((index, raw_inputs(self.prepared, index)) for index in batches)
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Inputs, ...]:
         return tuple(self._view(index, view, seed, j, k) for k, view in enumerate(views))

@@ -16,7 +16,7 @@ from cleantune.adapters import learnable
 from cleantune.engine import Compiled
 from cleantune.errors import UserError
 from cleantune.folding import given
-from cleantune.inputs import moved
+from cleantune.inputs import moved, raw_inputs
 from cleantune.learner import Net, ProjectedHead, bare, noted, rebuilt
 from cleantune.ledger import Ledger
 from cleantune.mlp_head import MLPHead
@@ -24,7 +24,7 @@ from cleantune.ranks import ALONE, Ranks, SharedBatchNorm
 from cleantune.records import Inputs, Phase, Plan, Reshape
 from cleantune.schedule import make_optimiser
 from cleantune.sharding import like, shard, whole
-from cleantune.sources import FeatureSource, Source
+from cleantune.sources import FeatureSource, SampleSource, Source
 
 
 @dataclass(frozen=True)
@@ -333,6 +333,7 @@ class State:
             name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
             with self.cost.timed(name), self._spending(account):
                 if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
+                    assert isinstance(samples, SampleSource)
                     network = network or self._compile(net, samples)
                     out[split] = self._streamed(network, net, samples)
                 else:
@@ -340,21 +341,20 @@ class State:
         return out
 
     @staticmethod
-    def _compile(net: Net, samples: Source) -> Compiled:
+    def _compile(net: Net, samples: SampleSource) -> Compiled:
         """The tuned backbone as OpenVINO computes it: where that paid for the first features, it pays again."""
-        first = next(iter(samples.batches([torch.arange(min(2, len(samples)))], ("plain",), 0)))
         assert net.backbone is not None
-        return Compiled(net.backbone, first[1][0], net.looking)
+        first = raw_inputs(samples.prepared, torch.arange(min(2, len(samples))))
+        return Compiled(net.backbone, first, net.looking)
 
-    def _streamed(self, network: Compiled, net: Net, samples: Source) -> Tensor:
+    def _streamed(self, network: Compiled, net: Net, samples: SampleSource) -> Tensor:
         """Features of all samples by the compiled backbone, in the order of the rows."""
         batches = cut(samples.order(), samples.look)
         own = self.ranks.mine(batches)
 
         def found() -> Iterator[Tensor]:
             for some in (own[k : k + 16] for k in range(0, len(own), 16)):  # what is computed at a time stays in memory
-                items = ((index, xs[0]) for index, xs in samples.batches(some, ("plain",), 0))
-                yield from (f for _, f in network.stream(items))
+                yield from (f for _, f in network.stream(samples.raw_batches(some)))
 
         with self._looking_together(batches):
             rows = _joined(found(), sum(map(len, own)))
