@@ -533,3 +533,13 @@ def test_a_label_that_is_missing_is_no_class(tmp_path: Path):
     assert list(found.labels["true_label"].head(2)) == [None, None]
     assert tables.confusion(found).sum() == len(labels) - 2
     assert tables.issues(found)[0].truth is None
+
+
+@given(st.floats(1, 1e7))
+def test_ticks_of_a_root_axis_have_one_digit_and_stand_apart(top: float) -> None:
+    ticks = figures.root_ticks(top)
+    assert ticks[0] == 0
+    assert all(float(f"{tick:.0e}") == tick <= top for tick in ticks)
+    heights = [math.sqrt(tick / top) for tick in ticks]
+    assert all(b - a >= 0.1 for a, b in pairwise(heights))
+    assert heights[-1] > 0.7

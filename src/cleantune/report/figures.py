@@ -248,12 +248,24 @@ def _few_ticks(axes: Axes, top: float, *, root: bool) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    if root:  # ticks at about even heights, each a number of one digit
-        steps = [top * share**2 for share in (0.25, 0.5, 0.75, 1)]
-        axes.set_yticks(sorted({0.0, *(s - s % 10 ** int(math.log10(s)) for s in steps if s >= 1)}))
+    if root:
+        axes.set_yticks(root_ticks(top))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def root_ticks(top: float) -> list[float]:
+    """Ticks of a square-root axis up to `top`, at about even heights: numbers of one digit, none on its neighbour."""
+    ticks = [0.0]
+    for step in (top * share**2 for share in (0.25, 0.5, 0.75, 1)):
+        if step < 1:
+            continue
+        tick = step - step % 10 ** int(math.log10(step))
+        if len(ticks) > 1 and math.sqrt(tick) - math.sqrt(ticks[-1]) < 0.1 * math.sqrt(top):
+            ticks.pop()
+        ticks.append(tick)
+    return ticks
 
 
 def _mark_phases(axes: Axes, phases: Sequence[str], first: int) -> None:
