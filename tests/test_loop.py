@@ -204,6 +204,13 @@ def test_the_rest_comes_beside_in_equal_number_and_without_weight() -> None:
     assert set(met) == set(range(70, N))
 
 
+def test_what_is_left_of_a_pass_makes_no_step_of_its_own_below_an_eighth_of_a_batch() -> None:
+    for left, sizes in ((3, [32, 32, 35]), (4, [32, 32, 32, 4]), (0, [32, 32, 32])):
+        run, spy = entered("head", blobs(0.0, size=96 + left)), Spy()
+        run.learn(run.net, spy)
+        assert [len(b) for b in spy.batches] == sizes
+
+
 def test_a_last_batch_of_one_joins_the_batch_before_it() -> None:
     assert [len(b) for b in cut(torch.arange(65), 32)] == [32, 33]
     assert [len(b) for b in cut(torch.arange(66), 32)] == [32, 32, 2]

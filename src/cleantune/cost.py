@@ -21,7 +21,7 @@ from cleantune.learner import LinearHead, Net
 from cleantune.loop import Loop, Stepping
 from cleantune.records import Inputs, Phase, Plan, Reshape, View
 from cleantune.sources import FeatureSource, Source
-from cleantune.state import Split
+from cleantune.state import Split, least_of
 from cleantune.train import remember
 
 ROWS = 1000
@@ -174,7 +174,7 @@ class Rehearsal(Loop):
         self.progress = self.epoch + done / passes
         with self._counted(modules[0], whole / len(batch.rows)), torch.enable_grad():
             made = loss(*modules, batch)
-        steps = -(-whole // size) - (whole > size and whole % size == 1)
+        steps = -(-whole // size) - (whole > size and 0 < whole % size < least_of(size))
         self.cost.training_samples += whole
         self.cost.optimiser_steps += steps * len(optimisers)
         if self._scope == "all":

@@ -23,7 +23,7 @@ from cleantune.ranks import ALONE
 from cleantune.records import Batch, Inputs, Parts, Plan, View
 from cleantune.schedule import factor, forget_gradients, set_rates
 from cleantune.sources import FeatureSource, Item
-from cleantune.state import State, cut
+from cleantune.state import State, cut, least_of
 
 Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | Parts]]
 """What learns, what steps it, and by which loss."""
@@ -57,7 +57,7 @@ class Loop(State):
         passes: float = 1.0,
         through_net: bool = False,
     ) -> None:
-        """SGD over the plan; see `records.Run`. A trailing batch of one sample joins the batch before it.
+        """SGD over the plan; see `records.Run`. A trailing batch of less than an eighth joins the batch before it.
 
         Raises:
             UserError: The plan keeps nothing, or the loss is not finite.
@@ -97,7 +97,8 @@ class Loop(State):
         part = min(1.0, passes - done)
         order = self._draw(plan)
         least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
-        batches = cut(order[: max(least, round(part * len(order)))], self.phase.stage.batch_size)
+        size = self.phase.stage.batch_size
+        batches = cut(order[: max(least, round(part * len(order)))], size, least_of(size))
         sizes = [len(batch) for batch in batches]
         # Written in place, as any small tensor that outlives its step splits the memory that a large one has left.
         taken: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(sizes), device=self.device))

@@ -421,9 +421,17 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def cut(order: Int[Tensor, " N"], size: int) -> list[Tensor]:
-    """The order in batches; a last batch of one sample, on which BatchNorm cannot train, joins the one before it."""
+def cut(order: Int[Tensor, " N"], size: int, least: int = 2) -> list[Tensor]:
+    """The order in batches; a last batch of fewer than `least` samples joins the one before it.
+
+    BatchNorm cannot train on a single one.
+    """
     batches = list(torch.split(order, size))
-    if len(batches) > 1 and len(batches[-1]) == 1:
+    if len(batches) > 1 and len(batches[-1]) < least:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+def least_of(size: int) -> int:
+    """Samples of a step at the least, an eighth of a batch: two that are left over would move the nets as far as 80."""
+    return max(2, size // 8)
