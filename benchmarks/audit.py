@@ -25,8 +25,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import cleantune
-from cleantune import cutoff
-from cleantune.auditing.arrays import judge_features, judge_probabilities
+from cleantune.audit.score_labels import judge_features, judge_probabilities
+from cleantune.label_quality import noise_model
 from cleantune.noise import flip, parse
 
 ARRAYS = {
@@ -139,12 +139,12 @@ def arrays(said: argparse.Namespace) -> str:
 def constant(p: np.ndarray, y: np.ndarray, wrong: np.ndarray, s: float) -> tuple[float, float]:
     """F1 and error of the rate for one value of the constant."""
     labels, probabilities = torch.from_numpy(y), torch.from_numpy(p)
-    rows = cutoff.fitted_rows(len(y), p.shape[1])
-    seen = cutoff.contradicted(probabilities[rows], labels[rows])
-    model = cutoff.fit_noise(probabilities[rows], labels[rows], s / (1 - seen), cutoff.STRATA)
+    rows = noise_model.fitted_rows(len(y), p.shape[1])
+    seen = noise_model.contradicted(probabilities[rows], labels[rows])
+    model = noise_model.fit_noise(probabilities[rows], labels[rows], s / (1 - seen), noise_model.STRATA)
     p_wrong = model.judge(probabilities, labels).p_wrong
-    p_wrong = cutoff.calibrated(cutoff.label_scores(probabilities, labels, p_wrong), p_wrong)
-    found = (p_wrong >= cutoff.balanced_cut(p_wrong)).numpy()
+    p_wrong = noise_model.calibrated(noise_model.label_scores(probabilities, labels, p_wrong), p_wrong)
+    found = (p_wrong >= noise_model.balanced_cut(p_wrong)).numpy()
     return f1(found, wrong), float(p_wrong.mean()) - float(wrong.mean())
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from upstream_noise import Upstream, downstream
 
-from cleantune.transfer import run
+from cleantune.studies.transfer import run
 
 NOISE = "symmetric:0.4,include_self=false"
 TUNINGS = [

@@ -24,12 +24,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleantune.backbones import ARCHITECTURES, Backbone, quiet
-from cleantune.backbones.first_token import first_token_only
-from cleantune.learner import LinearHead, Net
-from cleantune.losses import cross_entropy
-from cleantune.precision import Precision
-from cleantune.program import forward
-from cleantune.schedule import QuickAdamW, forget_gradients
+from cleantune.features.encoder import forward
+from cleantune.features.precision import Precision
+from cleantune.functional.losses import cross_entropy
+from cleantune.kernels.to_delete.first_token import first_token_only
+from cleantune.training.models import LinearHead, Net
+from cleantune.training.optim import QuickAdamW, forget_gradients
 
 SIDE, CLASSES, PRECISION = 224, 1000, Precision("bfloat16", True)
 
@@ -93,16 +93,16 @@ def measure(
     y = torch.randint(CLASSES, (batch,), device=device)
     learning = replace(PRECISION, compiled=compiled)
     net = Net(backbone, LinearHead(backbone.width, CLASSES, init="zeros"), learning, PRECISION).to(device)
-    optimiser = QuickAdamW(net.parameters(), lr=1e-5, fused=True)
+    optimizer = QuickAdamW(net.parameters(), lr=1e-5, fused=True)
 
     def extract() -> None:
         with torch.inference_mode():
             forward(backbone, pixels.to(device, non_blocking=True), PRECISION, device)
 
     def step() -> None:
-        forget_gradients(optimiser)
+        forget_gradients(optimizer)
         cross_entropy(net(pixels.to(device, non_blocking=True)).logits, y).mean().backward()
-        optimiser.step()
+        optimizer.step()
 
     backbone.eval()
     look = batch / seconds(extract, device, repeats)

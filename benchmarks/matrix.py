@@ -24,8 +24,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 import cleantune
-from cleantune.compare.table import Score, scores
 from cleantune.report.words import METHODS
+from cleantune.studies.compare.table import Score, scores
 
 HEADS = ("ce", "gce", "elr", "coteaching", "dividemix", "unicon")
 NOISES = ("symmetric:0.6", "symmetric:0.9", "asymmetric:0.4", "instance:0.4,kind=pdn")
@@ -112,8 +112,8 @@ def confusable(parquet: Path, out: Path) -> None:
     test = table[table["split"] == "test"]
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True).fit_transform(test["text"])
     names, y = np.unique(test["label"], return_inverse=True)
-    centre = normalize(np.stack([np.asarray(words[y == c].mean(0))[0] for c in range(len(names))]))
-    near = centre @ centre.T
+    center = normalize(np.stack([np.asarray(words[y == c].mean(0))[0] for c in range(len(names))]))
+    near = center @ center.T
     np.fill_diagonal(near, -np.inf)
     transition = 0.6 * np.eye(len(names))
     transition[np.arange(len(names)), near.argmax(1)] += 0.4

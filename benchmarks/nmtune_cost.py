@@ -15,7 +15,7 @@ import warnings
 
 import numpy as np
 
-from cleantune.estimators import MLPTune, NMTune
+from cleantune.estimators.classifiers import MLPTune, NMTune
 
 MOST = 1.5
 

@@ -12,19 +12,20 @@ import torch
 
 import cleantune
 from cleantune.backbones import open_backbone
-from cleantune.config import configure
-from cleantune.console import Console
-from cleantune.features import SHARD, Features, Mapped, shard_name
-from cleantune.inputs import prepare
-from cleantune.learner import LinearHead, Net
-from cleantune.loop import Loop
-from cleantune.material import Heads, gather, read_data
+from cleantune.config.run import configure
+from cleantune.data.model_inputs import prepare
+from cleantune.features.cache import SHARD, Features, Mapped, shard_name
+from cleantune.features.precision import probe_precision
+from cleantune.functional.gmm import class_mixtures
 from cleantune.methods import METHODS
-from cleantune.mixture import class_mixtures
-from cleantune.precision import probe_precision
-from cleantune.sources import FeatureSource, SampleSource
-from cleantune.state import Split
-from cleantune.train import phases
+from cleantune.pipeline.inputs import Heads, gather, read_data
+from cleantune.storage.run_dir import RunFolder
+from cleantune.training.batches import FeatureSource, SampleSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.epochs import phases
+from cleantune.training.models import LinearHead, Net
+from cleantune.training.trainer import Loop
+from cleantune.utils.console import Console
 
 WHOLE = {"validation_fraction": 0.0, "test_fraction": 0.0}
 """All rows are the training split."""
@@ -97,20 +98,20 @@ def method_seconds(
         str(data), model, out=out / "run", method=method, preset=preset, scope=scope, label="human_worst", limit=limit,
         test_fraction=0.0, image_size=64, cache=str(out / "cache"), silent=True, settings=settings,
     )  # fmt: skip
-    return {"rows": [dict(r) for r in cleantune.store.RunFolder(result.path, resume=True).rows()]} | result.summary
+    return {"rows": [dict(r) for r in RunFolder(result.path, resume=True).rows()]} | result.summary
 
 
 def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Features, torch.Tensor]:
     """float16 features on disk in shards, a Gaussian a class, of which four in ten labels are wrong."""
     folder.mkdir(parents=True, exist_ok=True)
-    centre = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
+    center = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
     names, labels = [], []
     for k in range(-(-count // SHARD)):
         rng, path = np.random.default_rng([1, k]), folder / shard_name(k)
         y = rng.integers(0, classes, SHARD)
         labels.append(np.where(rng.random(SHARD) < 0.4, rng.integers(0, classes, SHARD), y))
         if not path.is_file():
-            np.save(path, (centre[y] + rng.standard_normal((SHARD, width), np.float32)).astype(np.float16))
+            np.save(path, (center[y] + rng.standard_normal((SHARD, width), np.float32)).astype(np.float16))
         names.append(path.name)
     shards = Mapped(folder, names, [(SHARD, width)] * len(names), ["float16"] * len(names))
     return Features(shards, np.arange(count), {}), torch.from_numpy(np.concatenate(labels)[:count])

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cleantune.transfer import Study, run, study
+from cleantune.studies.transfer import Study, run, study
 
 TUNINGS = [
     {"name": "LP", "method": "ce"},

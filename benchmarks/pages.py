@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from cleantune.allocator import keep_pages
 from cleantune.backbones import open_backbone
-from cleantune.precision import Precision
-from cleantune.program import Program
+from cleantune.features.encoder import Program
+from cleantune.features.precision import Precision
+from cleantune.utils.malloc import keep_pages
 
 PASSES = 5
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from ours import mixtures, probe, synthetic
 
-from cleantune import losses
-from cleantune.allocator import keep_pages, peak_bytes
+from cleantune.functional import losses
+from cleantune.utils.malloc import keep_pages, peak_bytes
 
 WIDTH = 768
 

@@ -12,7 +12,7 @@ import sys
 import torch
 
 from cleantune.backbones import Backbone, open_backbone
-from cleantune.learner import LinearHead, Net
+from cleantune.training.models import LinearHead, Net
 
 STEPS, BATCH, CLASSES = 24, 64, 10
 BESIDE = "../shared/models/mobilenet_v2_0.35"
@@ -21,10 +21,10 @@ BESIDE = "../shared/models/mobilenet_v2_0.35"
 def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) -> tuple[list[float], torch.Tensor]:
     """Loss of each step, and the gradient of the second one."""
     net = Net(copy.deepcopy(backbone), LinearHead(backbone.width, CLASSES, init="zeros")).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=5e-4, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4, fused=True)
     losses, gradient = [], torch.zeros(())
     for step in range(STEPS):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total = 0.0
         for rows in torch.arange(step * BATCH, (step + 1) * BATCH).chunk(parts):
             loss = torch.nn.functional.cross_entropy(net(x[rows]).logits, y[rows], reduction="sum") / BATCH
@@ -32,7 +32,7 @@ def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) ->
             total += float(loss.detach())
         if step == 1:
             gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).clone()
-        optimiser.step()
+        optimizer.step()
         losses.append(total)
     return losses, gradient
 

@@ -34,9 +34,9 @@ import psutil  # noqa: E402
 import sections  # noqa: E402
 import torch  # noqa: E402
 
-from cleantune import processor  # noqa: E402
-from cleantune.allocator import keep_pages  # noqa: E402
-from cleantune.summary import versions  # noqa: E402
+from cleantune.pipeline.summary import versions  # noqa: E402
+from cleantune.utils import cpu  # noqa: E402
+from cleantune.utils.malloc import keep_pages  # noqa: E402
 
 TARGETS: dict[str, tuple[str, float, float]] = {
     "extract.vit_b16.vs_best": (">=", 0.85, 0.85),
@@ -120,7 +120,7 @@ def stolen() -> tuple[float, float]:
 
 
 def products() -> dict[str, float]:
-    """GFLOP/s of matrix products of 1,024 rows, by number format: neighbours on a host take these units too, unseen."""
+    """GFLOP/s of matrix products of 1,024 rows, by number format: neighbors on a host take these units too, unseen."""
     dtypes = (torch.float32, torch.bfloat16) if sections.native_bfloat16() else (torch.float32,)
     return {str(d).removeprefix("torch."): gpu.ceiling(torch.device("cpu"), 1024, d) / 1e9 for d in dtypes}
 
@@ -129,7 +129,7 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
     """The results as Markdown."""
     kind = "with" if native else "without"
     out = [
-        f"# Speed on {processor.name()}, {datetime.date.today()}", "",
+        f"# Speed on {cpu.name()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
         " sample, one right after the other; another round follows if others took more than a twentieth of one."
@@ -189,7 +189,7 @@ def main() -> None:
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
         native = sections.native_bfloat16()
         args.results.mkdir(parents=True, exist_ok=True)
-        place = re.sub(r"[^A-Za-z0-9]+", "-", processor.name()).strip("-").lower()
+        place = re.sub(r"[^A-Za-z0-9]+", "-", cpu.name()).strip("-").lower()
         path = args.results / f"{datetime.date.today()}-{place}.md"
         if not args.only and args.size == 1:
             path.write_text("\n".join(table(bench.found, native)) + "\n")

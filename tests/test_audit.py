@@ -23,11 +23,11 @@ from click.testing import CliRunner
 from tiny import save_tiny
 
 import cleantune
-from cleantune.auditing.apply import applied
-from cleantune.auditing.decisions import Decision, Decisions
-from cleantune.auditing.review import Review, Session
-from cleantune.cli import cli
+from cleantune.cli.main import cli
 from cleantune.errors import UserError
+from cleantune.review.apply import applied
+from cleantune.review.decisions import Decision, Decisions
+from cleantune.review.server import Review, Session
 
 MARKUP = '<img src=x onerror="window.harmed = 1"><script>window.harmed = 1</script>'
 COLUMNS = {"id", "split", "given_label", "suggested_label", "label_score", "p_wrong", "is_label_issue"}

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune import detect
-from cleantune.auditing.annotators import weighed
-from cleantune.auditing.arrays import judge_probabilities
-from cleantune.cutoff import fit_noise
+from cleantune.audit.score_labels import judge_probabilities
 from cleantune.errors import UserError
-from cleantune.leave_one_out import kappa, loo_ridge, separation, stack, weighted_loo
-from cleantune.neighbours import Graph, near_duplicates, neighbour_graph, outliers, votes
-from cleantune.opinions import p_wrong
+from cleantune.functional.knn import Graph, near_duplicates, neighbor_graph, outliers, votes
+from cleantune.label_quality import scores
+from cleantune.label_quality.annotators import weighed
+from cleantune.label_quality.loo_ridge import kappa, loo_ridge, separation, stack, weighted_loo
+from cleantune.label_quality.noise_model import fit_noise
+from cleantune.label_quality.posterior import p_wrong
 
 
 def probabilities(count: int = 400, classes: int = 5) -> tuple[Tensor, Tensor]:
@@ -27,23 +27,23 @@ def probabilities(count: int = 400, classes: int = 5) -> tuple[Tensor, Tensor]:
 
 def blobs(count: int = 600, classes: int = 3, width: int = 12, gap: float = 3.0) -> tuple[np.ndarray, Tensor]:
     y = torch.arange(count) % classes
-    centres = gap * torch.randn(classes, width)
-    return (centres[y] + torch.randn(count, width)).numpy(), y
+    centers = gap * torch.randn(classes, width)
+    return (centers[y] + torch.randn(count, width)).numpy(), y
 
 
 def test_confident_learning_equals_cleanlab() -> None:
     rank = pytest.importorskip("cleanlab.rank")
     count = pytest.importorskip("cleanlab.count")
     p, y = probabilities()
-    ours = detect.confident_learning_score(p, y).numpy()
+    ours = scores.confident_learning_score(p, y).numpy()
     theirs = rank.get_label_quality_scores(y.numpy(), p.numpy(), adjust_pred_probs=True)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(
-        detect.margin_score(p, y).numpy(),
+        scores.margin_score(p, y).numpy(),
         rank.get_label_quality_scores(y.numpy(), p.numpy(), method="normalized_margin"), atol=1e-6,
     )  # fmt: skip
     assert (
-        detect.confident_joint(p, y).numpy() == count.compute_confident_joint(y.numpy(), p.numpy(), calibrate=False)
+        scores.confident_joint(p, y).numpy() == count.compute_confident_joint(y.numpy(), p.numpy(), calibrate=False)
     ).all()
     np.testing.assert_allclose(judge_probabilities(p, y).detectors["confident_learning"].numpy(), ours, atol=1e-5)
 
@@ -53,16 +53,16 @@ def test_trajectory_scores_are_means_over_epochs_within_0_and_1() -> None:
     early = torch.softmax(torch.randn_like(p), 1)
     both = torch.stack([early, p])
     assert torch.allclose(
-        detect.trajectory_confidence_score(both, y),
-        (detect.self_confidence(early, y) + detect.self_confidence(p, y)) / 2,
+        scores.trajectory_confidence_score(both, y),
+        (scores.self_confidence(early, y) + scores.self_confidence(p, y)) / 2,
     )
-    margin = detect.trajectory_margin_score(both, y)
-    assert torch.allclose(margin, (detect.margin(early, y) + detect.margin(p, y)) / 4 + 0.5)
+    margin = scores.trajectory_margin_score(both, y)
+    assert torch.allclose(margin, (scores.margin(early, y) + scores.margin(p, y)) / 4 + 0.5)
     assert ((margin >= 0) & (margin <= 1)).all()
 
 
 @pytest.mark.parametrize(
-    "score", [detect.gce_mixture_score, detect.confident_learning_score, detect.margin_score, detect.agreement_score]
+    "score", [scores.gce_mixture_score, scores.confident_learning_score, scores.margin_score, scores.agreement_score]
 )
 def test_scores_rank_a_contradicted_label_below_a_confirmed_one(score) -> None:  # type: ignore[no-untyped-def]
     p = torch.full((60, 3), 0.05).double()
@@ -77,8 +77,8 @@ def test_scores_rank_a_contradicted_label_below_a_confirmed_one(score) -> None: 
 
 def test_the_distance_ratio_is_that_of_a_loop() -> None:
     x, y = blobs(60)
-    graph = neighbour_graph(x, torch.from_numpy(x).mean(0), 59)
-    ours = detect.distance_ratio_score(graph.index, graph.similarity, y)
+    graph = neighbor_graph(x, torch.from_numpy(x).mean(0), 59)
+    ours = scores.distance_ratio_score(graph.index, graph.similarity, y)
     unit = functional.normalize(torch.from_numpy(x) - torch.from_numpy(x).mean(0), dim=1)
     d = 1 - unit @ unit.T
     for i in range(60):
@@ -159,7 +159,7 @@ def test_what_is_said_is_a_probability_even_of_a_class_of_one_sample_and_feature
 
 
 def test_more_classes_than_pairs_are_fitted_for_still_part_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cleantune.cutoff.PAIRED", 2)
+    monkeypatch.setattr("cleantune.label_quality.noise_model.PAIRED", 2)
     g = torch.Generator().manual_seed(0)
     true = torch.arange(900) % 3
     y = torch.where(torch.rand(900, generator=g) < 0.3, (true + 1) % 3, true)
@@ -183,23 +183,23 @@ def test_kappa_is_one_for_agreement_and_about_zero_by_chance() -> None:
     assert abs(kappa(a, b, 4)) < 0.03
 
 
-def test_neighbours_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = blobs(200)
     mean = torch.from_numpy(x).mean(0)
     unit = functional.normalize(torch.from_numpy(x) - mean, dim=1)
     all_pairs = (unit @ unit.T).fill_diagonal_(-2)
     for size in (96_000_000, 8 * 23 * 23, 8 * 2 * 2):
-        monkeypatch.setattr("cleantune.neighbours.BLOCK_BYTES", size)
-        graph = neighbour_graph(x, mean, 5)
+        monkeypatch.setattr("cleantune.functional.knn.BLOCK_BYTES", size)
+        graph = neighbor_graph(x, mean, 5)
         assert torch.allclose(graph.similarity, all_pairs.topk(5).values, atol=1e-5)
         assert not (graph.index == torch.arange(200)[:, None]).any()
 
 
-def test_approximate_neighbours_state_their_recall() -> None:
+def test_approximate_neighbors_state_their_recall() -> None:
     pytest.importorskip("faiss")
     x, _ = blobs(3000)
     mean = torch.from_numpy(x).mean(0)
-    exact, near = (neighbour_graph(x, mean, 10, approximate=a) for a in (False, True))
+    exact, near = (neighbor_graph(x, mean, 10, approximate=a) for a in (False, True))
     share = (exact.index[:, :, None] == near.index[:, None]).any(2).float().mean()
     assert near.recall == pytest.approx(float(share), abs=0.05)
     assert near.recall > 0.5
@@ -208,14 +208,14 @@ def test_approximate_neighbours_state_their_recall() -> None:
 def test_missing_faiss_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(UserError, match="pip install"):
-        neighbour_graph(np.zeros((20, 2), "f4"), torch.zeros(2), 3, approximate=True)
+        neighbor_graph(np.zeros((20, 2), "f4"), torch.zeros(2), 3, approximate=True)
 
 
 def test_the_graph_gives_votes_duplicates_and_outliers() -> None:
     x, y = blobs(90)
     x[1] = x[0]
     x[5] = -20 * x.mean(0) + 50
-    graph = neighbour_graph(x, torch.from_numpy(x).mean(0), 5)
+    graph = neighbor_graph(x, torch.from_numpy(x).mean(0), 5)
     share = votes(graph, y, 3)
     assert torch.allclose(share.sum(1), torch.ones(90), atol=1e-5)
     pairs, cosine = near_duplicates(graph, 0.99999)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cleantune.augment import ImageAugment, augment_images, drop_tokens
+from cleantune.data.augmentation import ImageAugment, augment_images, drop_tokens
 
 STILL = ImageAugment(flip=0.0, degrees=0.0, translate=0.0, zoom=0.0, operations=0)
 
@@ -74,7 +74,7 @@ def test_what_comes_in_from_outside_is_the_mirror_image():
 
 @pytest.mark.parametrize("degrees", [90, 30])
 def test_rotation_equals_pillows(degrees):
-    from cleantune.augment import _warp
+    from cleantune.data.augmentation import _warp
 
     disc = np.hypot(*(np.mgrid[:41, :41] - 20)) < 15
     picture = np.asarray(Image.effect_noise((41, 41), 60).convert("RGB")) * disc[..., None]
@@ -90,7 +90,7 @@ def test_rotation_equals_pillows(degrees):
 
 @pytest.mark.parametrize("size", [(8, 8), (6, 11), (1, 5)])
 def test_places_of_pixels_are_those_of_torchs_affine_grid(size):
-    from cleantune.augment import _grid
+    from cleantune.data.augmentation import _grid
 
     high, wide = size
     matrix = torch.randn(4, 2, 3, generator=seeded())
@@ -109,16 +109,16 @@ def test_strong_view_strays_farther_than_the_weak_one():
 
 
 def test_every_operation_of_randaugment_changes_an_image_but_the_identity():
-    from cleantune import augment
+    from cleantune.data import augmentation
 
     x = pixels(1).float() / 255 * 0.6 + 0.1
     changed = {
-        name: bool((augment._coloured(x, name, torch.tensor([0.5]), 0.5) - x).abs().max() > 1e-3)
-        for name in augment._COLOURS
+        name: bool((augmentation._colored(x, name, torch.tensor([0.5]), 0.5) - x).abs().max() > 1e-3)
+        for name in augmentation._COLORS
     }
-    assert changed == {name: name != "identity" for name in augment._COLOURS}
-    drawn = torch.arange(len(augment._COLOURS), augment._OPERATION_COUNT)
-    matrices = augment._drawn_geometry(drawn, torch.full((5,), 0.5))
+    assert changed == {name: name != "identity" for name in augmentation._COLORS}
+    drawn = torch.arange(len(augmentation._COLORS), augmentation._OPERATION_COUNT)
+    matrices = augmentation._drawn_geometry(drawn, torch.full((5,), 0.5))
     assert len(torch.unique(matrices.view(5, 9), dim=0)) == 5
     assert not (matrices == torch.eye(3)).all((1, 2)).any()
 

@@ -73,8 +73,8 @@ def test_text_feature_is_the_mean_of_the_real_tokens(name, checkpoints):
     hidden = backbone.hf(**x).last_hidden_state
     expected = torch.stack([hidden[i, : int(n)].mean(0) for i, n in enumerate(x["attention_mask"].sum(1))])
     if name == "modernbert":
-        centred = expected - expected.mean(1, keepdim=True)
-        expected = centred / (centred.square().mean(1, keepdim=True) + backbone.hf.config.norm_eps).sqrt()
+        centered = expected - expected.mean(1, keepdim=True)
+        expected = centered / (centered.square().mean(1, keepdim=True) + backbone.hf.config.norm_eps).sqrt()
     torch.testing.assert_close(backbone(x), expected)
     assert backbone.width == expected.shape[1]
 
@@ -129,7 +129,7 @@ def as_sentence_transformer(folder: Path, modes: dict[str, bool], kinds: list[st
 
 
 @torch.no_grad()
-def test_sentence_transformer_pooling_normalisation_length_and_casing_are_honoured(tmp_path):
+def test_sentence_transformer_pooling_normalization_length_and_casing_are_honored(tmp_path):
     folder = save_tiny("bert", tmp_path / "m")
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
     as_sentence_transformer(

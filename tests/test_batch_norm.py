@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cleantune.backbones import batch_norm, quick
+from cleantune.kernels import conv
+from cleantune.kernels.to_delete import batch_norm
 
 ROUNDED = [(torch.float32, 1e-4), (torch.bfloat16, 0.01)]
 
@@ -48,10 +49,10 @@ def test_by_rows_of_several_pixels_it_is_torchs_but_for_rounding(channels, size,
     norm = norm_of(channels, g)
     x, upstream = (pixels((6, channels, size, size), dtype, g) for _ in range(2))
     found = []
-    for kind, normalised in ((torch.float64, lambda x, norm: norm(x)), (dtype, batch_norm.normalised)):
+    for kind, normalized in ((torch.float64, lambda x, norm: norm(x)), (dtype, batch_norm.normalized)):
         mine = copy.deepcopy(norm).to(torch.float64) if kind == torch.float64 else copy.deepcopy(norm)
         given = x.to(kind).requires_grad_()
-        out = normalised(given, mine)
+        out = normalized(given, mine)
         gradients = torch.autograd.grad(out, [given, *mine.parameters()], upstream.to(kind))
         found.append([out.detach(), *gradients, *mine.buffers()])
     assert ("_ByRowsBackward" in nodes(out)) == fits
@@ -114,13 +115,13 @@ def test_what_reads_an_expansion_may_write_on_it_where_nothing_cuts_it_off():
     assert weight.grad.abs().sum() > 0
 
 
-class Layer(quick._Quick):
+class Layer(conv._Quick):
     """A convolution with a BatchNorm that learns."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution, self.normalization = convolution, nn.BatchNorm2d(convolution.out_channels)
-        self.geometry = quick._Geometry.of(convolution)
+        self.geometry = conv._Geometry.of(convolution)
 
 
 @pytest.mark.parametrize(("changed", "expands"), [

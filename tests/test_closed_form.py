@@ -7,21 +7,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune import losses, sources
-from cleantune.closed_form import mean_elr, mean_gce
-from cleantune.learner import LinearHead, Net, standardisation
-from cleantune.loop import Loop
+from cleantune.functional import losses
+from cleantune.kernels.to_delete.closed_form import mean_elr, mean_gce
 from cleantune.methods import METHODS
-from cleantune.records import Batch, Output, Parts
-from cleantune.sources import FeatureSource
-from cleantune.state import Split
-from cleantune.train import phases
+from cleantune.methods.protocol import Batch, Output, Parts
+from cleantune.training import batches
+from cleantune.training.batches import FeatureSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.epochs import phases
+from cleantune.training.models import LinearHead, Net, standardization
+from cleantune.training.trainer import Loop
 
 
 def head_and_batch(seed: int, scale: float = 1.0, count: int = 24, classes: int = 5) -> tuple[LinearHead, Batch]:
     g = torch.Generator().manual_seed(seed)
     spread = (torch.randn(6, generator=g), 0.5 + torch.rand(6, generator=g))
-    head = LinearHead(6, classes, standardise=spread, generator=g)
+    head = LinearHead(6, classes, standardize=spread, generator=g)
     with torch.no_grad():
         head.linear.weight.mul_(50 * scale)
         head.linear.bias.normal_(generator=g)
@@ -119,7 +120,7 @@ def test_a_head_with_a_forward_of_its_own_is_asked_for_its_scores() -> None:
             return out._replace(logits=2 * out.logits)
 
     plain, batch = head_and_batch(1)
-    head = Doubled(6, 5, standardise=(plain.mean, plain.std))
+    head = Doubled(6, 5, standardize=(plain.mean, plain.std))
     head.load_state_dict(plain.state_dict())
     expected = losses.mean(losses.gce(2 * plain(batch.views[0]).logits, batch.y, 0.7), batch.weight)
     torch.testing.assert_close(mean_gce(head, batch, 0.7), expected)
@@ -165,7 +166,7 @@ def test_a_probe_learns_what_it_learns_by_autograd() -> None:
 @pytest.mark.parametrize("views", [1, 3])
 @pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("autograds", [True, False])
-def test_features_standardised_by_the_block_teach_the_same_bits_as_by_the_batch(
+def test_features_standardized_by_the_block_teach_the_same_bits_as_by_the_batch(
     views: int, mapped: bool, autograds: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     g = torch.Generator().manual_seed(3)
@@ -173,15 +174,15 @@ def test_features_standardised_by_the_block_teach_the_same_bits_as_by_the_batch(
     x = x[0] if views == 1 else x
     before, learned, given_to = x.clone(), [], []
     np.save(tmp_path / "x.npy", x.numpy())
-    monkeypatch.setattr(sources, "MEMORY_SHARE", 0.0)
-    spread = standardisation(x.view(-1, 8))
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 0.0)
+    spread = standardization(x.view(-1, 8))
 
     def loss(net: LinearHead, batch: Batch) -> torch.Tensor | Parts:
         given_to.append(batch.views[0])
         return by_autograd(net, batch, 0.7) if autograds else mean_gce(net, batch, 0.7)
 
     for through_net in (False, True):
-        head = LinearHead(8, 4, init="zeros", standardise=spread)
+        head = LinearHead(8, 4, init="zeros", standardize=spread)
         source = FeatureSource(np.load(tmp_path / "x.npy", mmap_mode="r") if mapped else x)
         assert isinstance(source.features, torch.Tensor) is not mapped
         run = Loop([Net(None, head)], {"train": Split(y, source, None)}, 4, 0, lambda f, k: head)  # noqa: B023
@@ -197,16 +198,16 @@ def test_features_standardised_by_the_block_teach_the_same_bits_as_by_the_batch(
     torch.testing.assert_close(ready, (raw - spread[0]) / spread[1])
 
 
-def test_what_a_loss_sees_of_two_nets_or_of_a_head_of_its_own_kind_is_not_standardised() -> None:
+def test_what_a_loss_sees_of_two_nets_or_of_a_head_of_its_own_kind_is_not_standardized() -> None:
     g = torch.Generator().manual_seed(5)
     x, y = 3 + 2 * torch.randn(40, 8, generator=g), torch.randint(4, (40,), generator=g)
-    spread = standardisation(x)
+    spread = standardization(x)
 
     class Another(LinearHead):
         """It may have a forward of its own."""
 
     for kind, count in ((LinearHead, 2), (Another, 1)):
-        heads = [kind(8, 4, standardise=spread) for _ in range(count)]
+        heads = [kind(8, 4, standardize=spread) for _ in range(count)]
         seen: list[Batch] = []
 
         def loss(net: LinearHead, batch: Batch) -> torch.Tensor:

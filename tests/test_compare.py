@@ -19,17 +19,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_main_job import code_of, colours
+from test_main_job import code_of, colors
 from tiny import save_tiny
 
 import cleantune
-from cleantune.compare import cells as cells_module
-from cleantune.compare import estimate, running
-from cleantune.compare.reading import resolve, tabulate
-from cleantune.compare.table import mean_std, scores, standard_error
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.store import RunFolder
+from cleantune.storage.run_dir import RunFolder
+from cleantune.studies.compare import cells as cells_module
+from cleantune.studies.compare import estimate, running
+from cleantune.studies.compare.reading import resolve, tabulate
+from cleantune.studies.compare.table import mean_std, scores, standard_error
 
 QUICK = {"method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "turn.budget": 1.0}
 COLUMNS = {
@@ -77,7 +77,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
         patch.setattr(estimate, "BUDGET", 0.1)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
         return cleantune.compare(
-            colours(folder), folder / "model", out=folder / "out", methods=["ce", "turn"], scopes=["head", "all"],
+            colors(folder), folder / "model", out=folder / "out", methods=["ce", "turn"], scopes=["head", "all"],
             noises=["none", "symmetric:0.4"], seeds=2, true_label="true", test_fraction=0.3, settings=QUICK,
             silent=True, precision="float32",
         )  # fmt: skip
@@ -432,7 +432,7 @@ def test_what_is_said_beside_a_config_wins_over_it() -> None:
 
 def test_the_name_compare_is_package_and_function_whichever_comes_first() -> None:
     line = (
-        "import cleantune.compare.matrix, cleantune; assert callable(cleantune.compare);"
-        "from cleantune.compare import compare; assert callable(compare) and callable(cleantune.compare)"
+        "import cleantune.studies.compare.matrix, cleantune; assert callable(cleantune.compare);"
+        "from cleantune.studies.compare import compare; assert callable(compare) and callable(cleantune.compare)"
     )
     subprocess.run([sys.executable, "-c", line], check=True)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import save_tiny
 
-from cleantune import compiling
 from cleantune.backbones import open_backbone
-from cleantune.compiling import compiled_where_it_pays
-from cleantune.learner import LinearHead, Net
-from cleantune.precision import Precision
+from cleantune.features import compiling
+from cleantune.features.compiling import compiled_where_it_pays
+from cleantune.features.precision import Precision
+from cleantune.training.models import LinearHead, Net
 
 CALLED = []
 
@@ -30,7 +30,7 @@ def failing(graph, inputs):
 def fresh(monkeypatch):
     torch.compiler.reset()
     CALLED.clear()
-    monkeypatch.setattr(compiling, "BACKEND", same)
+    monkeypatch.setattr(compile, "BACKEND", same)
     yield
     torch.compiler.reset()
 
@@ -76,7 +76,7 @@ def test_a_short_training_is_not_worth_compiling_and_a_long_one_is_asked_anew(ba
 
 def test_what_cannot_be_compiled_stays_as_it_is_and_says_why(backbone, monkeypatch, tmp_path):
     ten_times(monkeypatch, True)
-    monkeypatch.setattr(compiling, "BACKEND", failing)
+    monkeypatch.setattr(compile, "BACKEND", failing)
     chosen = compiled_where_it_pays(backbone, x(), Precision(), 10_000, tmp_path)
     assert not chosen.compiled
     assert "not compiled (" in chosen.why

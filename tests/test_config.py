@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune import transfer
-from cleantune.config import configure, read_toml, to_table, toml_of
+from cleantune.config.run import configure, read_toml, to_table, toml_of
+from cleantune.config.schema import MISSING, assignment, build, describe, merge, nested, spell
 from cleantune.errors import UserError
-from cleantune.evaluation import read_map
-from cleantune.fields import MISSING, assignment, build, describe, merge, nested, spell
 from cleantune.methods import METHODS
-from cleantune.paper import experiment
-from cleantune.records import Choice, Interval, Reshape, Stage
+from cleantune.methods.protocol import Choice, Interval, Reshape, Stage
+from cleantune.studies import transfer
+from cleantune.studies.evaluate import read_map
+from cleantune.studies.turn_paper import experiment
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
 @given(
     rate=st.floats(0, 1), count=st.none() | st.integers(), kind=st.sampled_from(["a", "b"]), epochs=st.integers(0, 9)
 )
-def test_what_is_spelt_is_read_back_equal(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
+def test_spelled_record_is_read_back_equal(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
     record = Sample(rate, count, kind, True, Stage(epochs))
     assert build(Sample, spell(record), "x") == record
 
@@ -120,7 +120,7 @@ def test_a_method_survives_its_spelling_in_every_preset(name: str) -> None:
 def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default() -> None:
     table = {"data": {"data": "x.csv"}, "method": {"name": "turn", "preset": "paper", "tau": 0.9}}
     method = configure(table, "vit").method
-    assert (method.tau, method.balance, method.probe.optimiser) == (0.9, "strict", "sgd")  # type: ignore[attr-defined]
+    assert (method.tau, method.balance, method.probe.optimizer) == (0.9, "strict", "sgd")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cleantune import sources
 from cleantune.backbones import Backbone, open_backbone
 from cleantune.data import Data, Rows
-from cleantune.judging import Judge
-from cleantune.learner import LinearHead, Net, standardisation
-from cleantune.loop import Loop
+from cleantune.features.precision import Precision
 from cleantune.methods import METHODS
+from cleantune.methods.protocol import Method, Phase, Row, Scope, Stage
 from cleantune.methods.turn import TURN
-from cleantune.precision import Precision
-from cleantune.records import Method, Phase, Row, Scope, Stage
-from cleantune.sources import FeatureSource, SampleSource
-from cleantune.state import Split
-from cleantune.train import phases, train
+from cleantune.training import batches
+from cleantune.training.batches import FeatureSource, SampleSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.epochs import phases, train
+from cleantune.training.evaluator import Judge
+from cleantune.training.models import LinearHead, Net, standardization
+from cleantune.training.trainer import Loop
 
 WIDTH = 8
 TOLD_OF_NOISE: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
@@ -74,7 +74,7 @@ class Vectors:
 
 @dataclass
 class Problem:
-    """Blobs in C classes around random centres, with noise in the labels of train and validation."""
+    """Blobs in C classes around random centers, with noise in the labels of train and validation."""
 
     x: dict[str, Tensor]
     y: dict[str, Tensor]
@@ -92,11 +92,11 @@ class Problem:
 def blobs(noise: float, seed: int = 0, size: int = 480, classes: int = 4, spread: float = 0.8) -> Problem:
     """Train, validation and test; symmetric noise never touches test."""
     rng = torch.Generator().manual_seed(seed)
-    centres = 2.0 * torch.nn.functional.normalize(torch.randn(classes, WIDTH, generator=rng), dim=1)
+    centers = 2.0 * torch.nn.functional.normalize(torch.randn(classes, WIDTH, generator=rng), dim=1)
     x, y, truth = {}, {}, {}
     for split, count in (("train", size), ("validation", size // 4), ("test", size)):
         true = torch.randperm(count, generator=rng) % classes
-        x[split] = centres[true] + spread * torch.randn(count, WIDTH, generator=rng)
+        x[split] = centers[true] + spread * torch.randn(count, WIDTH, generator=rng)
         chosen = torch.rand(count, generator=rng) < (0.0 if split == "test" else noise)
         drawn = torch.randint(classes, (count,), generator=rng)
         y[split], truth[split] = torch.where(chosen, drawn, true), true
@@ -104,17 +104,17 @@ def blobs(noise: float, seed: int = 0, size: int = 480, classes: int = 4, spread
 
 
 def backbone(seed: int = 0, dropout: float = 0.1) -> Backbone:
-    """A small random network, with a layer that draws and a layer that normalises."""
+    """A small random network, with a layer that draws and a layer that normalizes."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 12))
     return open_backbone(module, feature="last layer", width=12).eval()
 
 
 def new_head(features: Any, k: int) -> LinearHead:
-    """Zeros on standardised features; a second net begins elsewhere."""
-    scale = standardisation(features)
+    """Zeros on standardized features; a second net begins elsewhere."""
+    scale = standardization(features)
     rng = torch.Generator().manual_seed(k)
-    return LinearHead(len(scale[0]), CLASSES, init="normal" if k else "zeros", standardise=scale, generator=rng)
+    return LinearHead(len(scale[0]), CLASSES, init="normal" if k else "zeros", standardize=scale, generator=rng)
 
 
 CLASSES = 4
@@ -243,7 +243,7 @@ def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope, monkeypatch: p
         own(run, made, taken, j)
 
     monkeypatch.setattr(Loop, "_take_down", counted)
-    monkeypatch.setattr(sources, "ahead", iter)  # what a thread is making must not be asked for
+    monkeypatch.setattr(batches, "ahead", iter)  # what a thread is making must not be asked for
     short = Stage(epochs=1, learning_rate=1e-2, batch_size=8)
     problem, method = blobs(0.4, size=320), quick(name, scope, probe=short, tune=short)
     trained(problem, method, loop_for(method, problem, scope))

@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_main_job import colours
+from test_main_job import colors
 from tiny import save_tiny
 
 import cleantune
-from cleantune.compare import estimate
-from cleantune.cost import Rehearsal, Sizes, expected
-from cleantune.loop import Loop
 from cleantune.methods import METHODS
-from cleantune.records import Phase
-from cleantune.speed import FEWEST, Speed, measure
-from cleantune.train import phases
+from cleantune.methods.protocol import Phase
+from cleantune.pipeline.cost_model import Rehearsal, Sizes, expected
+from cleantune.pipeline.throughput import FEWEST, Speed, measure
+from cleantune.studies.compare import estimate
+from cleantune.training.epochs import phases
+from cleantune.training.trainer import Loop
 
 FORESEEN = ("ce", "gce", "elr", "coteaching", "turn")
 """Methods whose cost does not hang on what is selected."""
@@ -49,12 +49,12 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estim
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "BUDGET", 0.1)
-        patch.setattr("cleantune.compare.running.planned", remembered)
+        patch.setattr("cleantune.studies.compare.running.planned", remembered)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
         settings = {"method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2,
                     "method.tune.batch_size": 16, "method.probe.batch_size": 16}  # fmt: skip
         done = cleantune.compare(
-            colours(folder, 200), folder / "model", out=folder / "out", methods=list(METHODS), scopes=["head", "all"],
+            colors(folder, 200), folder / "model", out=folder / "out", methods=list(METHODS), scopes=["head", "all"],
             seeds=1, true_label="true", test_fraction=0.2, settings=settings, silent=True, precision="float32",
         )  # fmt: skip
     return done.table, plans[0]
@@ -80,7 +80,7 @@ def test_the_cost_model_foresees_what_a_run_spends(
         assert row["forwards"] / 2 < foreseen.forwards < 2 * row["forwards"]
     if method in FORESEEN:
         assert foreseen.training_samples == pytest.approx(row["training_samples"], rel=0.02)
-        assert foreseen.optimiser_steps == pytest.approx(row["optimiser_steps"], rel=0.05)
+        assert foreseen.optimizer_steps == pytest.approx(row["optimizer_steps"], rel=0.05)
 
 
 class Whole(Rehearsal):
@@ -109,7 +109,7 @@ def test_one_batch_of_each_pass_counts_as_all_of_them_do(method: str, scope: str
     assert found.looked == pytest.approx(sum(net.looked for net in whole.whole), rel=0.03)
     assert found.trained == pytest.approx(sum(net.trained for net in whole.whole), rel=0.03)
     assert found.training_samples == whole.cost.training_samples
-    assert found.optimiser_steps == whole.cost.optimiser_steps
+    assert found.optimizer_steps == whole.cost.optimizer_steps
 
 
 @pytest.mark.parametrize(("scope", "forwards", "uncached"), [("head", 1, 20), ("all", 15, 15)])
@@ -124,7 +124,7 @@ def test_one_net_on_every_label_costs_three_forwards_a_sample_and_epoch_or_one_l
 
 
 @pytest.mark.parametrize("wrong", [0.2, 0.6])
-def test_dividemix_in_full_costs_two_looks_and_thirty_six_forwards_a_labelled_sample(wrong: float) -> None:
+def test_dividemix_in_full_costs_two_looks_and_thirty_six_forwards_a_labeled_sample(wrong: float) -> None:
     """(2 + 36 rho) N an epoch after the warm-up of 6 N (spec section 6)."""
     if "dividemix" not in METHODS:
         pytest.skip("not there yet")
@@ -179,12 +179,12 @@ def test_a_probe_of_the_machine_ends_in_time_and_finds_a_speed() -> None:
 def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
     from cleantune.backbones import open_backbone
     from cleantune.data import DataSpec, load
-    from cleantune.inputs import prepare
-    from cleantune.learner import LinearHead, Net
+    from cleantune.data.model_inputs import prepare
+    from cleantune.training.models import LinearHead, Net
 
     save_tiny("resnet", tmp_path / "model")
     backbone = open_backbone(tmp_path / "model")
-    data = load(DataSpec(colours(tmp_path, 40), true_label="true"))
+    data = load(DataSpec(colors(tmp_path, 40), true_label="true"))
     samples = prepare(data.rows["train"].samples, backbone.preprocess, tmp_path)  # type: ignore[arg-type]
     net = Net(backbone, LinearHead(backbone.width, 3, init="zeros"))
     before = net.head.linear.weight.clone()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cleantune.auditing.arrays import judge_features, judge_probabilities
-from cleantune.cutoff import balanced_cut, calibrated, fit_noise, fitted_rows, label_scores
+from cleantune.audit.score_labels import judge_features, judge_probabilities
+from cleantune.label_quality.noise_model import balanced_cut, calibrated, fit_noise, fitted_rows, label_scores
 
 
 def problem(count: int = 4000, classes: int = 4, noise: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cleantune.data import Bad, Data, DataSpec, Rows, load, load_unlabelled, tables
+from cleantune.data import Bad, Data, DataSpec, Rows, load, load_unlabeled, tables
 from cleantune.errors import UserError
 
 WORDS = ["cat", "dog", "fly"]
@@ -165,7 +165,7 @@ def test_class_names_of_a_dataset_are_kept_in_their_order(tmp_path):
         data = load(DataSpec(form))
         assert data.classes == ("z", "a")
         assert data.class_values == (0, 1)
-        assert len(data.rows["unlabelled"]) == 1
+        assert len(data.rows["unlabeled"]) == 1
     assert any("unsupervised" in note for note in load(DataSpec(both)).notes)
 
 
@@ -216,16 +216,16 @@ def test_rows_without_a_label_are_kept_apart_with_their_truth(tmp_path):
     some.to_csv(tmp_path / "some.csv", index=False)
     for form in (some, tmp_path / "some.csv"):
         data = load(DataSpec(form, label="weak", true_label="label"))
-        assert data.rows["unlabelled"].ids.tolist() == [0, 5, 10, 15, 20, 25]
-        assert (data.rows["unlabelled"].y == -1).all()
-        assert [data.classes[t] for t in data.truth["unlabelled"]] == [LABELS[i] for i in range(0, 30, 5)]
+        assert data.rows["unlabeled"].ids.tolist() == [0, 5, 10, 15, 20, 25]
+        assert (data.rows["unlabeled"].y == -1).all()
+        assert [data.classes[t] for t in data.truth["unlabeled"]] == [LABELS[i] for i in range(0, 30, 5)]
         assert any("6 rows have no label" in note for note in data.notes)
 
 
 def test_numbers_with_gaps_are_labels_all_the_same():
     data = load(DataSpec(pd.DataFrame({"text": TEXTS, "label": [np.nan, 1.0, 2.0] * 10})))
     assert data.class_values == (1, 2)
-    assert len(data.rows["unlabelled"]) == 10
+    assert len(data.rows["unlabeled"]) == 10
 
 
 def test_files_beside_the_data_become_its_splits_and_their_clashing_ids_are_told_apart():
@@ -276,9 +276,9 @@ def test_fingerprints_follow_the_content_and_not_the_way_to_it():
     chunked = pa.concat_tables([pa.Table.from_pandas(frame()[:11]), pa.Table.from_pandas(frame()[11:])])
     assert everything(datasets.Dataset(chunked)).rows["train"].samples.fingerprint == samples.fingerprint
     assert everything(frame(text=[*TEXTS[:29], "other"])).fingerprint != one.fingerprint
-    relabelled = everything(frame(label=[*LABELS[:29], "cat"]))
-    assert relabelled.fingerprint != one.fingerprint
-    assert relabelled.rows["train"].samples.fingerprint == samples.fingerprint
+    relabeled = everything(frame(label=[*LABELS[:29], "cat"]))
+    assert relabeled.fingerprint != one.fingerprint
+    assert relabeled.rows["train"].samples.fingerprint == samples.fingerprint
 
 
 def test_reading_from_many_threads_gives_what_one_gives():
@@ -436,18 +436,18 @@ def test_shares_out_of_range_are_refused(field, value):
 
 def test_prediction_reads_tables_lists_arrays_folders_and_files_without_labels(tmp_path):
     image_tree(tmp_path, {"mixed/deep": 2})
-    assert load_unlabelled(tmp_path, kind="image").ids.tolist() == ["mixed/deep/0.png", "mixed/deep/1.png"]
-    single = load_unlabelled(tmp_path / "mixed" / "deep" / "1.png")
+    assert load_unlabeled(tmp_path, kind="image").ids.tolist() == ["mixed/deep/0.png", "mixed/deep/1.png"]
+    single = load_unlabeled(tmp_path / "mixed" / "deep" / "1.png")
     assert single.samples.read([0])[0].getpixel((0, 0)) == (1, 1, 1)
-    assert load_unlabelled(["a", "b"], kind="text").samples.read([1]) == ["b"]
-    assert load_unlabelled(np.ones((3, 2))).samples.read([0]).tolist() == [[1.0, 1.0]]
-    rows = load_unlabelled(frame().drop(columns="label"))
+    assert load_unlabeled(["a", "b"], kind="text").samples.read([1]) == ["b"]
+    assert load_unlabeled(np.ones((3, 2))).samples.read([0]).tolist() == [[1.0, 1.0]]
+    rows = load_unlabeled(frame().drop(columns="label"))
     assert (rows.y == -1).all()
     assert len(rows) == 30
     with pytest.raises(UserError, match="empty"):
-        load_unlabelled([], kind="text")
+        load_unlabeled([], kind="text")
     with pytest.raises(UserError, match="the model reads image"):
-        load_unlabelled(frame(), kind="image", text="text")
+        load_unlabeled(frame(), kind="image", text="text")
 
 
 @pytest.mark.shared
@@ -477,5 +477,5 @@ def test_real_tables_load_within_a_second_and_as_described(shared):
             split_column="split",
         )
     )
-    assert len(text.rows["unlabelled"]) == 271
+    assert len(text.rows["unlabeled"]) == 271
     assert len(text.rows["test"]) == 500

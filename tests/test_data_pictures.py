@@ -1,4 +1,4 @@
-"""Pictures of every mode become RGB with the colours they show."""
+"""Pictures of every mode become RGB with the colors they show."""
 
 import io
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cleantune.data.pictures import encode_png, open_picture
-from cleantune.data.rows import Bad
+from cleantune.data.dataset import Bad
+from cleantune.data.images import encode_png, open_picture
 
 
 def stored(image: Image.Image, form: str, **options) -> memoryview:
@@ -33,7 +33,7 @@ def test_deeper_numbers_are_scaled_too(values):
     np.testing.assert_array_equal(np.asarray(picture)[..., 1], np.rint(values * (255 / values.max())))
 
 
-def test_grayscale_palette_and_cmyk_show_their_colour():
+def test_grayscale_palette_and_cmyk_show_their_color():
     red = Image.new("RGB", (4, 4), (250, 10, 20))
     for image, form in ((red.convert("P"), "PNG"), (red.convert("CMYK"), "TIFF"), (red.convert("RGBA"), "PNG")):
         picture = open_picture(stored(image, form))

@@ -18,12 +18,12 @@ from test_contract import (  # noqa: F401 - a fixture
     quick,
 )
 
-from cleantune.config import RunSpec
-from cleantune.deliver import Delivery, deliver
-from cleantune.judging import Judge
-from cleantune.learner import Net
-from cleantune.loop import Loop
-from cleantune.train import phases, train
+from cleantune.config.run import RunSpec
+from cleantune.pipeline.model_selection import Delivery, deliver
+from cleantune.training.epochs import phases, train
+from cleantune.training.evaluator import Judge
+from cleantune.training.models import Net
+from cleantune.training.trainer import Loop
 
 
 def run_turn(problem: Problem, choose: str = "last") -> tuple[Loop, list[Any]]:
@@ -96,7 +96,7 @@ def test_only_a_loss_beyond_chance_is_harm(more: int, harmed: bool, monkeypatch:
     run, _ = run_turn(problem)
     probed = (run.probabilities("validation").argmax(1) == problem.y["validation"]).numpy().copy()
     probed[np.flatnonzero(~probed)[:more]] = True  # the probe is right wherever the tuned net is, and on a few more
-    monkeypatch.setattr("cleantune.deliver._agrees", lambda *_: probed)
+    monkeypatch.setattr("cleantune.pipeline.model_selection._agrees", lambda *_: probed)
     assert handed(run, problem).early == harmed
 
 

@@ -33,8 +33,8 @@ def backbone() -> torch.nn.Module:
 @torch.no_grad()
 def features(backbone: torch.nn.Module, images: pd.Series) -> np.ndarray:
     read = json.loads((demo.demo_backbone() / "preprocessor_config.json").read_text())
-    grey = np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in images])
-    pixels = torch.from_numpy(grey).float()[:, None].expand(-1, 3, -1, -1) / 255
+    gray = np.stack([np.asarray(Image.open(io.BytesIO(image["bytes"]))) for image in images])
+    pixels = torch.from_numpy(gray).float()[:, None].expand(-1, 3, -1, -1) / 255
     inputs = (pixels - read["image_mean"][0]) / read["image_std"][0]
     return torch.cat([backbone(part).pooler_output.flatten(1) for part in inputs.split(256)]).numpy()
 
@@ -57,7 +57,7 @@ def test_the_backbone_is_a_transformers_folder_below_two_megabytes(backbone: tor
     assert all(torch.isfinite(weight).all() for weight in backbone.state_dict().values())
 
 
-def test_two_forwards_agree_and_no_sample_sees_its_neighbours(backbone: torch.nn.Module) -> None:
+def test_two_forwards_agree_and_no_sample_sees_its_neighbors(backbone: torch.nn.Module) -> None:
     pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first, second = backbone(pixels).pooler_output, backbone(pixels).pooler_output
@@ -86,7 +86,7 @@ def test_batchnorm_statistics_belong_to_the_weights(backbone: torch.nn.Module, d
     assert (spread > 1e-3).mean() > 0.9, "features that never move tell nothing"
 
 
-def test_the_digits_are_1300_and_497_colour_blind_images_of_32_pixels(digits: pd.DataFrame) -> None:
+def test_the_digits_are_1300_and_497_color_blind_images_of_32_pixels(digits: pd.DataFrame) -> None:
     assert list(digits.columns) == ["id", "image", "label", "split"]
     assert digits.id.is_unique
     assert digits.split.value_counts().to_dict() == {"train": 1300, "test": 497}

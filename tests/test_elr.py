@@ -10,11 +10,11 @@ import torch
 from test_contract import _one_thread, blobs, loop_on, quick, trained  # noqa: F401 - a fixture
 from torch import Tensor, nn
 
-from cleantune import losses
 from cleantune.errors import UserError
-from cleantune.ledger import Ledger
+from cleantune.functional import losses
 from cleantune.methods.elr import ELR, TARGET
-from cleantune.records import Batch, Output
+from cleantune.methods.ledger import Ledger
+from cleantune.methods.protocol import Batch, Output
 
 
 class Fixed(nn.Module):
@@ -94,7 +94,7 @@ def test_no_gradient_flows_through_the_target() -> None:
     assert target.grad is None
 
 
-def test_the_regulariser_pushes_the_prediction_towards_the_target() -> None:
+def test_the_regularizer_pushes_the_prediction_towards_the_target() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     losses.elr_penalty(logits.softmax(1), torch.tensor([[0.1, 0.8, 0.1]])).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None

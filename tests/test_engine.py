@@ -9,21 +9,21 @@ from fake_samples import fake_images, fake_texts
 from tiny import IMAGES, TEXTS, save_tiny
 from torch import nn
 
-from cleantune import engine, features
 from cleantune.backbones import open_backbone
-from cleantune.engine import AGREES, choose
+from cleantune.data.model_inputs import PreparedImages, prepare
 from cleantune.errors import UserError
-from cleantune.features import Seen, extract, features_key
-from cleantune.inputs import PreparedImages, prepare
-from cleantune.precision import Precision
+from cleantune.features import cache, openvino
+from cleantune.features.cache import Seen, extract, features_key
+from cleantune.features.openvino import AGREES, choose
+from cleantune.features.precision import Precision
 
-needs_openvino = pytest.mark.skipif(not engine.installed(), reason="needs openvino")
+needs_openvino = pytest.mark.skipif(not openvino.installed(), reason="needs openvino")
 
 
 @pytest.fixture(autouse=True)
 def forgotten():
     yield
-    engine._compiled.clear()
+    openvino._compiled.clear()
 
 
 def prepared_of(backbone, cache, count=50):
@@ -49,7 +49,7 @@ def test_engines_agree_on_every_architecture(name, tmp_path):
 @needs_openvino
 @pytest.mark.parametrize("name", ["resnet", "bert"])
 def test_streams_and_kills_leave_the_bits_alone(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SHARD", 16)
+    monkeypatch.setattr(cache, "SHARD", 16)
     backbone = open_backbone(save_tiny(name, tmp_path / "m"))
     prepared = prepared_of(backbone, tmp_path)
     one = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "one")
@@ -83,7 +83,7 @@ def test_new_weights_are_compiled_anew(tmp_path):
 
 @needs_openvino
 def test_telemetry_is_off(tmp_path):
-    engine.openvino()
+    openvino.openvino()
     assert sys.modules["openvino_telemetry"] is None
     from openvino.tools.ovc import telemetry_utils
 
@@ -97,8 +97,8 @@ def probed(tmp_path, monkeypatch):
     x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
 
     def at(share, seconds=1.0):
-        monkeypatch.setattr(engine, "seconds_a_sample", lambda *given: seconds)
-        monkeypatch.setattr(engine, "_timed", lambda network, some, streams: share * seconds)
+        monkeypatch.setattr(openvino, "seconds_a_sample", lambda *given: seconds)
+        monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: share * seconds)
         return backbone, x
 
     return at
@@ -133,14 +133,14 @@ def both_formats(probed, monkeypatch):
 
     def at(share):
         backbone, x = probed(0.5)
-        monkeypatch.setattr(engine, "probe_precision", lambda *given, **more: Precision())
-        monkeypatch.setattr(engine, "formats", lambda *given: ["float32", "bfloat16"])
+        monkeypatch.setattr(openvino, "probe_precision", lambda *given, **more: Precision())
+        monkeypatch.setattr(openvino, "formats", lambda *given: ["float32", "bfloat16"])
 
         def timed(network, some, streams):
             hint = network.network.get_property("INFERENCE_PRECISION_HINT").get_type_name()
             return {"f32": 0.5, "bf16": 0.5 * share}[hint]
 
-        monkeypatch.setattr(engine, "_timed", timed)
+        monkeypatch.setattr(openvino, "_timed", timed)
         return backbone, x
 
     return at
@@ -156,7 +156,7 @@ def test_openvino_takes_bfloat16_where_it_pays_even_if_torch_does_not(both_forma
 
 @needs_openvino
 def test_a_format_in_which_features_differ_leaves_the_other_one(both_formats, monkeypatch):
-    monkeypatch.setattr(engine, "_error", lambda *given: 1.0 if given[-1].dtype == "bfloat16" else 0.0)
+    monkeypatch.setattr(openvino, "_error", lambda *given: 1.0 if given[-1].dtype == "bfloat16" else 0.0)
     picked = choose(*both_formats(0.5), count=1000)
     assert (picked.engine, picked.dtype) == ("openvino", "float32")
 
@@ -167,7 +167,7 @@ def test_one_stream_is_taken_only_where_it_is_much_faster(probed, threads, monke
     """A stream on all cores waits for whichever of them something else holds up."""
     backbone, x = probed(0.5)
     torch.set_num_threads(2)
-    monkeypatch.setattr(engine, "_timed", lambda network, some, streams: 0.1 * (share if streams == 1 else 1))
+    monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: 0.1 * (share if streams == 1 else 1))
     assert choose(backbone, x, precision="float32", count=1000).streams == streams
 
 
@@ -177,7 +177,7 @@ def test_several_streams_that_lose_are_timed_again(probed, threads, monkeypatch,
     backbone, x = probed(0.5)
     torch.set_num_threads(2)
     told = iter([0.3, 0.15, later])
-    monkeypatch.setattr(engine, "_timed", lambda network, some, streams: next(told))
+    monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: next(told))
     assert choose(backbone, x, precision="float32", count=1000).streams == streams
     assert next(told, None) is None
 
@@ -189,7 +189,7 @@ def test_streams_may_take_longer_than_torch_which_waits_for_whichever_core_decod
 ):
     backbone, x = probed(1.0)
     torch.set_num_threads(cores)
-    monkeypatch.setattr(engine, "_timed", lambda network, some, streams: share if streams == cores else 2.0)
+    monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: share if streams == cores else 2.0)
     assert choose(backbone, x, precision="float32", count=1000).engine == engine_
 
 
@@ -225,7 +225,7 @@ def test_few_samples_are_not_worth_a_conversion(probed):
 
 
 def test_without_openvino_auto_is_torch_and_asking_for_it_says_how_to_get_it(probed, monkeypatch):
-    monkeypatch.setattr(engine, "installed", lambda: False)
+    monkeypatch.setattr(openvino, "installed", lambda: False)
     backbone, x = probed(0.01)
     assert choose(backbone, x, precision="float32", count=1000).engine == "torch"
     with pytest.raises(UserError, match=r"pip install 'cleantune\[cpu\]'"):
@@ -246,7 +246,7 @@ def test_a_network_that_cannot_be_converted_falls_back_and_is_refused_when_force
     preprocess = open_backbone(save_tiny("resnet", tmp_path / "m")).preprocess
     backbone = open_backbone(Odd(), feature="eigenvalues", width=3, preprocess=preprocess)
     x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
-    monkeypatch.setattr(engine, "seconds_a_sample", lambda *given: 1.0)
+    monkeypatch.setattr(openvino, "seconds_a_sample", lambda *given: 1.0)
     picked = choose(backbone, x, precision="float32", count=1000)
     assert picked.engine == "torch"
     assert "cannot take this network" in picked.why
@@ -257,7 +257,7 @@ def test_a_network_that_cannot_be_converted_falls_back_and_is_refused_when_force
 @needs_openvino
 def test_features_that_differ_are_refused(probed, monkeypatch):
     backbone, x = probed(0.5)
-    true = engine.converted
+    true = openvino.converted
 
     def wrong(net, example):
         with torch.no_grad():
@@ -268,7 +268,7 @@ def test_features_that_differ_are_refused(probed, monkeypatch):
             with torch.no_grad():
                 next(net.parameters()).div_(1.5)
 
-    monkeypatch.setattr(engine, "converted", wrong)
+    monkeypatch.setattr(openvino, "converted", wrong)
     picked = choose(backbone, x, precision="float32", count=1000)
     assert picked.engine == "torch"
     assert "differ from torch's" in picked.why
@@ -283,17 +283,17 @@ def test_the_key_knows_the_engine(tmp_path):
 @needs_openvino
 @pytest.mark.parametrize("name", ["mobilenet_v2", "bert"])
 def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, tmp_path, monkeypatch):
-    from cleantune.learner import LinearHead, Net
-    from cleantune.loop import Loop
-    from cleantune.sources import FeatureSource, SampleSource
-    from cleantune.state import Split
+    from cleantune.training.batches import FeatureSource, SampleSource
+    from cleantune.training.checkpoint import Split
+    from cleantune.training.models import LinearHead, Net
+    from cleantune.training.trainer import Loop
 
     backbone = open_backbone(save_tiny(name, tmp_path / "m"))
     prepared = prepared_of(backbone, tmp_path, 37)
     source, made = SampleSource(prepared), {}
     for program in ("torch", "openvino"):
         if program == "openvino" and isinstance(prepared, PreparedImages):
-            monkeypatch.setattr(prepared, "plain", None)  # it is given bytes, which it normalises
+            monkeypatch.setattr(prepared, "plain", None)  # it is given bytes, which it normalizes
         net = Net(backbone, LinearHead(backbone.width, 3), looking=Precision(engine=program))
         split = Split(torch.arange(37) % 3, FeatureSource(torch.zeros(37, backbone.width)), source)
         run = Loop([net], {"train": split}, 3, 0, lambda f, k: LinearHead(backbone.width, 3))
@@ -308,7 +308,7 @@ def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, t
 def test_features_come_while_later_batches_are_still_to_be_asked_for(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
     x = prepared_of(backbone, tmp_path, 40).plain(torch.arange(40))
-    network, asked = engine.Compiled(backbone, x, Precision(engine="openvino")), []
+    network, asked = openvino.Compiled(backbone, x, Precision(engine="openvino")), []
 
     def items():
         for k in range(100):
@@ -325,7 +325,7 @@ def test_features_come_while_later_batches_are_still_to_be_asked_for(tmp_path):
 
 
 @needs_openvino
-def test_bytes_are_normalised_in_the_network_channel_by_channel(tmp_path):
+def test_bytes_are_normalized_in_the_network_channel_by_channel(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
     backbone.preprocess = replace(backbone.preprocess, mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.5))
     prepared = prepared_of(backbone, tmp_path)
@@ -340,5 +340,5 @@ def test_a_remembered_choice_is_found_by_one_sample(name, tmp_path):
     prepared = prepared_of(backbone, tmp_path, 8)
     asked = {"precision": "float32", "engine": "openvino", "count": 8, "memory": memory}
     one = prepared.plain(torch.arange(1))
-    assert engine.remembered(backbone, one, **asked) is None
-    assert choose(backbone, prepared.plain(torch.arange(8)), **asked) == engine.remembered(backbone, one, **asked)
+    assert openvino.remembered(backbone, one, **asked) is None
+    assert choose(backbone, prepared.plain(torch.arange(8)), **asked) == openvino.remembered(backbone, one, **asked)

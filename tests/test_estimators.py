@@ -17,8 +17,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from cleantune.errors import UserError
-from cleantune.estimators import LinearProbe, MLPTune, MLPTuneRegressor, NMTune, NMTuneRegressor, RobustProbe
-from cleantune.spectrum import lsvr, sve
+from cleantune.estimators.classifiers import (
+    LinearProbe,
+    MLPTune,
+    MLPTuneRegressor,
+    NMTune,
+    NMTuneRegressor,
+    RobustProbe,
+)
+from cleantune.functional.spectrum import lsvr, sve
 
 SHORT = {"probe.least_steps": 60}
 ALL = [LinearProbe, RobustProbe, MLPTune, NMTune]
@@ -119,13 +126,13 @@ def test_the_rows_of_a_fit_hold_every_component_of_its_loss(preset: str) -> None
     assert row["loss"] == pytest.approx(row["loss_gce"] + sum(w * p for w, p in zip(weights, parts, strict=True)), 1e-5)
 
 
-def test_features_of_a_large_scale_are_warned_of_and_standardising_them_helps() -> None:
+def test_features_of_a_large_scale_are_warned_of_and_standardizing_them_helps() -> None:
     x, y = blobs()
     with pytest.warns(UserWarning, match="the covariance term is .* at the first step"):
-        NMTune(standardise=False, epochs=1, settings=SHORT).fit(100 * x, y)
+        NMTune(standardize=False, epochs=1, settings=SHORT).fit(100 * x, y)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert NMTune(standardise=True).fit(100 * x, y).score(100 * x, y) > 0.95
+        assert NMTune(standardize=True).fit(100 * x, y).score(100 * x, y) > 0.95
 
 
 def test_a_robust_loss_helps_nmtune_where_labels_are_wrong() -> None:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 from tiny import save_tiny
 
-from cleantune import metrics
-from cleantune.cli import main
+from cleantune.cli.main import main
 from cleantune.errors import UserError
-from cleantune.evaluation import IN_DOMAIN, evaluate, pooled, table
-from cleantune.main_job import fit
-from cleantune.predict import load
+from cleantune.functional import metrics
+from cleantune.pipeline.fit import fit
+from cleantune.pipeline.predict import load
+from cleantune.studies.evaluate import IN_DOMAIN, evaluate, pooled, table
 
 NAMES = ["cat", "dog", "car"]
 
@@ -27,8 +27,8 @@ NAMES = ["cat", "dog", "car"]
 def drawn(seed: int, size: int, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     r = np.random.default_rng(seed)
     y = np.arange(size) % 3
-    centres = np.random.default_rng(7).normal(size=(3, 6))
-    return (centres[y] + shift + 0.4 * r.normal(size=(size, 6))).astype(np.float32), np.array(NAMES)[y]
+    centers = np.random.default_rng(7).normal(size=(3, 6))
+    return (centers[y] + shift + 0.4 * r.normal(size=(size, 6))).astype(np.float32), np.array(NAMES)[y]
 
 
 def frame_of(x: np.ndarray, y: np.ndarray, **more: Any) -> pd.DataFrame:

@@ -11,8 +11,8 @@ from torch import nn
 
 from cleantune.backbones import ARCHITECTURES, open_backbone, quiet
 from cleantune.errors import UserError
-from cleantune.export import load_model, save_model
-from cleantune.learner import LinearHead, Net
+from cleantune.pipeline.export import load_model, save_model
+from cleantune.training.models import LinearHead, Net
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
 SENTENCES = ["w1 w2 w3 w4", "w5 w9", "w30 w1 w1 w1 w7 w8 w9"]
@@ -23,7 +23,7 @@ def net_of(name: str, folder: Path, image_size: int | None = None) -> Net:
     generator = torch.Generator().manual_seed(1)
     mean = torch.empty(backbone.width).normal_(generator=generator)
     std = torch.empty(backbone.width).uniform_(0.5, 2, generator=generator)
-    head = LinearHead(backbone.width, 3, standardise=(mean, std), generator=generator)
+    head = LinearHead(backbone.width, 3, standardize=(mean, std), generator=generator)
     with torch.no_grad():
         head.linear.weight.mul_(10)
         head.linear.bias.normal_(generator=generator)

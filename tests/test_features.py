@@ -13,19 +13,20 @@ from hypothesis import strategies as st
 from tiny import save_tiny
 from torch import nn
 
-from cleantune import features, inputs, program
 from cleantune.backbones import open_backbone
+from cleantune.data import model_inputs
+from cleantune.data.model_inputs import prepare
 from cleantune.errors import UserError
-from cleantune.features import Features, extract, features_key, find
-from cleantune.inputs import prepare
-from cleantune.precision import Precision
+from cleantune.features import cache, encoder
+from cleantune.features.cache import Features, extract, features_key, find
+from cleantune.features.precision import Precision
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(features, "SHARD", 16)
-    monkeypatch.setattr(features, "BATCH", 4)
-    monkeypatch.setattr(features, "MOST", 4)
+    monkeypatch.setattr(cache, "SHARD", 16)
+    monkeypatch.setattr(cache, "BATCH", 4)
+    monkeypatch.setattr(cache, "MOST", 4)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_cached_features_are_found_without_a_forward(image, tmp_path, monkeypatc
     prepared = prepared_of(image, tmp_path)
     assert find(tmp_path, "k") is None
     first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k"))
-    monkeypatch.setattr(program, "forward", None)
+    monkeypatch.setattr(encoder, "forward", None)
     assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k"))
     assert np.array_equal(first, find(tmp_path, "k"))
 
@@ -71,7 +72,7 @@ def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop,
     backbone = {"image": image, "text": text}[kind]
     prepared = prepared_of(backbone, tmp_path)
     whole = np.asarray(extract(backbone, prepared, Precision(), tmp_path, "whole"))
-    real, calls = program.forward, []
+    real, calls = encoder.forward, []
 
     def counted(*given):
         calls.append(1)
@@ -79,7 +80,7 @@ def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop,
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(program, "forward", counted)
+    monkeypatch.setattr(encoder, "forward", counted)
     with pytest.raises(KeyboardInterrupt):
         extract(backbone, prepared, Precision(), tmp_path, "killed")
     assert find(tmp_path, "killed") is None
@@ -94,7 +95,7 @@ def test_killed_extraction_goes_on_where_it_stopped_to_the_same_bits(kind, stop,
 def test_a_second_writer_between_the_steps_of_the_first_changes_nothing(image, tmp_path, monkeypatch):
     prepared = prepared_of(image, tmp_path)
     alone = np.asarray(extract(image, prepared, Precision(), tmp_path, "alone"))
-    real, calls = program.forward, []
+    real, calls = encoder.forward, []
 
     def overtaken(*given):
         calls.append(1)
@@ -102,7 +103,7 @@ def test_a_second_writer_between_the_steps_of_the_first_changes_nothing(image, t
             extract(image, prepared, Precision(), tmp_path, "both")
         return real(*given)
 
-    monkeypatch.setattr(program, "forward", overtaken)
+    monkeypatch.setattr(encoder, "forward", overtaken)
     assert np.array_equal(alone, extract(image, prepared, Precision(), tmp_path, "both"))
     assert np.array_equal(alone, find(tmp_path, "both"))
 
@@ -208,7 +209,7 @@ def test_all_rows_at_once_leave_no_shard_mapped_behind_the_next(image, tmp_path,
         most.append(sum(each() is not None for each in mapped))
         return shard
 
-    monkeypatch.setattr(features.np, "load", watched)
+    monkeypatch.setattr(cache.np, "load", watched)
     whole = f.stored()
     assert len(mapped) == 4
     assert max(most) <= 2
@@ -228,14 +229,14 @@ def test_extraction_leaves_the_mode_of_the_backbone(image, tmp_path):
 
 
 def test_texts_of_like_length_share_a_batch(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "SHARD", 64)
-    widths, real = [], program.forward
+    monkeypatch.setattr(cache, "SHARD", 64)
+    widths, real = [], encoder.forward
 
     def seen(backbone, x, *rest):
         widths.append(x["input_ids"].shape)
         return real(backbone, x, *rest)
 
-    monkeypatch.setattr(program, "forward", seen)
+    monkeypatch.setattr(encoder, "forward", seen)
     prepared = prepared_of(text, tmp_path, 64)
     extract(text, prepared, Precision(), tmp_path, "k")
     looked = sum(a * b for a, b in widths)
@@ -252,10 +253,10 @@ def test_progress_ends_at_the_total_and_the_index_lists_the_shards(image, tmp_pa
 
 
 def test_decoding_on_demand_finds_its_bad_images_while_extracting(image, tmp_path, monkeypatch):
-    from cleantune import inputs
+    from cleantune.data import model_inputs
 
-    monkeypatch.setattr(inputs, "MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(inputs, "DISK_SHARE", 0.0)
+    monkeypatch.setattr(model_inputs, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(model_inputs, "DISK_SHARE", 0.0)
     f = extract(image, prepared_of(image, tmp_path, bad=[9]), Precision(), tmp_path, "k")
     assert list(f.bad) == [9]
     assert not f[9].any()
@@ -264,16 +265,16 @@ def test_decoding_on_demand_finds_its_bad_images_while_extracting(image, tmp_pat
 def test_float16_is_taken_where_it_changes_nothing_that_matters():
     rng = np.random.default_rng(0)
     usual = rng.normal(0, 3, (50, 8)).astype(np.float32)
-    assert features.narrowed(usual).dtype == np.float16
+    assert cache.narrowed(usual).dtype == np.float16
     constant = usual.copy()
     constant[:, 0] = 5
-    assert features.narrowed(constant).dtype == np.float16
+    assert cache.narrowed(constant).dtype == np.float16
     hardly_varies = usual.copy()
     hardly_varies[:, 0] = 1000 + usual[:, 0] / 100
     too_large = usual.copy()
     too_large[3, 3] = 1e6
     for f in (hardly_varies, too_large):
-        assert features.narrowed(f) is f
+        assert cache.narrowed(f) is f
 
 
 @pytest.mark.parametrize(("value", "fits"), [(65519, True), (65520, False), (np.nan, False)])
@@ -281,15 +282,15 @@ def test_float16_is_taken_where_it_changes_nothing_that_matters():
 def test_float16_is_not_taken_where_a_number_would_become_infinite(value, fits, sign):
     f = np.zeros((4, 3), np.float32)
     f[1, 1] = sign * value
-    assert (features.narrowed(f, judge=False).dtype == np.float16) == fits
+    assert (cache.narrowed(f, judge=False).dtype == np.float16) == fits
     with np.errstate(over="ignore"):
         assert np.isfinite(f.astype(np.float16)).all() == fits
 
 
 def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_path, monkeypatch):
     f = extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "k")
-    expected = features.standardisation(f)
-    monkeypatch.setattr(features, "standardisation", lambda own: asked.append(own) or expected)
+    expected = cache.standardization(f)
+    monkeypatch.setattr(cache, "standardization", lambda own: asked.append(own) or expected)
     asked: list[object] = []
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(f.scale, expected, strict=True))
@@ -298,15 +299,15 @@ def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_pat
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_what_lies_in_memory_is_not_made_beside_a_network_on_a_processor(ready, image, tmp_path, monkeypatch):
-    prepared, beside, ahead = prepared_of(image, tmp_path), [], inputs.ahead
+    prepared, beside, ahead = prepared_of(image, tmp_path), [], model_inputs.ahead
     monkeypatch.setattr(type(prepared), "ready", ready)
-    monkeypatch.setattr(inputs, "ahead", lambda items: beside.append(1) or ahead(items))
-    features.shard_of(image, prepared, Precision(), range(8), features.Seen())
+    monkeypatch.setattr(model_inputs, "ahead", lambda items: beside.append(1) or ahead(items))
+    cache.shard_of(image, prepared, Precision(), range(8), cache.Seen())
     assert bool(beside) != ready
 
 
 def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
+    monkeypatch.setattr(cache, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
     prepared = prepared_of(image, tmp_path)
     full = np.asarray(extract(image, prepared, Precision(), tmp_path, "full"))
     half = extract(image, prepared, Precision(), tmp_path, "half", store="float16")
@@ -330,10 +331,11 @@ def rows_of(whole, made):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from cleantune import features, program
+from cleantune.features import cache
+from cleantune.features import encoder
 
-folder, store = features.Path(sys.argv[1]), sys.argv[2]
-features.SHARD, whole, save = 16, np.load(folder.parent / "whole.npy"), np.save
+folder, store = cache.Path(sys.argv[1]), sys.argv[2]
+cache.SHARD, whole, save = 16, np.load(folder.parent / "whole.npy"), np.save
 
 def half(file, shard, **how):
     save(file, shard, **how)
@@ -344,7 +346,7 @@ def half(file, shard, **how):
 
 np.save = half
 for k in range(4):
-    features.keep_shard(folder, k, whole.shape, lambda rows: whole[rows.start : rows.stop], store)
+    cache.keep_shard(folder, k, whole.shape, lambda rows: whole[rows.start : rows.stop], store)
 """
 
 
@@ -361,8 +363,8 @@ def test_a_shard_whose_writer_was_killed_is_not_there_and_is_made_again_to_the_s
     made = {torn: [], alone: []}
     for folder, starts in made.items():
         for k in range(4):
-            features.keep_shard(folder, k, whole.shape, rows_of(whole, starts), store)
-        features.write_index(folder, 50, 8, {}, store)
+            cache.keep_shard(folder, k, whole.shape, rows_of(whole, starts), store)
+        cache.write_index(folder, 50, 8, {}, store)
     assert made == {torn: [32, 48], alone: [0, 16, 32, 48]}
     for name in ("000000.npy", "000001.npy", "000002.npy", "000003.npy", "index.json"):
         assert (torn / name).read_bytes() == (alone / name).read_bytes()
@@ -383,9 +385,9 @@ def test_the_first_shard_decides_the_format_whichever_is_asked_for_first(order, 
     for name, whole in {"usual": usual, "flat": flat, "large": large, "coarse": coarse}.items():
         made = []
         for k in order:
-            features.keep_shard(tmp_path / f"features-{name}", k, whole.shape, rows_of(whole, made), "float16")
+            cache.keep_shard(tmp_path / f"features-{name}", k, whole.shape, rows_of(whole, made), "float16")
         assert sorted(made) == [0, 16, 32], "each is made once"
-        features.write_index(tmp_path / f"features-{name}", 48, 8, {}, "float16")
+        cache.write_index(tmp_path / f"features-{name}", 48, 8, {}, "float16")
         index = json.loads((tmp_path / f"features-{name}" / "index.json").read_text())
         assert "".join({"float16": "h", "float32": "f"}[kind] for kind in index["formats"]) == expected[name]
         read = find(tmp_path, name)
@@ -401,13 +403,13 @@ def test_the_first_shard_decides_the_format_whichever_is_asked_for_first(order, 
 def test_an_index_of_an_unknown_form_is_not_read_and_is_written_anew_over_the_same_shards(
     other, store, image, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(features, "ROUNDING", 0.1)
+    monkeypatch.setattr(cache, "ROUNDING", 0.1)
     prepared, path = prepared_of(image, tmp_path), tmp_path / "features-k" / "index.json"
     first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k", store=store))
     index = path.read_bytes()
     path.write_text(json.dumps(json.loads(index) | other if other else other))
     assert find(tmp_path, "k") is None
-    monkeypatch.setattr(program, "forward", None)
+    monkeypatch.setattr(encoder, "forward", None)
     assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k", store=store))
     assert path.read_bytes() == index
 
@@ -415,19 +417,19 @@ def test_an_index_of_an_unknown_form_is_not_read_and_is_written_anew_over_the_sa
 @pytest.mark.parametrize("kind", [np.int8, np.float64])
 def test_a_shard_of_an_unknown_format_is_made_again(kind, tmp_path):
     whole = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
-    features.write_shard(tmp_path / "000000.npy", whole.astype(kind))
-    assert not features.has_shard(tmp_path, 0, whole.shape)
-    features.keep_shard(tmp_path, 0, whole.shape, rows_of(whole, []), "float32")
+    cache.write_shard(tmp_path / "000000.npy", whole.astype(kind))
+    assert not cache.has_shard(tmp_path, 0, whole.shape)
+    cache.keep_shard(tmp_path, 0, whole.shape, rows_of(whole, []), "float32")
     assert np.array_equal(np.load(tmp_path / "000000.npy"), whole)
 
 
 def test_small_images_fill_a_forward_with_the_pixels_of_large_ones(image, text, monkeypatch):
-    monkeypatch.setattr(features, "BATCH", 64)
-    monkeypatch.setattr(features, "MOST", 256)
+    monkeypatch.setattr(cache, "BATCH", 64)
+    monkeypatch.setattr(cache, "MOST", 256)
     sizes = {}
     for size in (32, 112, 160, 224, 448):
         monkeypatch.setattr(image, "preprocess", image.preprocess.resized(size))
-        sizes[size] = features.batch_of(image, Precision())
-        assert features.batch_of(image, Precision(engine="openvino")) == 64
+        sizes[size] = cache.batch_of(image, Precision())
+        assert cache.batch_of(image, Precision(engine="openvino")) == 64
     assert sizes == {32: 256, 112: 256, 160: 125, 224: 64, 448: 64}
-    assert features.batch_of(text, Precision()) == 64
+    assert cache.batch_of(text, Precision()) == 64

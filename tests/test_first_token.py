@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny import CHECKPOINTS, save_tiny
 
-from cleantune.backbones import first_token, open_backbone
+from cleantune.backbones import open_backbone
 from cleantune.backbones.backbone import Backbone
+from cleantune.kernels.to_delete import first_token
 
 SHORT = ["vit", "vit_mae", "vit_msn", "clip"]
 """Architectures whose feature is the first token."""

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cleantune.augment import ImageAugment, _warp, augment_images
 from cleantune.backbones import open_backbone
-from cleantune.halves import (
+from cleantune.data.augmentation import ImageAugment, _warp, augment_images
+from cleantune.kernels.to_delete.halves import (
     HALVES,
     PATIENCE,
     Learning,
@@ -24,8 +24,8 @@ from cleantune.halves import (
     half_of_the_threads,
     halved,
 )
-from cleantune.learner import LinearHead, Net
-from cleantune.records import View
+from cleantune.methods.protocol import View
+from cleantune.training.models import LinearHead, Net
 
 B = 7
 
@@ -39,7 +39,7 @@ def two_threads() -> Iterator[None]:
 
 
 def small() -> nn.Module:
-    """A convolutional net; its normalisation has fixed statistics."""
+    """A convolutional net; its normalization has fixed statistics."""
     torch.manual_seed(3)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -123,7 +123,7 @@ def test_what_draws_luck_or_mixes_rows_is_not_at_rest(net: nn.Module, expected: 
 def test_a_net_halves_what_learns_on_a_processor_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
-        "cleantune.learner.halved", lambda learning, x, within: seen.append(len(x)) or learning.backbone(x).float()
+        "cleantune.training.models.halved", lambda learning, x, within: seen.append(len(x)) or learning.backbone(x).float()
     )
     backbone = open_backbone(small(), feature="pool", width=16)
     net = Net(backbone, LinearHead(16, 2)).train()

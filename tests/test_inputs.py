@@ -8,11 +8,11 @@ import torch
 from fake_samples import FakeSamples, fake_images, fake_texts
 from tiny import save_tiny
 
-from cleantune import inputs, pixels
-from cleantune.augment import ImageAugment, TextAugment
 from cleantune.backbones import open_backbone, read_image_preprocess
+from cleantune.data import image_cache, model_inputs
+from cleantune.data.augmentation import ImageAugment, TextAugment
+from cleantune.data.model_inputs import ahead, by_length, prepare
 from cleantune.errors import UserError
-from cleantune.inputs import ahead, by_length, prepare
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def text(tmp_path_factory):
 def forced(monkeypatch, storage: str) -> None:
     """Memory for nothing, and for `decoder` no disk either."""
     if storage != "memory":
-        monkeypatch.setattr(inputs, "MEMORY_SHARE", 0.0)
+        monkeypatch.setattr(model_inputs, "MEMORY_SHARE", 0.0)
     if storage == "decoder":
-        monkeypatch.setattr(inputs, "DISK_SHARE", 0.0)
+        monkeypatch.setattr(model_inputs, "DISK_SHARE", 0.0)
 
 
 @pytest.mark.parametrize("storage", ["memory", "map", "decoder"])
@@ -46,7 +46,7 @@ def test_pixels_equal_reading_one_by_one_wherever_they_are_kept(storage, image, 
 
 
 def test_pixels_that_are_still_being_decoded_can_be_sent_to_another_process(image, tmp_path, monkeypatch):
-    monkeypatch.setattr("cleantune.pixels.BLOCK", 16)
+    monkeypatch.setattr("cleantune.data.image_cache.BLOCK", 16)
     samples = fake_images(300)
     prepared = prepare(samples, image, tmp_path, lazily=True)
     prepared.pixels(torch.tensor([0]))
@@ -182,13 +182,13 @@ def test_ahead_leaves_no_thread_when_it_is_left_early():
 
 
 def test_a_quarter_of_free_memory_is_the_limit():
-    assert inputs.MEMORY_SHARE == 0.25
+    assert model_inputs.MEMORY_SHARE == 0.25
     assert psutil.virtual_memory().available > 0
 
 
 def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "BLOCK", 4)
-    monkeypatch.setattr(pixels, "AHEAD", 2)
+    monkeypatch.setattr(image_cache, "BLOCK", 4)
+    monkeypatch.setattr(image_cache, "AHEAD", 2)
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
     samples = fake_images(50, bad=[7, 40])
     whole = prepare(samples, backbone.preprocess, tmp_path)
@@ -207,8 +207,8 @@ def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked
 
 
 def test_features_that_are_cached_leave_images_unread(tmp_path):
-    from cleantune.features import extract
-    from cleantune.precision import Precision
+    from cleantune.features.cache import extract
+    from cleantune.features.precision import Precision
 
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
     samples = fake_images(50)
@@ -220,8 +220,8 @@ def test_features_that_are_cached_leave_images_unread(tmp_path):
 
 @pytest.mark.parametrize("order", ["ascending", "backwards", "scattered", "twice"])
 def test_pixels_that_are_not_kept_are_the_same_in_any_order(order, image, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "BLOCK", 8)
-    monkeypatch.setattr(pixels, "AHEAD", 2)
+    monkeypatch.setattr(image_cache, "BLOCK", 8)
+    monkeypatch.setattr(image_cache, "AHEAD", 2)
     samples = fake_images(50, bad=[9])
     kept = prepare(samples, image, tmp_path)
     passing = prepare(samples, image, tmp_path, lazily=True, keep=False)
@@ -238,8 +238,8 @@ def test_pixels_that_are_not_kept_are_the_same_in_any_order(order, image, tmp_pa
 
 
 def test_pixels_that_are_not_kept_are_decoded_once_on_the_way(image, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "BLOCK", 8)
-    monkeypatch.setattr(pixels, "AHEAD", 2)
+    monkeypatch.setattr(image_cache, "BLOCK", 8)
+    monkeypatch.setattr(image_cache, "AHEAD", 2)
     samples = fake_images(50)
     passing = prepare(samples, image, tmp_path, lazily=True, keep=False)
     passing.plain(torch.arange(1))

@@ -9,8 +9,8 @@ from tiny import save_tiny
 from torch import nn
 
 from cleantune.backbones import open_backbone
-from cleantune.learner import LinearHead, Net, standardisation
-from cleantune.precision import Precision
+from cleantune.features.precision import Precision
+from cleantune.training.models import LinearHead, Net, standardization
 
 
 @pytest.fixture
@@ -23,33 +23,33 @@ X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @given(st.integers(1, 40), st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
-def test_standardisation_is_mean_and_deviation_of_the_population(count, seed):
+def test_standardization_is_mean_and_deviation_of_the_population(count, seed):
     x = np.random.default_rng(seed).normal(5, 3, (count, 4)).astype(np.float32)
-    mean, std = standardisation(torch.from_numpy(x))
+    mean, std = standardization(torch.from_numpy(x))
     np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-5)
     expected = x.astype(np.float64).std(0)
     np.testing.assert_allclose(std, np.where(expected > 0, expected, 1), rtol=1e-5)
 
 
-def test_standardisation_in_blocks_is_that_of_the_whole(monkeypatch):
+def test_standardization_in_blocks_is_that_of_the_whole(monkeypatch):
     x = np.random.default_rng(0).normal(1000, 1, (100, 3)).astype(np.float32)
-    whole = standardisation(x)
-    monkeypatch.setattr("cleantune.learner._BLOCK", 7)
-    for ours, theirs in zip(standardisation(x), whole, strict=True):
+    whole = standardization(x)
+    monkeypatch.setattr("cleantune.training.models._BLOCK", 7)
+    for ours, theirs in zip(standardization(x), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_a_dimension_that_does_not_vary_keeps_its_scale():
     x = torch.randn(50, 3)
     x[:, 1] = 0.1
-    _, std = standardisation(x)
+    _, std = standardization(x)
     assert float(std[1]) == 1
-    assert standardisation(torch.ones(5, 2))[1].tolist() == [1, 1]
+    assert standardization(torch.ones(5, 2))[1].tolist() == [1, 1]
 
 
-def test_scores_are_those_of_the_standardised_features():
+def test_scores_are_those_of_the_standardized_features():
     x = torch.randn(20, 6) * 50 + 7
-    head = LinearHead(6, 3, standardise=standardisation(x), generator=torch.Generator().manual_seed(0))
+    head = LinearHead(6, 3, standardize=standardization(x), generator=torch.Generator().manual_seed(0))
     output = head(x)
     torch.testing.assert_close(output.z, (x - x.mean(0)) / x.std(0, correction=0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.logits, output.z @ head.linear.weight.T + head.linear.bias)
@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_standardised_features():
 def test_scores_that_are_only_looked_at_are_those_that_are_learned_from():
     g = torch.Generator().manual_seed(2)
     f = 5 + 3 * torch.randn(40, 7, generator=g)
-    head = LinearHead(7, 4, standardise=standardisation(f), generator=g)
+    head = LinearHead(7, 4, standardize=standardization(f), generator=g)
     with torch.no_grad():
         head.linear.bias.normal_(generator=g)
         looked = head(f).logits
@@ -74,14 +74,14 @@ def test_an_exported_head_is_made_of_operators_that_every_program_has():
     assert {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"} == {"aten"}
 
 
-def test_behind_its_standardisation_a_head_gives_the_same_of_standardised_features():
+def test_behind_its_standardization_a_head_gives_the_same_of_standardized_features():
     x = torch.randn(20, 6) * 50 + 7
-    head = LinearHead(6, 3, standardise=standardisation(x), generator=torch.Generator().manual_seed(0))
+    head = LinearHead(6, 3, standardize=standardization(x), generator=torch.Generator().manual_seed(0))
     usual = head(x)
-    with head.behind() as standardised:
-        z = standardised(x)
+    with head.behind() as standardized:
+        z = standardized(x)
         behind = head(z)
-        assert head.standardised(z) is z
+        assert head.standardized(z) is z
     assert torch.equal(behind.logits, usual.logits)
     assert torch.equal(behind.z, usual.z)
     torch.testing.assert_close(behind.f, x)
@@ -93,7 +93,7 @@ def test_behind_its_standardisation_a_head_gives_the_same_of_standardised_featur
 
 def test_folded_head_gives_the_same_scores_on_raw_features():
     x = torch.randn(20, 6) * 50 + 700
-    head = LinearHead(6, 3, standardise=standardisation(x))
+    head = LinearHead(6, 3, standardize=standardization(x))
     nn.init.normal_(head.linear.bias)
     weight, bias = head.folded()
     torch.testing.assert_close(
@@ -191,11 +191,11 @@ def test_training_the_same_seed_gives_the_same_bits(backbone):
     def trained():
         torch.manual_seed(0)
         net = Net(copy.deepcopy(backbone), LinearHead(16, 3, generator=torch.Generator().manual_seed(0))).train()
-        optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             net(X).logits.square().sum().backward()
-            optimiser.step()
+            optimizer.step()
         return net.state_dict()
 
     one, two = trained(), trained()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cleantune.ledger import Ledger
+from cleantune.methods.ledger import Ledger
 
 
 def test_running_mean_is_the_plain_mean_also_across_a_reload() -> None:

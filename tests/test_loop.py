@@ -14,14 +14,15 @@ import torch
 from test_contract import CLASSES, Problem, _one_thread, backbone, blobs, loop_on, quick  # noqa: F401 - a fixture
 from torch import Tensor
 
-from cleantune import loop, losses, state
 from cleantune.errors import UserError
-from cleantune.loop import Loop
+from cleantune.functional import losses
 from cleantune.methods import METHODS
-from cleantune.records import Batch, Phase, Plan, Row, Scope, Stage
-from cleantune.schedule import factor
-from cleantune.state import cut
-from cleantune.train import phases, train
+from cleantune.methods.protocol import Batch, Phase, Plan, Row, Scope, Stage
+from cleantune.training import checkpoint, trainer
+from cleantune.training.checkpoint import cut
+from cleantune.training.epochs import phases, train
+from cleantune.training.optim import factor
+from cleantune.training.trainer import Loop
 
 STAGE = Stage(epochs=1, learning_rate=1e-2, backbone_learning_rate=1e-3, batch_size=32)
 N = 96
@@ -105,7 +106,7 @@ def test_an_epoch_of_full_fine_tuning_costs_three_forwards_a_sample() -> None:
     rows = rows_of(quick("ce", "all"), run)
     assert [row["forwards"] for row in rows] == [3 * N * (k + 1) for k in range(len(rows))]
     assert run.cost.training_samples == N * len(rows)
-    assert run.cost.optimiser_steps == math.ceil(N / 32) * len(rows)
+    assert run.cost.optimizer_steps == math.ceil(N / 32) * len(rows)
 
 
 def test_probing_on_cached_features_costs_no_forward() -> None:
@@ -292,23 +293,23 @@ def test_each_group_keeps_its_own_rate() -> None:
     assert groups[0]["lr"] / groups[1]["lr"] == pytest.approx(STAGE.learning_rate / 1e-3)
 
 
-def test_own_head_goes_on_with_the_head_and_the_optimiser_that_the_phase_left() -> None:
+def test_own_head_goes_on_with_the_head_and_the_optimizer_that_the_phase_left() -> None:
     run = entered("all")
     run.learn(run.net, plain_loss)
-    head, optimiser = run.left["tune"][0]
-    steps = float(optimiser.state_dict()["state"][0]["step"])
+    head, optimizer = run.left["tune"][0]
+    steps = float(optimizer.state_dict()["state"][0]["step"])
     assert steps == 3
     run.enter(Phase("probe", "head", STAGE, lambda run: None))
     assert run.whole[0].head is not head
     run.learn(run.net, plain_loss)
     run.enter(Phase("tune", "all", STAGE, lambda run: None, "own"))
     assert run.whole[0].head is head
-    assert run.left["tune"][0][1] is optimiser
+    assert run.left["tune"][0][1] is optimizer
     run.learn(run.net, plain_loss)
-    assert float(optimiser.state_dict()["state"][0]["step"]) == 2 * steps
+    assert float(optimizer.state_dict()["state"][0]["step"]) == 2 * steps
 
 
-def test_the_same_head_goes_on_with_a_fresh_optimiser() -> None:
+def test_the_same_head_goes_on_with_a_fresh_optimizer() -> None:
     run = entered("head", name="probe")
     run.learn(run.net, plain_loss)
     head = run.whole[0].head
@@ -352,7 +353,7 @@ def test_probabilities_are_the_mean_over_nets_and_sum_to_one() -> None:
 def test_luck_is_seeded_as_torch_seeds_it() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
-    loop._seed(7, torch.device("cpu"))
+    trainer._seed(7, torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -377,4 +378,4 @@ def test_what_a_look_finds_of_a_batch_is_let_go_once_it_stands_in_its_row() -> N
             del rows
 
     expected = torch.repeat_interleave(torch.arange(4.0), torch.tensor(sizes))[:, None].expand(-1, 2)
-    assert torch.equal(state._joined(found(), sum(sizes)), expected)
+    assert torch.equal(checkpoint._joined(found(), sum(sizes)), expected)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune import losses
+from cleantune.functional import losses
 
 
 def batch(B: int = 40, C: int = 7, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,16 +16,16 @@ from PIL import Image
 from tiny import save_tiny
 
 import cleantune
-from cleantune import material
-from cleantune.cli import VERBS, cli, main
-from cleantune.config import ModelSpec, RunSpec, configure
-from cleantune.console import Console
+from cleantune.cli.main import VERBS, cli, main
+from cleantune.cli.options import HIDDEN
+from cleantune.config.run import ModelSpec, RunSpec, configure
+from cleantune.config.schema import describe
 from cleantune.data import DataSpec
+from cleantune.data.image_cache import Decoder
 from cleantune.errors import UserError
-from cleantune.fields import describe
-from cleantune.options import HIDDEN
-from cleantune.pixels import Decoder
-from cleantune.precision import Precision
+from cleantune.features.precision import Precision
+from cleantune.pipeline import inputs
+from cleantune.utils.console import Console
 
 QUICK = {
     "method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "method.budget": 1.0,
@@ -35,8 +35,8 @@ QUICK = {
 QUICK_PROBE = {"method.probe.epochs": 2, "method.probe.least_steps": 0}
 
 
-def colours(folder: Path, count: int = 90, *, bad: int = 0) -> Path:
-    """A table of noisy one-colour images in three classes, with ids, labels and true labels; some are no images."""
+def colors(folder: Path, count: int = 90, *, bad: int = 0) -> Path:
+    """A table of noisy one-color images in three classes, with ids, labels and true labels; some are no images."""
     rng, rows = np.random.default_rng(0), []
     for i in range(count):
         c = i % 3
@@ -49,7 +49,7 @@ def colours(folder: Path, count: int = 90, *, bad: int = 0) -> Path:
         rows.append(
             {"id": f"image-{i}", "image": {"bytes": data, "path": None}, "label": "rgb"[given], "true": "rgb"[c]}
         )
-    path = folder / "colours.parquet"
+    path = folder / "colors.parquet"
     pd.DataFrame(rows).to_parquet(path)
     return path
 
@@ -60,7 +60,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Result:
     folder = tmp_path_factory.mktemp("run")
     save_tiny("resnet", folder / "model")
     return cleantune.fit(
-        colours(folder), folder / "model", out=folder / "out", true_label="true", test_fraction=0.2, seed=1,
+        colors(folder), folder / "model", out=folder / "out", true_label="true", test_fraction=0.2, seed=1,
         settings=QUICK, silent=True, precision="float32",
     )  # fmt: skip
 
@@ -88,8 +88,8 @@ def test_the_cost_is_that_of_the_formula(run: cleantune.Result) -> None:
 
 
 def test_a_reopened_model_predicts_what_the_run_measured(run: cleantune.Result) -> None:
-    data = pd.read_parquet(run.path.parent / "colours.parquet")
-    predicted = run.model.predict(run.path.parent / "colours.parquet", id="id", image="image")
+    data = pd.read_parquet(run.path.parent / "colors.parquet")
+    predicted = run.model.predict(run.path.parent / "colors.parquet", id="id", image="image")
     test = ~data["id"].isin(run.labels["id"])
     assert (predicted[test] == data["true"][test]).mean() == pytest.approx(run.summary["accuracy"]["last"])
 
@@ -97,7 +97,7 @@ def test_a_reopened_model_predicts_what_the_run_measured(run: cleantune.Result) 
 def test_the_native_export_opens_in_a_pipeline_of_transformers_to_the_same_probabilities(run: cleantune.Result) -> None:
     from transformers import pipeline
 
-    data = pd.read_parquet(run.path.parent / "colours.parquet").head(4)
+    data = pd.read_parquet(run.path.parent / "colors.parquet").head(4)
     images = [Image.open(io.BytesIO(cell["bytes"])) for cell in data["image"]]
     theirs = pipeline("image-classification", model=str(run.path / "model"), top_k=None)(images)
     ours = run.model.predict_proba(images)
@@ -110,16 +110,16 @@ def test_the_native_export_opens_in_a_pipeline_of_transformers_to_the_same_proba
 def test_a_processor_decodes_what_learns_before_its_features_are_made(
     trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(material, "_precisions", lambda *_: (Precision(), Precision()))
+    monkeypatch.setattr(inputs, "_precisions", lambda *_: (Precision(), Precision()))
     table = {
-        "data": {"data": str(colours(tmp_path)), "test_fraction": 0.22},
+        "data": {"data": str(colors(tmp_path)), "test_fraction": 0.22},
         "model": {"model": str(save_tiny("resnet", tmp_path / "model")), "device": "cpu"},
         "run": {"cache": str(tmp_path / "cache")},
     }
     config, quiet, found, own = configure(table), Console(silent=True), [], Decoder.fill
     read: list[int] = []
     monkeypatch.setattr(Decoder, "fill", lambda decoder, out, rows: read.extend(rows) or own(decoder, out, rows))
-    extracted = material.extract
+    extracted = inputs.extract
 
     def extract(backbone: Any, ready: Any, *given: Any, **named: Any) -> Any:
         found.append(len(ready) - len(read))
@@ -127,11 +127,11 @@ def test_a_processor_decodes_what_learns_before_its_features_are_made(
         read.clear()
         return made
 
-    monkeypatch.setattr(material, "extract", extract)
-    data, _ = material.read_data(config, quiet)
-    backbone = material.open_model(config.model, False)
+    monkeypatch.setattr(inputs, "extract", extract)
+    data, _ = inputs.read_data(config, quiet)
+    backbone = inputs.open_model(config.model, False)
     sizes = [len(rows) for rows in data.rows.values()]
-    made = material.gather(config, data, backbone, quiet, trains=trains)
+    made = inputs.gather(config, data, backbone, quiet, trains=trains)
     assert [len(f) for f in made.features.values()] == sizes
     assert found == ([0] * len(sizes) if trains else sizes)
 
@@ -168,7 +168,7 @@ def test_a_finished_run_is_not_run_again_and_other_settings_are_refused_by_name(
 
 def test_unreadable_images_are_named_counted_and_left_out_up_to_the_limit(tmp_path: Path) -> None:
     save_tiny("resnet", tmp_path / "model")
-    table, said = colours(tmp_path, 60, bad=2), {"label": "label", "silent": True, "settings": QUICK}
+    table, said = colors(tmp_path, 60, bad=2), {"label": "label", "silent": True, "settings": QUICK}
     with pytest.raises(UserError, match=r"2 of 60 samples cannot be read.*--max-bad"):
         cleantune.fit(table, tmp_path / "model", out=tmp_path / "no", **said)
     result = cleantune.fit(table, tmp_path / "model", out=tmp_path / "yes", max_bad=0.1, **said)
@@ -221,15 +221,15 @@ def test_overwrite_makes_the_run_anew_and_spares_it_where_the_new_one_cannot_beg
 
 def test_rows_without_a_label_are_counted_and_predicted(tmp_path: Path) -> None:
     save_tiny("resnet", tmp_path / "model")
-    table = colours(tmp_path, 60)
+    table = colors(tmp_path, 60)
     frame = pd.read_parquet(table)
     frame.loc[:6, "label"] = None
     frame.to_parquet(table)
     result = cleantune.fit(
         table, tmp_path / "model", out=tmp_path / "run", label="label", method="ce", settings=QUICK_PROBE, silent=True
     )
-    predicted = pd.read_parquet(tmp_path / "run" / "unlabelled.parquet")
-    assert result.summary["samples"]["unlabelled"] == 7
+    predicted = pd.read_parquet(tmp_path / "run" / "unlabeled.parquet")
+    assert result.summary["samples"]["unlabeled"] == 7
     assert predicted["id"].tolist() == [f"image-{i}" for i in range(7)]
     assert not set(predicted["id"]) & set(result.labels["id"])
     assert predicted["probability"].between(1 / 3, 1).all()
@@ -299,7 +299,7 @@ def test_methods_are_listed_with_ranges_and_defaults() -> None:
 def test_predictions_are_a_table(run: cleantune.Result, suffix: str, tmp_path: Path) -> None:
     out = tmp_path / f"predicted{suffix}"
     shown = CliRunner().invoke(
-        cli, ["predict", str(run.path), str(run.path.parent / "colours.parquet"), "--out", str(out)]
+        cli, ["predict", str(run.path), str(run.path.parent / "colors.parquet"), "--out", str(out)]
     )
     assert shown.exit_code == 0, shown.output
     read: dict[str, Callable[..., pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}

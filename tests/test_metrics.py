@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune import metrics
+from cleantune.functional import metrics
 
 
 @given(seed=st.integers(0, 100))

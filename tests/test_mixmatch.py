@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cleantune import losses
-from cleantune.learner import LinearHead, ProjectedHead
+from cleantune.functional import losses
+from cleantune.functional.selection import at_least, smallest_by_class
 from cleantune.methods.dividemix import DivideMix
 from cleantune.methods.mixmatch import Luck, Network, draw, mixed, ramped, semi_loss, targets
+from cleantune.methods.protocol import Batch
 from cleantune.methods.unicon import UNICON
-from cleantune.records import Batch
-from cleantune.selection import at_least, smallest_by_class
+from cleantune.training.models import LinearHead, ProjectedHead
 
 C, D, B, U = 3, 5, 4, 6
 
@@ -172,12 +172,12 @@ def goals_by_hand(net: LinearHead, peer: LinearHead, given: Batch) -> tuple[list
     rest = cast(Batch, given.rest)
     own = [p_of(net, v) for v in given.views[:2]]
     all_four = [p_of(n, v) for n in (net, peer) for v in rest.views[:2]]
-    labelled = []
+    labeled = []
     for i in range(B):
         w = float(given.weight[i])
-        labelled.append(sharp([w * (c == given.y[i]) + (1 - w) * (own[0][i][c] + own[1][i][c]) / 2 for c in range(C)]))
+        labeled.append(sharp([w * (c == given.y[i]) + (1 - w) * (own[0][i][c] + own[1][i][c]) / 2 for c in range(C)]))
     guessed = [sharp([sum(p[i][c] for p in all_four) / 4 for c in range(C)]) for i in range(U)]
-    return labelled, guessed
+    return labeled, guessed
 
 
 def step_by_hand(
@@ -275,7 +275,7 @@ def test_one_hot_targets_survive_sharpening_where_labels_are_trusted() -> None:
     """Acceptance check 9 of the spec."""
     net, peer = nets()
     given = batch(trust=(1.0,) * B)
-    torch.testing.assert_close(targets(net, peer, given, 0.5).labelled, nn.functional.one_hot(given.y, C).float())
+    torch.testing.assert_close(targets(net, peer, given, 0.5).labeled, nn.functional.one_hot(given.y, C).float())
 
 
 @settings(deadline=None)
@@ -331,7 +331,7 @@ def test_unicons_threshold_is_the_mean_and_its_second_branch_needs_base_two() ->
 
 
 def test_unicon_trusts_a_label_fully_below_half_and_takes_more_of_the_rest_the_fewer_it_keeps() -> None:
-    from cleantune.ledger import Ledger
+    from cleantune.methods.ledger import Ledger
 
     y = torch.arange(40) % 4
     run = cast(Any, SimpleNamespace(y=y, classes=4, ledger=Ledger(40)))
@@ -356,7 +356,7 @@ def test_dividemix_fills_a_side_that_would_be_empty() -> None:
 
 
 def test_dividemix_averages_the_losses_of_so_many_epochs() -> None:
-    from cleantune.ledger import Ledger
+    from cleantune.methods.ledger import Ledger
 
     scores = [random(30, 2, seed=k) for k in range(4)]
     run = cast(Any, SimpleNamespace(y=torch.arange(30) % 2, ledger=Ledger(30), nets=[nn.Identity()] * 2, epoch=0))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
-from cleantune.mixture import class_mixtures
+from cleantune.functional.gmm import class_mixtures
 
 
 def two_clusters(
@@ -143,13 +143,13 @@ def test_the_order_of_the_samples_does_not_matter(seed: int) -> None:
     torch.testing.assert_close(a.posterior(loss, y)[order], b.posterior(loss[order], y[order]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("normalise", ["none", "class", "global"])
-def test_classes_do_not_disturb_each_other_unless_the_scale_is_global(normalise: str) -> None:
+@pytest.mark.parametrize("normalize", ["none", "class", "global"])
+def test_classes_do_not_disturb_each_other_unless_the_scale_is_global(normalize: str) -> None:
     loss, y, _ = two_clusters(C=2)
     other = torch.where(y == 1, loss * 5 + 1, loss)
-    a = class_mixtures(loss, y, 2, normalise=normalise).posterior(loss, y)[y == 0]
-    b = class_mixtures(other, y, 2, normalise=normalise).posterior(other, y)[y == 0]
-    assert torch.allclose(a, b) == (normalise != "global")
+    a = class_mixtures(loss, y, 2, normalize=normalize).posterior(loss, y)[y == 0]
+    b = class_mixtures(other, y, 2, normalize=normalize).posterior(other, y)[y == 0]
+    assert torch.allclose(a, b) == (normalize != "global")
 
 
 def test_large_equal_offsets_lose_no_digits() -> None:
@@ -164,14 +164,14 @@ def test_losses_none_of_which_is_finite_are_refused() -> None:
 
 
 def test_blocks_parts_and_threads_leave_the_fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cleantune import mixture
+    from cleantune.functional import gmm
 
     loss, y, _ = two_clusters(C=7, n=90)
     loss, y = torch.cat([loss, torch.tensor([0.4, 0.2])]), torch.cat([y, torch.tensor([9, 11])])
     whole = class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
     p = whole.posterior(loss, y)
     for rows, threads in ((64, 1), (200, 1), (200, 3)):  # smaller than a class, and a few classes
-        monkeypatch.setattr(mixture, "ROWS", rows)
+        monkeypatch.setattr(gmm, "ROWS", rows)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         other = class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
         torch.testing.assert_close(other.mean, whole.mean, rtol=1e-9, atol=1e-9)

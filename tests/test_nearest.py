@@ -1,4 +1,4 @@
-"""Neighbours found by rounded products, against all pairs."""
+"""Neighbors found by rounded products, against all pairs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune import nearest as module
-from cleantune import neighbours
-from cleantune.nearest import nearest
+from cleantune.functional import knn
+from cleantune.kernels.to_delete import nearest as module
+from cleantune.kernels.to_delete.nearest import nearest
 
 
 def rows(count: int = 300, width: int = 24, shift: float = 0.0) -> Tensor:
@@ -34,7 +34,7 @@ def check(x: Tensor, k: int) -> None:
 
 @pytest.mark.parametrize("columns", [65_536, 64, 8])
 @pytest.mark.parametrize("cells", [24_000_000, 2048, 64])
-def test_neighbours_are_those_of_all_pairs_whatever_the_block(
+def test_neighbors_are_those_of_all_pairs_whatever_the_block(
     cells: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CELLS", cells)
@@ -43,12 +43,12 @@ def test_neighbours_are_those_of_all_pairs_whatever_the_block(
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0])
-def test_neighbours_that_bfloat16_cannot_tell_apart_are_still_the_nearest(shift: float) -> None:
+def test_neighbors_that_bfloat16_cannot_tell_apart_are_still_the_nearest(shift: float) -> None:
     """With the shift all cosines lie within a hundredth of 1, where bfloat16 has steps of 1 / 256."""
     check(rows(400, shift=shift), 15)
 
 
-def test_copies_and_rows_of_zeros_and_neighbours_that_point_away_are_found() -> None:
+def test_copies_and_rows_of_zeros_and_neighbors_that_point_away_are_found() -> None:
     x = rows(200)
     x[50:100] = x[:1]
     x[100:130] = 0
@@ -56,7 +56,7 @@ def test_copies_and_rows_of_zeros_and_neighbours_that_point_away_are_found() -> 
     check(torch.cat([torch.eye(40), -torch.eye(40)]), 39)
 
 
-def test_so_few_rows_that_all_others_are_neighbours_are_all_found() -> None:
+def test_so_few_rows_that_all_others_are_neighbors_are_all_found() -> None:
     check(rows(6), 5)
 
 
@@ -76,11 +76,11 @@ def test_the_graph_is_the_same_with_and_without_native_bfloat16(native: bool, mo
         called.append(args)
         return nearest(*args)
 
-    monkeypatch.setattr(neighbours, "multiplies_bfloat16", lambda: native)
-    monkeypatch.setattr(neighbours, "nearest", spied)
-    monkeypatch.setattr(neighbours, "SMALL", 100)
+    monkeypatch.setattr(knn, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(knn, "nearest", spied)
+    monkeypatch.setattr(knn, "SMALL", 100)
     x = np.random.default_rng(0).normal(size=(500, 16)).astype("f4")
-    graph = neighbours.neighbour_graph(x, torch.zeros(16), 6)
+    graph = knn.neighbor_graph(x, torch.zeros(16), 6)
     unit = functional.normalize(torch.from_numpy(x), dim=1)
     torch.testing.assert_close(graph.similarity, all_pairs(unit).topk(6).values, atol=2e-6, rtol=0)
     assert bool(called) == native

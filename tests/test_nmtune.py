@@ -11,17 +11,17 @@ import torch
 from test_contract import InMemory, _one_thread, backbone, blobs, loop_on, new_head, quick, trained  # noqa: F401
 from torch import Tensor
 
-from cleantune import losses
-from cleantune.config import configure
-from cleantune.export import load_model, save_model
-from cleantune.learner import Net, standardisation
+from cleantune.config.run import configure
+from cleantune.functional import losses
 from cleantune.methods.nmtune import MLP, NMTune, seen
+from cleantune.methods.protocol import Batch, Output, Reshape, Stage
 from cleantune.methods.turn import TURN
-from cleantune.mlp_head import MLPHead
-from cleantune.records import Batch, Output, Reshape, Stage
-from cleantune.schedule import factor
-from cleantune.sources import FeatureSource
-from cleantune.state import Split
+from cleantune.pipeline.export import load_model, save_model
+from cleantune.training.batches import FeatureSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.mlp_head import MLPHead
+from cleantune.training.models import Net, standardization
+from cleantune.training.optim import factor
 
 SHORT = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
 
@@ -71,9 +71,9 @@ def test_the_parameters_are_as_many_as_the_spec_counts() -> None:
     assert whole == plain + 8 * D + D
 
 
-def test_features_of_any_scale_are_the_same_to_a_head_that_standardises() -> None:
+def test_features_of_any_scale_are_the_same_to_a_head_that_standardizes() -> None:
     f = torch.randn(40, 6) * 100 + 7
-    model = MLPHead(6, 3, Reshape(standardise=True), standardise=standardisation(f),
+    model = MLPHead(6, 3, Reshape(standardize=True), standardize=standardization(f),
                     generator=torch.Generator().manual_seed(0)).eval()  # fmt: skip
     torch.testing.assert_close(model(f).f, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
@@ -121,10 +121,10 @@ def test_two_views_pass_together_and_the_authors_compare_the_first_with_the_seco
     outputs = seen(model, (one, two))
     both = model(torch.cat([one, two]))
     torch.testing.assert_close(torch.cat([o.z for o in outputs]), both.z)
-    across = NMTune.presets["official_code"]("").regularisers(outputs)  # type: ignore[attr-defined]
+    across = NMTune.presets["official_code"]("").regularizers(outputs)  # type: ignore[attr-defined]
     torch.testing.assert_close(across["consistency"], losses.consistency(one, outputs[1].z, "element_mean"))
     torch.testing.assert_close(across["covariance"], losses.covariance(both.z))
-    same = NMTune().regularisers(outputs)
+    same = NMTune().regularizers(outputs)
     torch.testing.assert_close(same["consistency"], losses.consistency(both.f, both.z))
     assert len(seen(model, (one, one))) == 1, "cached features are one view"
     del y
@@ -237,7 +237,7 @@ def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_ml
     assert {"loss_covariance", "loss_dominance"} <= set(rows[0])
     assert "loss_consistency" not in rows[0]
     f = torch.randn(9, 5)
-    parts = method.regularisers([Output(torch.zeros(9, 2), 2 * f, f)])  # type: ignore[attr-defined]
+    parts = method.regularizers([Output(torch.zeros(9, 2), 2 * f, f)])  # type: ignore[attr-defined]
     torch.testing.assert_close(parts["covariance"], losses.covariance(f))
 
 

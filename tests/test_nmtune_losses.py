@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cleantune.losses import consistency, covariance, dominant_singular_value, singular_values
+from cleantune.functional.losses import consistency, covariance, dominant_singular_value, singular_values
 
 F = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
 Z = torch.tensor([[1.0, 2], [3, 4], [5, 6]])

@@ -91,7 +91,7 @@ def test_pair_noise_moves_to_the_next_class_and_from_the_last_to_the_first():
 
 
 @pytest.mark.parametrize("generator", ["cores", "pdn"])
-@pytest.mark.parametrize("pixels", ["raw", "unit", "standardised"])
+@pytest.mark.parametrize("pixels", ["raw", "unit", "standardized"])
 def test_instance_noise_measures_its_rate(generator, pixels):
     """Acceptance check 6 of the spec."""
     rng = np.random.default_rng(0)
@@ -271,7 +271,7 @@ def test_check_5_exact_noise_goes_to_all_other_classes_alike():
     assert transition(parse("symmetric:0.3,exact=true"), 10)[0, 0] == pytest.approx(0.7)
 
 
-def test_exact_noise_is_spelt_as_it_is_read_and_never_draws_the_own_class():
+def test_exact_noise_is_spelled_as_it_is_read_and_never_draws_the_own_class():
     assert spell(parse("symmetric:0.2,exact=true")) == "symmetric:0.2,exact=true"
     assert parse(spell(parse("symmetric:0.2,exact=true"))) == Noise("symmetric", 0.2, include_self=False, exact=True)
     with pytest.raises(UserError, match="never draws the own class"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cleantune.noise_likelihood import Likelihood, Parameters, climb
+from cleantune.label_quality.noise_likelihood import Likelihood, Parameters, climb
 
 LOCAL = ("local", "local_log_s")
 

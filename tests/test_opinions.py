@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cleantune.cutoff import fit_noise
-from cleantune.leave_one_out import loo_ridge, stack, weighted_loo
-from cleantune.opinions import MAIN, STRAY, concentration, main_targets, p_wrong
-from cleantune.selection import evened, within_share
+from cleantune.functional.selection import evened, within_share
+from cleantune.label_quality.loo_ridge import loo_ridge, stack, weighted_loo
+from cleantune.label_quality.noise_model import fit_noise
+from cleantune.label_quality.posterior import MAIN, STRAY, concentration, main_targets, p_wrong
 
 CLASSES = 12
 
@@ -20,8 +20,8 @@ def blobs(seed: int = 0, each: int = 60) -> tuple[Tensor, Tensor]:
     """Features of classes that lie in pairs, near one another, and their true labels."""
     g = torch.Generator().manual_seed(seed)
     true = torch.arange(each * CLASSES) % CLASSES
-    centre = 1.2 * torch.eye(30)[:CLASSES] + 1.2 * torch.eye(30)[CLASSES + torch.arange(CLASSES) // 2]
-    return centre[true] + 0.5 * torch.randn(len(true), 30, generator=g), true
+    center = 1.2 * torch.eye(30)[:CLASSES] + 1.2 * torch.eye(30)[CLASSES + torch.arange(CLASSES) // 2]
+    return center[true] + 0.5 * torch.randn(len(true), 30, generator=g), true
 
 
 def one_way(true: Tensor, rate: float = 0.4) -> Tensor:

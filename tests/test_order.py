@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cleantune.ledger import Ledger
 from cleantune.methods import METHODS
-from cleantune.records import Plan
+from cleantune.methods.ledger import Ledger
+from cleantune.methods.protocol import Plan
 
 
 class Recording:

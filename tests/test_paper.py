@@ -15,13 +15,13 @@ from cleantune.backbones import open_backbone
 from cleantune.data import DataSpec
 from cleantune.data import load as load_data
 from cleantune.errors import UserError
-from cleantune.methods.table8 import TABLE_8
-from cleantune.paper import downloads, standin
-from cleantune.paper.experiment import BLOCKS, experiment, read, select
-from cleantune.paper.numbers import KEYS, TABLES, notes, numbers, of_2500
-from cleantune.paper.reproduce import reproduce
-from cleantune.paper.running import Uncleansed
-from cleantune.paper.sheets import WARNING
+from cleantune.methods.paper_settings import TABLE_8
+from cleantune.studies.turn_paper import downloads, standin
+from cleantune.studies.turn_paper.experiment import BLOCKS, experiment, read, select
+from cleantune.studies.turn_paper.numbers import KEYS, TABLES, notes, numbers, of_2500
+from cleantune.studies.turn_paper.reproduce import reproduce
+from cleantune.studies.turn_paper.running import Uncleansed
+from cleantune.studies.turn_paper.sheets import WARNING
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "src" / "cleantune" / "paper" / "experiments"
@@ -339,7 +339,7 @@ def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, 
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     if block == "figure2":
-        assert {"cka", "neighbours", "silhouette", "probe"} <= set(table)
+        assert {"cka", "neighbors", "silhouette", "probe"} <= set(table)
         assert page.count('class="plot"') == 3
 
 
@@ -389,7 +389,7 @@ def test_own_data_and_models_run_without_a_warning_and_resume_keeps_what_is_done
 def test_a_cell_that_fails_is_shown_with_its_reason_and_the_rest_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cleantune.paper import features
+    from cleantune.studies.turn_paper import features
 
     real, calls = features.look, iter((True, False))
 

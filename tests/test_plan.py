@@ -3,17 +3,18 @@ import pytest
 from click.testing import CliRunner
 from tiny import save_tiny
 
-from cleantune import loop, speed
 from cleantune.backbones import open_backbone
-from cleantune.cli import cli
+from cleantune.cli.main import cli
 from cleantune.errors import UserError
-from cleantune.plan import ASIDE, plan
+from cleantune.pipeline import throughput
+from cleantune.pipeline.plan import ASIDE, plan
+from cleantune.training import trainer
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch):
-    monkeypatch.setattr(speed, "BUDGET", 0.2)
-    monkeypatch.setattr("cleantune.plan.BUDGET", 0.2)
+    monkeypatch.setattr(throughput, "BUDGET", 0.2)
+    monkeypatch.setattr("cleantune.pipeline.plan.BUDGET", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def images(tmp_path_factory):
     import pandas as pd
     from PIL import Image
 
-    from cleantune.data.pictures import encode_png
+    from cleantune.data.images import encode_png
 
     rng = np.random.default_rng(0)
     cells = [encode_png(Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8))) for _ in range(60)]
@@ -48,7 +49,7 @@ def test_a_plan_counts_the_forwards_of_the_method_and_what_it_stores(images, tmp
 
 
 def test_memory_holds_pixels_features_what_looks_make_anew_and_what_learning_keeps(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("cleantune.plan.peak_bytes", lambda: 0)
+    monkeypatch.setattr("cleantune.pipeline.plan.peak_bytes", lambda: 0)
     model, common = save_tiny("resnet", tmp_path / "m"), {"silent": True, "cache": str(tmp_path / "c")}
     whole, head = (plan(str(images), str(model), method="ce", scope=scope, **common) for scope in ("all", "head"))
     weights = sum(p.numel() for p in open_backbone(str(model)).parameters())
@@ -59,8 +60,8 @@ def test_memory_holds_pixels_features_what_looks_make_anew_and_what_learning_kee
 
 
 def test_training_is_timed_as_a_run_does_it_with_half_of_the_threads_for_each_half(images, tmp_path, monkeypatch):
-    entered, real = [], loop.half_of_the_threads
-    monkeypatch.setattr(loop, "half_of_the_threads", lambda: entered.append(1) or real())
+    entered, real = [], trainer.half_of_the_threads
+    monkeypatch.setattr(trainer, "half_of_the_threads", lambda: entered.append(1) or real())
     model = save_tiny("resnet", tmp_path / "m")
     plan(str(images), str(model), method="ce", scope="all", silent=True, cache=str(tmp_path / "c"))
     assert entered

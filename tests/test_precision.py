@@ -6,10 +6,10 @@ import torch
 from tiny import save_tiny
 from torch import nn
 
-from cleantune import precision, timing
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
-from cleantune.precision import Precision, probe_precision
+from cleantune.features import benchmark, precision
+from cleantune.features.precision import Precision, probe_precision
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch) -> None:
-    monkeypatch.setattr(timing, "_SECONDS_A_PROBE", 0.0)
+    monkeypatch.setattr(benchmark, "_SECONDS_A_PROBE", 0.0)
 
 
 def timed(monkeypatch, seconds: dict[tuple[str, bool], float], gain: float = 2.0) -> None:
@@ -58,14 +58,14 @@ def test_the_fastest_is_chosen_and_a_tie_falls_to_plain_float32(table, chosen, b
 def test_who_is_far_behind_is_timed_twice_and_the_others_go_on(monkeypatch):
     clock, runs = [0.0], {"near": 0, "first": 0, "behind": 0, "handicapped": 0}
     takes = {"near": 1.2, "first": 1.0, "behind": 1.6, "handicapped": 1.2}
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(timing, "_SECONDS_A_PROBE", 1e9)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(benchmark, "_SECONDS_A_PROBE", 1e9)
 
     def run(name):
         runs[name] += 1
         clock[0] += takes[name]
 
-    found = timing.race(
+    found = benchmark.race(
         {name: lambda name=name: run(name) for name in takes}, rounds=4, handicap=lambda n: 1 + (n == "handicapped")
     )
     assert runs == {"near": 5, "first": 5, "behind": 2, "handicapped": 2}
@@ -208,17 +208,17 @@ def test_training_is_timed_with_no_more_samples_than_a_step_has(backbone, monkey
 def test_large_products_are_timed_only_where_small_ones_leave_hope(monkeypatch):
     for small, expected, sizes in ((0.05, 0.05, [192]), (0.99, 3.0, [192, 768])):
         asked, gains = [], {192: small, 768: 3.0}
-        monkeypatch.setattr(timing, "_gain", lambda _, n, gains=gains, asked=asked: asked.append(n) or gains[n])
-        timing.matmul_gain.cache_clear()
-        assert timing.matmul_gain("cpu") == expected
+        monkeypatch.setattr(benchmark, "_gain", lambda _, n, gains=gains, asked=asked: asked.append(n) or gains[n])
+        benchmark.matmul_gain.cache_clear()
+        assert benchmark.matmul_gain("cpu") == expected
         assert asked == sizes
-    timing.matmul_gain.cache_clear()
+    benchmark.matmul_gain.cache_clear()
 
 
 def test_few_samples_get_fewer_rounds_of_timing(backbone, monkeypatch):
-    monkeypatch.setattr(timing, "_SECONDS_A_PROBE", 1e9)
+    monkeypatch.setattr(benchmark, "_SECONDS_A_PROBE", 1e9)
     given = {}
-    own = timing.race
+    own = benchmark.race
 
     def race(runs, **settings):
         if any(isinstance(c, Precision) for c in runs):

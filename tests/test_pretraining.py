@@ -14,9 +14,9 @@ from tiny import save_tiny
 import cleantune
 from cleantune.backbones import RECIPES, fresh_backbone, open_backbone
 from cleantune.errors import UserError
-from cleantune.paper.standin import images
-from cleantune.pretraining import exact, pretrain
-from cleantune.train import train
+from cleantune.studies.pretrain import exact, pretrain
+from cleantune.studies.turn_paper.standin import images
+from cleantune.training.epochs import train
 
 OPTIONS: dict[str, Any] = {"silent": True, "precision": "float32", "test_fraction": 0.2}
 
@@ -73,7 +73,7 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_one_left_alone(
             if k == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("cleantune.pretraining.train", killed)
+    monkeypatch.setattr("cleantune.studies.pretrain.train", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrained(photos, tmp_path / "cut", seed=3)
     assert not (tmp_path / "cut" / "summary.json").exists()

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune import processor, products
+from cleantune.kernels.to_delete import products
+from cleantune.utils import cpu
 
 INTEL = {"vendor_id": "GenuineIntel", "flags": "fpu avx2 avx512f"}
 AMD = {"vendor_id": "AuthenticAMD", "flags": "fpu avx2 avx512f"}
@@ -20,7 +21,7 @@ def undecided():
 @pytest.fixture
 def of(monkeypatch):
     def known(facts):
-        monkeypatch.setattr(processor, "facts", lambda: facts)
+        monkeypatch.setattr(cpu, "facts", lambda: facts)
         products.left_to_onednn.cache_clear()
         return products.left_to_onednn()
 
@@ -65,7 +66,7 @@ def test_other_numbers_than_float32_are_torchs(of):
 
 
 def test_a_processor_that_nobody_describes_has_the_name_of_its_kind(monkeypatch):
-    monkeypatch.setattr(processor, "facts", dict)
-    assert processor.name()
-    monkeypatch.setattr(processor, "facts", lambda: {"model name": "Some Processor"})
-    assert processor.name() == "Some Processor"
+    monkeypatch.setattr(cpu, "facts", dict)
+    assert cpu.name()
+    monkeypatch.setattr(cpu, "facts", lambda: {"model name": "Some Processor"})
+    assert cpu.name() == "Some Processor"

@@ -17,11 +17,13 @@ from tiny import CHECKPOINTS
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cleantune.allocator import keep_pages
-from cleantune.backbones import batch_norm, quick, quiet
-from cleantune.backbones.quick import quicken
-from cleantune.folding import Foldable, Folding, given
-from cleantune.halves import HALVES, Learning, half_of_the_threads, halved
+from cleantune.backbones import quiet
+from cleantune.kernels import conv
+from cleantune.kernels.conv import quicken
+from cleantune.kernels.fold_batch_norm import Foldable, Folding, given
+from cleantune.kernels.to_delete import batch_norm
+from cleantune.kernels.to_delete.halves import HALVES, Learning, half_of_the_threads, halved
+from cleantune.utils.malloc import keep_pages
 
 VARIANTS = {
     "mobilenet_v2": {},
@@ -61,10 +63,10 @@ def feature(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_quick_layers_give_the_same_feature_and_gradients(name, size, layout, monkeypatch):
     plain, twin = (network.eval().to(memory_format=layout) for network in pair(name))
-    assert sum(type(m) in quick._QUICK.values() for m in twin.modules()) > 3
+    assert sum(type(m) in conv._QUICK.values() for m in twin.modules()) > 3
     x = torch.randn(3, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    x, products, product = x.contiguous(memory_format=layout), [], quick._product
-    monkeypatch.setattr(quick, "_product", lambda *given: products.append(product(*given)) or products[-1])
+    x, products, product = x.contiguous(memory_format=layout), [], conv._product
+    monkeypatch.setattr(conv, "_product", lambda *given: products.append(product(*given)) or products[-1])
     a, b = feature(plain, x), feature(twin, x)
     assert b.is_contiguous(memory_format=layout)
     assert products or layout != torch.channels_last or "resnet" in name  # whose maps are larger
@@ -98,8 +100,8 @@ def test_looks_whose_convolutions_compute_their_activations_give_the_same_featur
 ):
     plain, twin = (network.eval().float().to(memory_format=layout) for network in pair(name))
     x = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
-    fused, pointwise = [], quick._pointwise
-    monkeypatch.setattr(quick, "_pointwise", lambda *given: fused.append(given[7]) or pointwise(*given))
+    fused, pointwise = [], conv._pointwise
+    monkeypatch.setattr(conv, "_pointwise", lambda *given: fused.append(given[7]) or pointwise(*given))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         b = feature(twin, x)
     assert bool(fused) == torch.backends.mkldnn.is_available()
@@ -115,14 +117,14 @@ def test_a_torch_without_the_operator_computes_activations_by_themselves(monkeyp
 
     plain, twin = (network.eval().float() for network in pair("mobilenet_v2"))
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(quick, "_pointwise", missing)
-    quick._fuses.cache_clear()
+    monkeypatch.setattr(conv, "_pointwise", missing)
+    conv._fuses.cache_clear()
     try:
-        assert not quick._fuses()
+        assert not conv._fuses()
         with torch.no_grad():
             torch.testing.assert_close(feature(plain, x), feature(twin, x), rtol=1e-4, atol=1e-5)
     finally:
-        quick._fuses.cache_clear()
+        conv._fuses.cache_clear()
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -206,7 +208,7 @@ def test_strided_depthwise_convolutions_have_torchs_gradients_in_every_geometry(
     x = x.contiguous(memory_format=draw.draw(sampled_from([torch.channels_last, torch.contiguous_format])))
     weight, bias = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((3, 1, *kernel), (3,)))
     learned = [t.requires_grad_() for t in (x, weight, bias)]
-    ours = quick._StridedDepthwise.apply(x, pads, weight, bias, stride, dilation)
+    ours = conv._StridedDepthwise.apply(x, pads, weight, bias, stride, dilation)
     theirs = nn.functional.conv2d(nn.functional.pad(x, pads), weight, bias, stride, 0, dilation, 3)
     torch.testing.assert_close(ours, theirs)
     slope = torch.randn(ours.shape, generator=g, dtype=torch.float64)
@@ -217,12 +219,12 @@ def test_strided_depthwise_convolutions_have_torchs_gradients_in_every_geometry(
 def test_a_strided_depthwise_convolution_with_more_padding_than_its_kernel_sees_is_torchs(monkeypatch):
     convolution = nn.Conv2d(3, 3, 2, 2, groups=3)
     x, pads = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).bfloat16(), (2, 0, 0, 2)
-    geometry = quick._Geometry.of(convolution)
+    geometry = conv._Geometry.of(convolution)
     assert not geometry.sees_pixels(pads)
     assert geometry.sees_pixels((1, 0, 0, 1))
-    monkeypatch.setattr(quick._Geometry, "pads", lambda own, shape: pads)
-    assert quick._find(x.shape, geometry, True, True).kind == "framed"
-    found = quick._placed(x, *(t.bfloat16() for t in convolution.parameters()), geometry)
+    monkeypatch.setattr(conv._Geometry, "pads", lambda own, shape: pads)
+    assert conv._find(x.shape, geometry, True, True).kind == "framed"
+    found = conv._placed(x, *(t.bfloat16() for t in convolution.parameters()), geometry)
     expected = convolution(nn.functional.pad(x.float(), pads))
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
 
@@ -249,21 +251,21 @@ def test_the_mean_of_all_pixels_is_torchs_and_its_gradient_lies_as_the_pixels_do
 
 
 def test_the_ways_of_learning_are_taken_on_a_processor_and_only_when_something_learns():
-    strided = quick._Geometry.of(nn.Conv2d(4, 4, 3, 2, 1, groups=4))
-    narrow = quick._Geometry.of(nn.Conv2d(4, 2, 1))
+    strided = conv._Geometry.of(nn.Conv2d(4, 4, 3, 2, 1, groups=4))
+    narrow = conv._Geometry.of(nn.Conv2d(4, 2, 1))
     x = torch.zeros(2, 4, 8, 8).contiguous(memory_format=torch.channels_last)
     meta = torch.zeros(2, 4, 8, 8, device="meta", dtype=torch.bfloat16)
-    assert quick._way(x, strided).kind == quick._way(meta, strided).kind == "plain"
-    assert quick._way(x.bfloat16(), strided).kind == "strided"
+    assert conv._way(x, strided).kind == conv._way(meta, strided).kind == "plain"
+    assert conv._way(x.bfloat16(), strided).kind == "strided"
     with torch.autocast("cpu", torch.bfloat16):
-        assert quick._way(x, strided).kind == "strided"
+        assert conv._way(x, strided).kind == "strided"
         with torch.no_grad():
-            assert quick._way(x, strided).kind == "plain"
-    assert quick._way(x, narrow).kind == "product"
-    assert quick._way(x.contiguous(memory_format=torch.contiguous_format), narrow).kind == "plain"
-    assert quick._way(meta, narrow).kind == "plain"
+            assert conv._way(x, strided).kind == "plain"
+    assert conv._way(x, narrow).kind == "product"
+    assert conv._way(x.contiguous(memory_format=torch.contiguous_format), narrow).kind == "plain"
+    assert conv._way(meta, narrow).kind == "plain"
     with torch.no_grad():
-        assert quick._way(x, narrow).kind == "plain"
+        assert conv._way(x, narrow).kind == "plain"
 
 
 @pytest.mark.parametrize(("kernel", "ins", "outs", "side", "kind"), [
@@ -272,14 +274,14 @@ def test_the_ways_of_learning_are_taken_on_a_processor_and_only_when_something_l
 ])  # fmt: skip
 def test_small_maps_are_products_and_maps_below_a_depthwise_kernel_are_framed(kernel, ins, outs, side, kind):
     groups = 4 if kernel == 3 else 1
-    geometry = quick._Geometry.of(nn.Conv2d(ins, outs, kernel, padding=kernel // 2, groups=groups))
+    geometry = conv._Geometry.of(nn.Conv2d(ins, outs, kernel, padding=kernel // 2, groups=groups))
     x = torch.zeros(2, ins, side, side).contiguous(memory_format=torch.channels_last)
-    assert quick._way(x, geometry).kind == kind
+    assert conv._way(x, geometry).kind == kind
 
 
 def test_padding_is_tensorflows_where_the_checkpoint_says_so_and_zeros_make_every_map_of_its_length():
     convolution = nn.Conv2d(1, 1, 3, 2, 1, dilation=1)
-    own, same = quick._Geometry.of(convolution), quick._Geometry.of(convolution, same=True)
+    own, same = conv._Geometry.of(convolution), conv._Geometry.of(convolution, same=True)
     for high, wide in ((7, 8), (8, 7), (1, 2)):
         assert own.pads((1, 1, high, wide)) == (1, 1, 1, 1)
         left, right, top, bottom = same.pads((1, 1, high, wide))
@@ -307,7 +309,7 @@ def test_memory_of_any_size_that_was_freed_is_not_fetched_anew():
     if platform.libc_ver()[0] != "glibc":
         pytest.skip("another C library")
     code = (
-        "import resource, numpy as np\nfrom cleantune.allocator import keep_pages\nkeep_pages()\n"
+        "import resource, numpy as np\nfrom cleantune.utils.malloc import keep_pages\nkeep_pages()\n"
         "for _ in range(4):\n    np.ones(50 << 20, np.uint8)\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
     )
@@ -378,10 +380,10 @@ def test_a_forward_that_learns_copies_no_activation_and_finds_its_ways_once():
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     x = x.contiguous(memory_format=torch.channels_last)
     feature(twin, x)
-    before, counted = quick._found.cache_info(), Operations()
+    before, counted = conv._found.cache_info(), Operations()
     with counted:
         feature(twin, x)
-    after = quick._found.cache_info()
+    after = conv._found.cache_info()
     assert after.misses == before.misses
     assert after.hits - before.hits == sum(isinstance(m, Folding) for m in twin.modules())
     assert counted.counts["hardtanh"] > 3
@@ -460,10 +462,10 @@ def test_a_look_in_bfloat16_rounds_its_kernels_once_for_all_batches():
 def test_padding_in_one_pass_is_torchs_padding_and_so_are_its_gradients(layout, pads, dtype, monkeypatch):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 5, 4, generator=g).to(dtype).contiguous(memory_format=layout).requires_grad_()
-    assert quick._padded(x, pads).grad_fn.name() != "_PaddedBackward", "a map as small as this is torch's"
-    assert torch.equal(quick._framed(x, pads), nn.functional.pad(x, pads))
-    monkeypatch.setattr(quick, "_LARGE", x.numel())
-    ours, theirs = quick._padded(x, pads), nn.functional.pad(x, pads)
+    assert conv._padded(x, pads).grad_fn.name() != "_PaddedBackward", "a map as small as this is torch's"
+    assert torch.equal(conv._framed(x, pads), nn.functional.pad(x, pads))
+    monkeypatch.setattr(conv, "_LARGE", x.numel())
+    ours, theirs = conv._padded(x, pads), nn.functional.pad(x, pads)
     assert ours.grad_fn.name() == "_PaddedBackward"
     assert torch.equal(ours, theirs)
     assert ours.is_contiguous(memory_format=layout)
@@ -475,7 +477,7 @@ def test_padding_in_one_pass_is_torchs_padding_and_so_are_its_gradients(layout, 
 
 
 class Layer(Folding):
-    """A convolution, with or without a bias, and a normalisation of fixed statistics."""
+    """A convolution, with or without a bias, and a normalization of fixed statistics."""
 
     def __init__(self, bias: bool, stride: int) -> None:
         super().__init__()

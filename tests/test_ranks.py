@@ -10,9 +10,9 @@ import pytest
 import torch
 from launched import launched
 
+from cleantune.distributed.process_group import ALONE, Ranks
 from cleantune.methods import METHODS
-from cleantune.ranks import ALONE, Ranks
-from cleantune.records import Scope
+from cleantune.methods.protocol import Scope
 
 pytest.importorskip("accelerate")
 TABLE = [f"{name} {scope}" for name in METHODS for scope in get_args(Scope)] + ["ce all, BatchNorm learns"]
@@ -49,7 +49,7 @@ def test_a_resumed_run_of_two_ranks_ends_with_the_bits_of_one_left_alone(said: d
     assert said["resumed"]
 
 
-def test_shared_batch_normalisation_is_that_of_the_whole_batch(said: dict[str, Any]) -> None:
+def test_shared_batch_normalization_is_that_of_the_whole_batch(said: dict[str, Any]) -> None:
     assert max(said["batch norm"].values()) < 1e-4
 
 

@@ -77,7 +77,7 @@ def test_a_search_ends_with_a_table_a_config_and_a_page_and_its_rows_are_those_o
 
 
 def test_a_failed_trial_is_shown_and_survived(tmp_path: Path) -> None:
-    space = {"only": True, "method": {"probe": {"learning_rate": [1e-6, 10.0], "optimiser": ["sgd"]}}}
+    space = {"only": True, "method": {"probe": {"learning_rate": [1e-6, 10.0], "optimizer": ["sgd"]}}}
     data = embeddings(tmp_path / "data.npz")
     done = cleantune.search(  # type: ignore[operator]
         data, method="ce", scope="head", space=space, out=tmp_path / "search", silent=True,
@@ -106,9 +106,9 @@ def test_fine_tuning_is_searched_by_asha_and_losers_stop_early(tmp_path: Path) -
 
 
 def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_path: Path) -> None:
-    from cleantune.features import find
-    from cleantune.main_job import tabulate
-    from cleantune.stream import extract_all
+    from cleantune.features.cache import find
+    from cleantune.pipeline.fit import tabulate
+    from cleantune.pipeline.ray_extract import extract_all
 
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")

@@ -20,7 +20,7 @@ from run_folder import CLASSES, change_summary, make_run
 
 from cleantune.errors import UserError
 from cleantune.report import build, figures, svg, tables, words
-from cleantune.report.folder import class_name, finite, read
+from cleantune.storage.run_reader import class_name, finite, read
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 OPEN_ENDED = {"tr", "td"}  # HTML lets these end by themselves
@@ -144,8 +144,8 @@ def test_every_plot_names_its_axes(page: Page):
 def contrast(one: str, other: str) -> float:
     """Ratio of luminances as WCAG 2 defines it."""
 
-    def luminance(colour: str) -> float:
-        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
         return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -158,12 +158,12 @@ def test_text_has_contrast_in_light_dark_and_print(page: Page):
         dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", page.style, re.S)
     ]
     assert len(palettes) == 3
-    for colours in palettes:
+    for colors in palettes:
         for name in ("ink", "muted", "first", "second", "third", "wrong", "right", "warn"):
-            assert contrast(colours[name], colours["paper"]) >= 4.5, (name, colours)
+            assert contrast(colors[name], colors["paper"]) >= 4.5, (name, colors)
 
 
-def test_figures_use_no_colour_but_the_pages(page: Page):
+def test_figures_use_no_color_but_the_pages(page: Page):
     styles = " ".join(a.get("style") or "" for name, a in page.elements if name in ("path", "text", "use", "g"))
     assert not re.findall(r"#\w{6}", styles)
     assert "DejaVu" not in styles
@@ -227,7 +227,7 @@ def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
 @pytest.mark.parametrize(("low", "high", "labels"), [
     (0.4, 2.5, {"0.5", "1", "2"}), (0.001, 0.6, {"0.001", "0.003", "0.01", "0.03", "0.1", "0.3"}),
 ])  # fmt: skip
-def test_logarithms_are_labelled_by_plain_numbers(low: float, high: float, labels: set[str]):
+def test_logarithms_are_labeled_by_plain_numbers(low: float, high: float, labels: set[str]):
     with svg.canvas(300, 200) as figure:
         axes = figure.add_subplot()
         axes.set_yscale("log")
@@ -421,7 +421,7 @@ def test_noise_that_was_put_in_is_named(copy: Path):
 def test_without_a_test_split_validation_is_named_for_what_it_is(tmp_path: Path):
     run = read(make_run(tmp_path / "x", test=False, truth=False))
     said = words.verdict(run)[0]
-    assert said.startswith("There is no labelled test split. TURN reaches 44.0")
+    assert said.startswith("There is no labeled test split. TURN reaches 44.0")
     assert "Validation labels are given labels" in said
     assert words.tiles(run)[0].name == "validation accuracy"
 

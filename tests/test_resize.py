@@ -49,7 +49,7 @@ def test_large_pictures_are_resized_one_by_one():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 3, 1, 1), (3, 3, 8, 1), (0, 3, 4, 4)])
-def test_pixels_are_normalised_alike_in_both_memory_formats(shape, dtype):
+def test_pixels_are_normalized_alike_in_both_memory_formats(shape, dtype):
     own = ImagePreprocess(crop=shape[2:], mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     pixels = torch.randint(0, 256, shape).to(dtype)
     last = pixels.contiguous(memory_format=torch.channels_last)

@@ -23,9 +23,8 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 
 import cleantune
-from cleantune import main_job
-from cleantune.console import Console
-from cleantune.ended import Baseline
+from cleantune.pipeline.finished_run import Baseline
+from cleantune.utils.console import Console
 
 SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.budget=1.0")
 ROWS = 3 + 1 + 1 + 3
@@ -33,15 +32,15 @@ ROWS = 3 + 1 + 1 + 3
 
 
 def pictures(path: Path) -> Path:
-    """120 small pictures in three classes by colour, one label in five wrong, with their true labels."""
+    """120 small pictures in three classes by color, one label in five wrong, with their true labels."""
     rng = np.random.default_rng(0)
-    colours = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
+    colors = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
     true = np.arange(120) % 3
     given = np.where(rng.random(120) < 0.2, (true + 1) % 3, true)
     cells = []
     for c in true:
         file = io.BytesIO()
-        noisy = colours[c] + rng.integers(-50, 50, (24, 24, 3))
+        noisy = colors[c] + rng.integers(-50, 50, (24, 24, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "PNG")
         cells.append(file.getvalue())
     pq.write_table(pa.table({"image": cells, "label": given, "truth": true}), path)
@@ -126,7 +125,8 @@ def stopping_after(count: int) -> Callable[[object, object], None]:
 def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
     method: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main_job, "probe_baseline", lambda *_: Baseline({"test": None, "validation": 0.5}, 0.0))
+    baseline = Baseline({"test": None, "validation": 0.5}, 0.0)
+    monkeypatch.setattr("cleantune.pipeline.fit.probe_baseline", lambda *_: baseline)
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
     sets = ["method.probe.epochs=3", "method.probe.least_steps=0", "method.tune.epochs=3", "run.views=2"]

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from cleantune.compare.cells import at_rate
-from cleantune.config import configure
-from cleantune.records import Stage
-from cleantune.schedule import RATED_AT, QuickAdamW, forget_gradients, rate_at
-from cleantune.train import phases
+from cleantune.config.run import configure
+from cleantune.methods.protocol import Stage
+from cleantune.studies.compare.cells import at_rate
+from cleantune.training.epochs import phases
+from cleantune.training.optim import RATED_AT, QuickAdamW, forget_gradients, rate_at
 
 
 def steps(cls, count: int, unused: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -20,15 +20,15 @@ def steps(cls, count: int, unused: bool = False) -> tuple[nn.Module, torch.optim
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 5), nn.Linear(5, 2))
     net[0].to(memory_format=torch.channels_last)
     groups = [{"params": list(net[0].parameters()), "lr": 1e-2}, {"params": list(net[1:].parameters())}]
-    optimiser = cls(groups, lr=1e-3, weight_decay=0.1, fused=True)
+    optimizer = cls(groups, lr=1e-3, weight_decay=0.1, fused=True)
     x, y = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
     for k in range(count):
-        forget_gradients(optimiser)
+        forget_gradients(optimizer)
         z = torch.randn(8, 5, generator=torch.Generator().manual_seed(k))
         out = net[3](z) if unused and k % 2 else net(x)
         nn.functional.cross_entropy(out, y).backward()
-        optimiser.step()
-    return net, optimiser
+        optimizer.step()
+    return net, optimizer
 
 
 def test_the_quick_step_is_torchs_to_the_bit():
@@ -42,23 +42,23 @@ def test_the_quick_step_is_torchs_to_the_bit():
 
 def test_torchs_own_step_serves_a_closure():
     p = nn.Parameter(torch.ones(3))
-    optimiser = QuickAdamW([p], lr=0.1, fused=True)
+    optimizer = QuickAdamW([p], lr=0.1, fused=True)
 
     def closure():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = p.square().sum()
         value.backward()
         return value
 
-    assert float(optimiser.step(closure).detach()) == 3.0
+    assert float(optimizer.step(closure).detach()) == 3.0
     assert bool((p < 1).all())
 
 
 def test_quick_steps_go_on_from_a_state_that_was_loaded():
-    (net, optimiser), (_, other) = steps(QuickAdamW, 5), steps(QuickAdamW, 9)
-    optimiser.load_state_dict(copy.deepcopy(other.state_dict()))
-    optimiser.step()
-    assert float(optimiser.state[net[0].weight]["step"]) == 10
+    (net, optimizer), (_, other) = steps(QuickAdamW, 5), steps(QuickAdamW, 9)
+    optimizer.load_state_dict(copy.deepcopy(other.state_dict()))
+    optimizer.step()
+    assert float(optimizer.state[net[0].weight]["step"]) == 10
 
 
 @given(st.integers(1, 4096), st.floats(1e-6, 1e-2))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.records import Choice, Interval, Scope
-from cleantune.search.ranking import importances, rank, sentences
-from cleantune.search.space import Dimension, points_of, scaled, space_of
+from cleantune.methods.protocol import Choice, Interval, Scope
+from cleantune.studies.search.ranking import importances, rank, sentences
+from cleantune.studies.search.space import Dimension, points_of, scaled, space_of
 
 
 def space(name: str = "gce", scope: Scope = "head", chosen: Any = None) -> dict[str, Dimension]:
@@ -27,8 +27,8 @@ def space(name: str = "gce", scope: Scope = "head", chosen: Any = None) -> dict[
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_every_method_has_a_space_within_what_its_fields_allow(name: str, scope: Scope) -> None:
-    from cleantune.config import configure
-    from cleantune.fields import merge, nested
+    from cleantune.config.run import configure
+    from cleantune.config.schema import merge, nested
 
     dimensions = space(name, scope)
     assert any(key.endswith("learning_rate") for key in dimensions)
@@ -49,7 +49,7 @@ def test_the_rate_of_a_backbone_that_does_not_learn_is_not_searched() -> None:
 
 def test_the_paper_s_space_is_table_7_and_its_grid_is_tried_whole_on_cached_features() -> None:
     found = space(chosen="paper")
-    assert {key.split(".")[-1] for key in found} == {"learning_rate", "optimiser", "weight_decay", "batch_size"}
+    assert {key.split(".")[-1] for key in found} == {"learning_rate", "optimizer", "weight_decay", "batch_size"}
     grid = points_of(list(found.values()), None, 0, "head")
     assert len(grid) == 5 * 2 * 5 * 3
     assert len({tuple(p.values()) for p in grid}) == 150
@@ -83,7 +83,7 @@ def test_a_file_narrows_widens_and_holds(tmp_path: Path) -> None:
         ({"method": {"q": [0.5, 1.5]}}, "1.5 is outside 0 to 1"),
         ({"method": {"q": {"low": 0.5}}}, "write {low"),
         ({"method": {"q": {"low": 0.9, "high": 0.5}}}, "are no range"),
-        ({"method": {"probe": {"optimiser": ["adam"]}}}, "'adam' is none of adamw, sgd"),
+        ({"method": {"probe": {"optimizer": ["adam"]}}}, "'adam' is none of adamw, sgd"),
         ({"method": {"q": []}}, "has no value"),
         ({"only": True}, "nothing is left to vary"),
     ],

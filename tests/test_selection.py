@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.errors import UserError
-from cleantune.selection import (
+from cleantune.functional.selection import (
     LIFTED,
     All,
     Floor,

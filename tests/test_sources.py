@@ -7,10 +7,10 @@ import torch
 from fake_samples import fake_images, fake_texts
 from tiny import save_tiny
 
-from cleantune import sources
 from cleantune.backbones import open_backbone, read_image_preprocess
-from cleantune.inputs import prepare
-from cleantune.sources import FeatureSource, SampleSource
+from cleantune.data.model_inputs import prepare
+from cleantune.training import batches
+from cleantune.training.batches import FeatureSource, SampleSource
 
 BATCHES = [torch.tensor(b) for b in ([3, 1, 4], [1, 5, 9, 2], [6])]
 
@@ -94,7 +94,7 @@ def test_images_are_ready_once_all_of_them_are_decoded_into_memory(tmp_path, mon
     coming.finish()
     assert coming.ready
     assert not prepare(fake_images(12), preprocess, tmp_path, lazily=True, keep=False).ready
-    monkeypatch.setattr("cleantune.inputs.MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("cleantune.data.model_inputs.MEMORY_SHARE", 0.0)
     assert not prepare(fake_images(12), preprocess, tmp_path).ready, "a memory map"
 
 
@@ -114,7 +114,7 @@ def test_features_come_as_they_lie_from_memory_and_from_disk(kept, tmp_path, mon
         np.save(tmp_path / "f.npy", features)
         given = np.load(tmp_path / "f.npy", mmap_mode="r")
     if kept == "map":
-        monkeypatch.setattr(sources, "MEMORY_SHARE", 0.0)
+        monkeypatch.setattr(batches, "MEMORY_SHARE", 0.0)
     source = FeatureSource(given)
     assert len(source) == 10
     assert (kept == "map") == (not isinstance(source.features, torch.Tensor))
@@ -145,14 +145,14 @@ def test_single_cached_view_serves_every_view():
 
 
 def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
-    from cleantune import sources
-    from cleantune.features import Features
+    from cleantune.features.cache import Features
+    from cleantune.training import batches
 
     rng = np.random.default_rng(0)
     shards = [rng.normal(size=(n, 3)).astype(np.float16) for n in (16, 16, 5)]
     features = Features(shards, rng.permutation(37), {})
-    monkeypatch.setattr(sources, "MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(sources, "BLOCK", 11)
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(batches, "BLOCK", 11)
     source, batches = FeatureSource(features), torch.randperm(37).split(4)
     assert not isinstance(source.features, torch.Tensor)
     seen = list(source.batches(batches, ("weak", "weak"), 0))
@@ -160,7 +160,7 @@ def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
     for index, (a, b) in seen:
         assert a is b
         assert np.array_equal(a.numpy(), features[index.numpy()])
-    monkeypatch.setattr(sources, "MEMORY_SHARE", 1.0)
+    monkeypatch.setattr(batches, "MEMORY_SHARE", 1.0)
     inside = FeatureSource(features)
     assert inside.features.dtype == torch.float16
     for (_, (a, _)), (_, (b, _)) in zip(seen, inside.batches(batches, ("weak", "weak"), 0), strict=True):
@@ -169,7 +169,7 @@ def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypatch):
-    monkeypatch.setattr(sources, "GATHERED", size)
+    monkeypatch.setattr(batches, "GATHERED", size)
     f = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).half()
     found = list(FeatureSource(f).batches(BATCHES, ("weak", "weak"), 0))
     assert [index.tolist() for index, _ in found] == [b.tolist() for b in BATCHES]
@@ -181,7 +181,7 @@ def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypa
 @pytest.mark.parametrize("rows", [[2, 3, 4], [0], [4, 3, 2], [2, 2, 4], [2, 4, 3], [0, 2, 1, 3], []])
 def test_rows_are_gathered_unless_they_lie_in_a_row(rows):
     index, features = torch.tensor(rows, dtype=torch.int64), torch.arange(12.0).view(6, 2)
-    found = sources._as_they_lie(index)
+    found = batches._as_they_lie(index)
     assert (found is not None) is (rows in ([2, 3, 4], [0]))
     [(_, (x,))] = FeatureSource(features).batches([index], ("plain",), 0)
     assert torch.equal(x, features[index])

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cleantune.cli import main
+from cleantune.cli.main import main
 from cleantune.errors import UserError
-from cleantune.main_job import fit
-from cleantune.spectra import study
-from cleantune.spectrum import spectrum
+from cleantune.functional.spectrum import spectrum
+from cleantune.pipeline.fit import fit
+from cleantune.studies.spectrum import study
 
 
 @pytest.fixture

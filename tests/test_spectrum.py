@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleantune import spectrum as module
 from cleantune.errors import UserError
-from cleantune.spectrum import PRESETS, band_sums, lsvr, spectrum, sve
+from cleantune.functional import spectrum as module
+from cleantune.functional.spectrum import PRESETS, band_sums, lsvr, spectrum, sve
 
 Z = np.array([[1.0, 2], [3, 4], [5, 6]])
 RAW = PRESETS["paper"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune.speed import _rate
+from cleantune.pipeline.throughput import _rate
 
 
 class Clock:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cleantune import store
 from cleantune.errors import UserError
-from cleantune.records import Row
-from cleantune.store import RunFolder, atomic, read_json, write_json, write_table, write_text
+from cleantune.methods.protocol import Row
+from cleantune.storage import run_dir
+from cleantune.storage.run_dir import RunFolder, atomic, read_json, write_json, write_table, write_text
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_full_disk_while_a_row_is_written_is_a_sentence(tmp_path: Path, monkey
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cleantune.store.os.fsync", full)
+    monkeypatch.setattr("cleantune.storage.run_dir.os.fsync", full)
     with pytest.raises(UserError, match=r"rows\.jsonl: No space left"):
         folder.add_row(Row(phase="probe", epoch=0))
 
@@ -151,8 +151,8 @@ def test_a_state_is_due_once_the_last_one_took_less_than_a_fiftieth_of_the_time_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(store.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(store, "to_bytes", lambda *_: (clock.append(clock.pop() + 3.0), b"")[1])
+    monkeypatch.setattr(run_dir.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run_dir, "to_bytes", lambda *_: (clock.append(clock.pop() + 3.0), b"")[1])
     folder = RunFolder(tmp_path)
     assert folder.due()
     folder.save({}, {})

@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from cleantune.cli import cli
-from cleantune.console import Console
+from cleantune.cli.main import cli
 from cleantune.errors import UserError
-from cleantune.transfer import placed, read, rehearsed, run, study
-from cleantune.transfer.running import share
-from cleantune.transfer.sets import sets_of
-from cleantune.transfer.study import Study
-from cleantune.transfer.table import means
+from cleantune.studies.transfer import placed, read, rehearsed, run, study
+from cleantune.studies.transfer.running import share
+from cleantune.studies.transfer.sets import sets_of
+from cleantune.studies.transfer.study import Study
+from cleantune.studies.transfer.table import means
+from cleantune.utils.console import Console
 
 PAPER = sorted((Path(__file__).resolve().parents[1] / "runs" / "paper").glob("nmtune_*.toml"))
 QUICK = {"probe": {"epochs": 1, "batch_size": 64, "least_steps": 0}}

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cleantune.ledger import Ledger
 from cleantune.methods import METHODS
 from cleantune.methods.elr import TARGET
-from cleantune.records import Batch, Output, Parts, Plan
+from cleantune.methods.ledger import Ledger
+from cleantune.methods.protocol import Batch, Output, Parts, Plan
 
 N, C, ROWS = 8, 3, torch.tensor([5, 0, 2])
 

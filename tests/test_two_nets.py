@@ -22,24 +22,24 @@ from test_contract import (  # noqa: F401 - a fixture
     quick,
     trained,
 )
-from test_main_job import colours
+from test_main_job import colors
 from tiny import save_tiny
 from torch import Tensor
 
 import cleantune
 from cleantune.backbones import open_backbone
+from cleantune.data.model_inputs import prepare
 from cleantune.errors import UserError
-from cleantune.export import load_model, load_nets, save_nets
-from cleantune.features import Seen, extract, view_key
-from cleantune.inputs import prepare
-from cleantune.learner import LinearHead, Net, ProjectedHead, standardisation
-from cleantune.loop import Loop
+from cleantune.features.cache import Seen, extract, view_key
+from cleantune.features.precision import Precision
 from cleantune.methods import METHODS
-from cleantune.precision import Precision
-from cleantune.records import Row, Stage
-from cleantune.sources import FeatureSource
-from cleantune.state import Split
-from cleantune.train import phases, train
+from cleantune.methods.protocol import Row, Stage
+from cleantune.pipeline.export import load_model, load_nets, save_nets
+from cleantune.training.batches import FeatureSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.epochs import phases, train
+from cleantune.training.models import LinearHead, Net, ProjectedHead, standardization
+from cleantune.training.trainer import Loop
 
 N = 160
 BATCH = 32
@@ -122,14 +122,14 @@ def test_on_cached_features_two_nets_cost_no_forward(name: str) -> None:
 def uneven(counts: list[int], width: int = 6) -> Callable[[int], Loop]:
     """A maker of runs on features of classes of these sizes, with test samples of each."""
     classes, rng = len(counts), torch.Generator().manual_seed(0)
-    centres = 3 * torch.randn(classes, width, generator=rng)
+    centers = 3 * torch.randn(classes, width, generator=rng)
     y = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
-    x = centres[y] + torch.randn(len(y), width, generator=rng)
+    x = centers[y] + torch.randn(len(y), width, generator=rng)
     split = Split(y, FeatureSource(x), None)
 
     def new_head(features: Any, k: int) -> LinearHead:
-        scale = standardisation(features)
-        return LinearHead(width, classes, standardise=scale, generator=torch.Generator().manual_seed(k))
+        scale = standardization(features)
+        return LinearHead(width, classes, standardize=scale, generator=torch.Generator().manual_seed(k))
 
     def loop(nets: int) -> Loop:
         made = [Net(None, new_head(x, k)) for k in range(nets)]
@@ -180,11 +180,11 @@ def test_clean_labels_leave_no_side_empty(name: str) -> None:
 def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cleantune import features
+    from cleantune.features import cache
 
-    monkeypatch.setattr(features, "SHARD", 16)
-    monkeypatch.setattr(features, "BATCH", 4)
-    monkeypatch.setattr(features, "MOST", 4)
+    monkeypatch.setattr(cache, "SHARD", 16)
+    monkeypatch.setattr(cache, "BATCH", 4)
+    monkeypatch.setattr(cache, "MOST", 4)
     body = open_backbone(save_tiny("resnet", tmp_path / "m"))
     prepared = prepare(fake_images(40), body.preprocess, tmp_path)  # type: ignore[arg-type]
     made = {}
@@ -223,7 +223,7 @@ QUICK = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    colours(folder, 60)
+    colors(folder, 60)
     save_tiny("resnet", folder / "model")
     return folder
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cleantune.data import Data, Rows
-from cleantune.detect import nats
-from cleantune.ledger import Ledger
-from cleantune.verdict import Verdict, Witness, judge_labels, label_table, mixtures_of, witness
+from cleantune.label_quality.scores import nats
+from cleantune.methods.ledger import Ledger
+from cleantune.pipeline.label_table import Verdict, Witness, judge_labels, label_table, mixtures_of, witness
 
 COLUMNS = ["id", "split", "given_label", "suggested_label", "label_score", "is_label_issue", "p_clean"]
 

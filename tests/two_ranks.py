@@ -17,18 +17,18 @@ from test_contract import CLASSES, InMemory, Vectors, backbone, blobs, loop_for,
 from tiny import save_tiny
 from torch import nn
 
-from cleantune import features
 from cleantune.backbones import open_backbone
-from cleantune.judging import Judge
-from cleantune.learner import Net
-from cleantune.loop import Loop
+from cleantune.distributed.process_group import ALONE, Ranks, SharedBatchNorm, here
+from cleantune.features import cache
+from cleantune.features.precision import Precision
 from cleantune.methods import METHODS
-from cleantune.precision import Precision
-from cleantune.ranks import ALONE, Ranks, SharedBatchNorm, here
-from cleantune.records import Method, Scope, Stage
-from cleantune.sources import FeatureSource, SampleSource
-from cleantune.state import Split
-from cleantune.train import phases, train
+from cleantune.methods.protocol import Method, Scope, Stage
+from cleantune.training.batches import FeatureSource, SampleSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.epochs import phases, train
+from cleantune.training.evaluator import Judge
+from cleantune.training.models import Net
+from cleantune.training.trainer import Loop
 
 SIZE = 97
 """Samples: the batches cannot be divided evenly."""
@@ -104,7 +104,7 @@ def resumed(ranks: Ranks) -> bool:
 
 
 def batch_normed(ranks: Ranks) -> dict[str, float]:
-    """Outputs, gradients and running statistics of a shared normalisation against one over the whole batch."""
+    """Outputs, gradients and running statistics of a shared normalization against one over the whole batch."""
     out: dict[str, float] = {}
     for shape in ((7, 3), (7, 3, 4, 5)):
         torch.manual_seed(1)
@@ -128,17 +128,17 @@ def batch_normed(ranks: Ranks) -> dict[str, float]:
 
 def extracted(ranks: Ranks, cache: Path) -> dict[str, Any]:
     """Features in shards made by all ranks, against those made by one."""
-    features.SHARD, features.BATCH, features.MOST = 16, 4, 4
+    cache.SHARD, cache.BATCH, cache.MOST = 16, 4, 4
     body = open_backbone(nn.Linear(8, 6), feature="x", width=6)
     for p in body.parameters():
         nn.init.constant_(p, 0.1)
     data = blobs(0.0, size=50)
     prepared = data.data().rows["train"].samples
-    alone = features.extract(body, prepared, Precision(), cache / f"own-{ranks.rank}", "k")  # type: ignore[arg-type]
+    alone = cache.extract(body, prepared, Precision(), cache / f"own-{ranks.rank}", "k")  # type: ignore[arg-type]
     made: list[int] = []
-    real = features.shard_of
-    features.shard_of = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
-    shared = features.extract(body, prepared, Precision(), cache / "shared", "k", ranks=ranks)  # type: ignore[arg-type]
+    real = cache.shard_of
+    cache.shard_of = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
+    shared = cache.extract(body, prepared, Precision(), cache / "shared", "k", ranks=ranks)  # type: ignore[arg-type]
     return {"equal": bool(np.array_equal(alone, shared)), "made": ranks.each(len(made))}
 
 
@@ -173,7 +173,7 @@ def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
         with torch.no_grad():
             features = FeatureSource(body.eval()(x))
         split = Split(y, features, SampleSource(Pictures(x)))
-        net = Net(body, new_head(features.plain, 0))
+        net = Net(body, new_head(cache.plain, 0))
         loop = Loop([net], {"train": split}, CLASSES, 0, new_head, ranks=shared, sharded=sharded)
         list(train(phases(method, 1e-3), loop, lambda run, looks: {}, memory))
         return loop

@@ -15,11 +15,11 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from cleantune.backbones import ARCHITECTURES
-from cleantune.config import ModelSpec, RunSpec
-from cleantune.data.spec import DataSpec
-from cleantune.fields import describe
+from cleantune.config.data import DataSpec
+from cleantune.config.run import ModelSpec, RunSpec
+from cleantune.config.schema import describe
 from cleantune.methods import METHODS
-from cleantune.records import Choice, Interval
+from cleantune.methods.protocol import Choice, Interval
 
 ASKED = re.compile(r"^<!-- table: (.+?) -->$", re.MULTILINE)
 SPECS = {"data": DataSpec, "model": ModelSpec, "run": RunSpec}
@@ -59,10 +59,10 @@ def rows_of(cls: type, default: Any, prefix: str) -> Iterable[Sequence[str]]:
         if is_dataclass(value) and not isinstance(value, type):
             yield from rows_of(type(value), value, f"{prefix}{field.name}.")
         else:
-            yield f"`{prefix}{field.name}`", spelt(value), allowed(field.allowed), field.help.replace("|", "\\|")
+            yield f"`{prefix}{field.name}`", spelled(value), allowed(field.allowed), field.help.replace("|", "\\|")
 
 
-def spelt(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A default as a configuration file writes it."""
     if value is None:
         return "left out"

@@ -109,7 +109,7 @@ def thicken(ink: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def coarsen(ink: Tensor, rng: torch.Generator) -> Tensor:
-    """Brought down to 8x8 (one batch in five: 16x16) with contrast, noise and 17 grey levels, and up again to SIDE."""
+    """Brought down to 8x8 (one batch in five: 16x16) with contrast, noise and 17 gray levels, and up again to SIDE."""
     side = 16 if torch.rand((), generator=rng) < 0.2 else 8
     n = len(ink)
     small = F.adaptive_avg_pool2d(ink, side) * uniform(rng, 0.8, 1.6, n, 1, 1, 1)
@@ -119,7 +119,7 @@ def coarsen(ink: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw(ink: Tensor, rng: torch.Generator) -> Tensor:
-    """One distorted, normalised picture of each glyph: [B, 1, CANVAS, CANVAS] to [B, 3, SIDE, SIDE]."""
+    """One distorted, normalized picture of each glyph: [B, 1, CANVAS, CANVAS] to [B, 3, SIDE, SIDE]."""
     return ((coarsen(thicken(warp(ink, rng), rng), rng) - MEAN) / STD).expand(-1, 3, -1, -1)
 
 
@@ -142,16 +142,16 @@ def pretrain(steps: int, batch: int, seed: int) -> nn.Module:
     backbone = new_backbone().train()
     head = nn.Linear(backbone.config.hidden_sizes[-1], len(ALPHABET))
     weights = [*backbone.parameters(), *head.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=4e-3, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps, pct_start=0.15)
+    optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.15)
     started, right = time.perf_counter(), 0.0
     for step in range(1, steps + 1):
         index = torch.randint(len(ink), (batch,), generator=rng)
         logits = head(backbone(draw(ink[index], rng)).pooler_output.flatten(1))
         loss = F.cross_entropy(logits, label[index], label_smoothing=0.1)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         right += 0.01 * ((logits.argmax(1) == label[index]).float().mean().item() - right)
         if step % 200 == 0 or step == steps:
@@ -216,7 +216,7 @@ def features(backbone: nn.Module, pixels: Tensor) -> np.ndarray:
 
 
 def probe(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, y_test: np.ndarray | None = None) -> float:
-    """Accuracy of a logistic regression on standardised features; `y_test` where the test part has own labels."""
+    """Accuracy of a logistic regression on standardized features; `y_test` where the test part has own labels."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -229,13 +229,13 @@ def gce_probe(x: Tensor, y: Tensor, epochs: int = 20, q: float = 0.7) -> nn.Line
     head = nn.Linear(x.shape[1], 10)
     nn.init.zeros_(head.bias)
     nn.init.normal_(head.weight, std=0.02)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=5e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3, weight_decay=1e-4)
     for _ in range(epochs):
         for index in torch.randperm(len(x)).split(64):
             p = (q * F.log_softmax(head(x[index]), 1).gather(1, y[index, None])).exp()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             ((1 - p) / q).mean().backward()
-            optimiser.step()
+            optimizer.step()
     return head
 
 
@@ -261,7 +261,7 @@ def rehearse(backbone: nn.Module, pixels: Tensor, y: Tensor, test: tuple[Tensor,
 
     backbone.eval()  # BatchNorm keeps its statistics
     first, passes = accuracy(), 2
-    optimiser = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=1e-3, weight_decay=1e-4)
     for _ in range(4):
         with torch.no_grad():
             loss = F.cross_entropy(logits(pixels), y, reduction="none").numpy().astype(np.float64)
@@ -274,9 +274,9 @@ def rehearse(backbone: nn.Module, pixels: Tensor, y: Tensor, test: tuple[Tensor,
         kept = torch.from_numpy(np.concatenate(kept))
         for _ in range(passes):
             for index in kept[torch.randperm(len(kept))].split(64):
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 F.cross_entropy(logits(pixels[index]), y[index]).backward()
-                optimiser.step()
+                optimizer.step()
     return first, accuracy()
 
 

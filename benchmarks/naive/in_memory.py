@@ -41,7 +41,7 @@ def _torch(model, batches, dtype):
 
 
 def _openvino(model, pixels, batch_size, dtype):
-    from cleantune.engine import openvino  # the package, its telemetry off
+    from cleantune.features.openvino import openvino  # the package, its telemetry off
 
     ov = openvino()
     with torch.no_grad():

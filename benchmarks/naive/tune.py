@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Images(Dataset):
-    """Images of a Parquet file; each is decoded, resized, mirrored, turned, shifted and normalised on its own."""
+    """Images of a Parquet file; each is decoded, resized, mirrored, turned, shifted and normalized on its own."""
 
     def __init__(self, path, limit, size):
         table = pq.read_table(path, columns=["image", "label"]).slice(0, limit)

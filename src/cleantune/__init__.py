@@ -12,17 +12,19 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cleantune.auditing import Audit, audit
-    from cleantune.compare import Comparison, compare
     from cleantune.errors import UserError
-    from cleantune.main_job import Result, fit
-    from cleantune.predict import Model, load
-    from cleantune.search import Search, search
+    from cleantune.pipeline.fit import Result, fit
+    from cleantune.pipeline.predict import Model, load
+    from cleantune.studies.compare import Comparison, compare
+    from cleantune.studies.search import Search, search
 
 # No dependency calls home: the hub's telemetry is off before anything imports it.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# The function shares the package's name: once the package is imported, the name can be given to the function for good.
+from cleantune.audit import Audit, audit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,16 +32,14 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "fit": ("cleantune.main_job", "fit"),
-    "Result": ("cleantune.main_job", "Result"),
-    "load": ("cleantune.predict", "load"),
-    "Model": ("cleantune.predict", "Model"),
-    "audit": ("cleantune.auditing", "audit"),
-    "Audit": ("cleantune.auditing", "Audit"),
-    "search": ("cleantune.search", "search"),
-    "Search": ("cleantune.search", "Search"),
-    "compare": ("cleantune.compare", "compare"),
-    "Comparison": ("cleantune.compare", "Comparison"),
+    "fit": ("cleantune.pipeline.fit", "fit"),
+    "Result": ("cleantune.pipeline.fit", "Result"),
+    "load": ("cleantune.pipeline.predict", "load"),
+    "Model": ("cleantune.pipeline.predict", "Model"),
+    "search": ("cleantune.studies.search", "search"),
+    "Search": ("cleantune.studies.search", "Search"),
+    "compare": ("cleantune.studies.compare", "compare"),
+    "Comparison": ("cleantune.studies.compare", "Comparison"),
     "UserError": ("cleantune.errors", "UserError"),
 }
 
@@ -50,3 +50,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'cleantune' has no attribute {name!r}")
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """`python -m cleantune` is the command line."""
 
-from cleantune.cli import main
+from cleantune.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -2,10 +2,10 @@
 
 from cleantune.backbones.architectures import ARCHITECTURES, Architecture, Pooling, table
 from cleantune.backbones.backbone import Backbone
-from cleantune.backbones.fresh import RECIPES, fresh_backbone
-from cleantune.backbones.opening import open_backbone
+from cleantune.backbones.loading import open_backbone
 from cleantune.backbones.preprocess import ImagePreprocess, Preprocess, TextPreprocess, read_image_preprocess
-from cleantune.backbones.silence import quiet
+from cleantune.backbones.random_init import RECIPES, fresh_backbone
+from cleantune.backbones.transformers_logging import quiet
 
 __all__ = [
     "ARCHITECTURES",

@@ -29,7 +29,7 @@ _MANY = 8
 
 @dataclass(frozen=True)
 class ImagePreprocess:
-    """Resize, centre crop and normalise.
+    """Resize, center crop and normalize.
 
     Exactly one of `shortest_edge` and `exact` is given, or neither where an image is cropped unresized.
     """
@@ -96,7 +96,7 @@ class ImagePreprocess:
         return torch.from_numpy(self.array(image).copy()).permute(2, 0, 1)
 
     def inputs(self, pixels: Tensor, *, own: bool = False) -> Float[Tensor, "B 3 H W"]:
-        """Normalised network inputs from pixels of 0..255, uint8 or float; the memory format stays.
+        """Normalized network inputs from pixels of 0..255, uint8 or float; the memory format stays.
 
         Pixels in float that are the caller's `own` become the inputs in their place, which saves a copy.
 
@@ -104,17 +104,17 @@ class ImagePreprocess:
         is one vector of 3 W numbers: three channels alone would be too short for the processor's vectors.
         """
         std = torch.tensor(self.std, device=pixels.device)
-        factor, centre = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
+        factor, center = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
         x = pixels if own and pixels.dtype == torch.float32 else pixels.to(torch.float32, copy=True)
         last = x.permute(0, 2, 3, 1)
         if last.is_contiguous():
             width = last.shape[2]
-            last.flatten(2).mul_(factor.repeat(width)).sub_(centre.repeat(width))
+            last.flatten(2).mul_(factor.repeat(width)).sub_(center.repeat(width))
             return x
-        return x.mul_(factor.view(-1, 1, 1)).sub_(centre.view(-1, 1, 1))
+        return x.mul_(factor.view(-1, 1, 1)).sub_(center.view(-1, 1, 1))
 
     def resized(self, size: int) -> ImagePreprocess:
-        """The same normalisation at another size: shortest edge to `size`, centre crop, no margin cut away."""
+        """The same normalization at another size: shortest edge to `size`, center crop, no margin cut away."""
         return dataclasses.replace(self, shortest_edge=size, exact=None, crop=(size, size))
 
     def config(self) -> dict[str, Any]:
@@ -142,17 +142,17 @@ def read_image_preprocess(folder: Path, image_size: int | None) -> ImagePreproce
 
     Args:
         folder: With `preprocessor_config.json` (or the `image_processor` part of `processor_config.json`).
-        image_size: In its place: shortest edge to this, centre crop of this, no margin.
+        image_size: In its place: shortest edge to this, center crop of this, no margin.
 
     Raises:
         UserError: There is no such file, or it asks for something that does not give images of one size.
     """
     path, config = _image_config(folder)
-    normalise = config.get("do_normalize", True)
+    normalize = config.get("do_normalize", True)
     base = ImagePreprocess(
         crop=(0, 0),
-        mean=tuple(map(float, _three(config.get("image_mean", 0.0), path))) if normalise else (0.0,) * 3,
-        std=tuple(map(float, _three(config.get("image_std", 1.0), path))) if normalise else (1.0,) * 3,
+        mean=tuple(map(float, _three(config.get("image_mean", 0.0), path))) if normalize else (0.0,) * 3,
+        std=tuple(map(float, _three(config.get("image_std", 1.0), path))) if normalize else (1.0,) * 3,
         resample=int(config.get("resample", 2)),
         scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
     )
@@ -203,7 +203,7 @@ def _size(value: Any, *, shortest: bool) -> dict[str, int]:
 def _three(value: Any, path: Path) -> list[float]:
     values = [float(value)] * 3 if isinstance(value, int | float) else [float(v) for v in value]
     if len(values) != 3:
-        raise UserError(f"{path} normalises {len(values)} channels, but images here have 3: use a model of RGB images")
+        raise UserError(f"{path} normalizes {len(values)} channels, but images here have 3: use a model of RGB images")
     return values
 
 

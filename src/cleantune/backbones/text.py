@@ -11,7 +11,7 @@ from torch import nn
 from cleantune.backbones.architectures import Mode, Pooling
 from cleantune.backbones.backbone import POOLING_KEYS
 from cleantune.backbones.preprocess import TextPreprocess, read_json
-from cleantune.backbones.silence import quiet
+from cleantune.backbones.transformers_logging import quiet
 from cleantune.errors import UserError
 
 DEFAULT_MAX_LENGTH = 128

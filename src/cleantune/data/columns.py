@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from cleantune.data.parts import Part, is_image, is_text, is_vector, names_images
-from cleantune.data.rows import DataKind
-from cleantune.data.spec import DataSpec
+from cleantune.config.data import DataSpec
+from cleantune.data.dataset import DataKind
+from cleantune.data.raw_table import Part, is_image, is_text, is_vector, names_images
 from cleantune.data.splits import split_named
 from cleantune.errors import UserError
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 from jaxtyping import Shaped
 from PIL.Image import Image
 
+from cleantune.config.data import DataSpec
 from cleantune.data.columns import Columns
+from cleantune.data.dataset import Data, Samples, fingerprint_of
 from cleantune.data.labels import read_labels
 from cleantune.data.load import assemble
-from cleantune.data.parts import Part
-from cleantune.data.pieces import Piece
-from cleantune.data.rows import Data, Samples, fingerprint_of
-from cleantune.data.spec import DataSpec
+from cleantune.data.raw_table import Part
+from cleantune.data.split_assembly import Piece
 from cleantune.data.writers import write_table
 from cleantune.noise import flip, measure, parse, spell
 
@@ -94,7 +94,7 @@ def write_like(spec: DataSpec, noise: str, seed: int, out: str | Path) -> dict[s
     tables = []
     for part in parts:
         own = {split: piece for split, piece in pieces.items() if piece.part is part}
-        table = _relabelled(part, own, noisy, columns)
+        table = _relabeled(part, own, noisy, columns)
         if len(parts) > 1:
             table = put(table, "split", pa.array(_split_names(part, own)))
         if columns.kind == "image":
@@ -115,7 +115,7 @@ def _vectors(samples: Samples) -> np.ndarray:
     return vectors
 
 
-def _relabelled(part: Part, pieces: dict[str, Piece], noisy: Data, columns: Columns) -> pa.Table:
+def _relabeled(part: Part, pieces: dict[str, Piece], noisy: Data, columns: Columns) -> pa.Table:
     labels = read_labels(part, columns.label, [])
     words = labels.names if labels.declared else labels.values
     given: Shaped[np.ndarray, " N"] = np.array([*words, None, 0], dtype=object)[:-1][labels.codes]
@@ -127,14 +127,14 @@ def _relabelled(part: Part, pieces: dict[str, Piece], noisy: Data, columns: Colu
             given[piece.rows] = table[noisy.rows[split].y]
         if split in noisy.truth:
             true[piece.rows] = table[noisy.truth[split]]
-    relabelled = put(part.table, columns.label, pa.array(given.tolist()))
-    return put(relabelled, "true_label", pa.array(true.tolist())).replace_schema_metadata(None)
+    relabeled = put(part.table, columns.label, pa.array(given.tolist()))
+    return put(relabeled, "true_label", pa.array(true.tolist())).replace_schema_metadata(None)
 
 
 def _split_names(part: Part, pieces: dict[str, Piece]) -> list[str | None]:
     names = np.full(len(part), None, dtype=object)
     for split, piece in pieces.items():
-        names[piece.rows] = "train" if split == "unlabelled" else split
+        names[piece.rows] = "train" if split == "unlabeled" else split
     return names.tolist()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from cleantune.data.rows import Samples
+from cleantune.data.dataset import Samples
 from cleantune.data.samples import Features, Images, Texts
 
 

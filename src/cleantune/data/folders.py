@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cleantune.data.parts import Part
-from cleantune.data.pictures import EXTENSIONS
+from cleantune.data.images import EXTENSIONS
+from cleantune.data.raw_table import Part
 from cleantune.data.splits import split_named
 from cleantune.errors import UserError
 
 
-def read_image_folder(root: Path, notes: list[str], *, labelled: bool = True) -> dict[str, Part]:
-    """One table a split with the columns `image` (path below the root) and, where labelled, `label` (folder's name).
+def read_image_folder(root: Path, notes: list[str], *, labeled: bool = True) -> dict[str, Part]:
+    """One table a split with the columns `image` (path below the root) and, where labeled, `label` (folder's name).
 
-    Without a folder named train, or where not labelled, everything below the root is one undivided table.
+    Without a folder named train, or where not labeled, everything below the root is one undivided table.
 
     Raises:
         UserError: Where no class folder holds an image.
     """
-    if not labelled:
+    if not labeled:
         return {"": _part(root, root, {None: root}, notes)}
     folders = _folders(root)
     splits = {split: folder for folder in folders if (split := split_named(folder.name))}

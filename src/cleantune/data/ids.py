@@ -7,7 +7,7 @@ import pyarrow as pa
 from jaxtyping import Int, Shaped
 
 from cleantune.data.columns import Columns
-from cleantune.data.parts import Part, is_text
+from cleantune.data.raw_table import Part, is_text
 from cleantune.errors import UserError
 
 
@@ -43,11 +43,11 @@ def ids_of(
 
 
 def unify_ids(ids: dict[str, np.ndarray], notes: list[str]) -> None:
-    """Make ids of train, validation and unlabelled unique together and of one type; test ids only differ from them.
+    """Make ids of train, validation and unlabeled unique together and of one type; test ids only differ from them.
 
     Where files clash, those that are not of the training file get the name of their split before them.
     """
-    listed = [split for split in ("train", "validation", "unlabelled") if split in ids]
+    listed = [split for split in ("train", "validation", "unlabeled") if split in ids]
     seen: set[object] = set()
     for split in [*listed, *(["test"] if "test" in ids else [])]:
         own = ids[split].tolist()

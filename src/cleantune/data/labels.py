@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from cleantune.data.parts import Part, is_text
+from cleantune.data.raw_table import Part, is_text
 from cleantune.errors import UserError, nearest
 
 

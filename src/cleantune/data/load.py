@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from cleantune.config.data import DataSpec
 from cleantune.data.columns import Columns, choose_columns, choose_sample, divide
+from cleantune.data.dataset import Data, DataKind, Rows, Samples, fingerprint_of
 from cleantune.data.duplicates import copies
 from cleantune.data.ids import ids_of, unify_ids
 from cleantune.data.labels import Labels, read_labels, unknown_label, vocabulary
-from cleantune.data.parts import Part
-from cleantune.data.pieces import Piece, draw_splits
+from cleantune.data.raw_table import Part
 from cleantune.data.readers import read, read_one
-from cleantune.data.rows import Data, DataKind, Rows, Samples, fingerprint_of
 from cleantune.data.samples import Texts
-from cleantune.data.spec import DataSpec
+from cleantune.data.split_assembly import Piece, draw_splits
 from cleantune.errors import UserError, nearest
 
 
 def load(spec: DataSpec, cache: str | None = None) -> Data:
     """The data, divided into splits, with its classes.
 
-    Rows without a given label become the split `unlabelled`. The classes are those of the given labels of the training
+    Rows without a given label become the split `unlabeled`. The classes are those of the given labels of the training
     rows, and of true labels where known, before any draw. Draws are seeded by `split_seed` and stratified by given
     label: first test, then `limit`, then validation.
 
@@ -60,7 +60,7 @@ def assemble(spec: DataSpec, cache: str | None = None) -> tuple[Data, dict[str, 
     return Data(columns.kind, classes, values, rows, truth, tuple(dict.fromkeys(notes)), mark), splits, columns
 
 
-def load_unlabelled(
+def load_unlabeled(
     data: Any,
     *,
     kind: DataKind | None = None,
@@ -88,7 +88,7 @@ def load_unlabelled(
         data = {kind or "text": data}
     elif hasattr(data, "ndim") and not hasattr(data, "columns"):
         data = {kind or "features": data}
-    part = read_one(data, "test", notes, labelled=False)
+    part = read_one(data, "test", notes, labeled=False)
     if id:
         part.need(id, "--id")
     found, sample = choose_sample(part, text, image, notes, but=(id,))
@@ -151,11 +151,11 @@ def _label(
         notes.append(f"classes that no given label names, only true ones: {', '.join(extra)}; they count as wrong")
     classes, values = vocabulary(used | extra, given.declared)
     for split in pieces:
-        pieces[split] = _labelled(spec, columns, pieces[split], split, classes, notes)
+        pieces[split] = _labeled(spec, columns, pieces[split], split, classes, notes)
     return classes, values
 
 
-def _labelled(
+def _labeled(
     spec: DataSpec, columns: Columns, piece: Piece, split: str, classes: Sequence[str], notes: list[str]
 ) -> Piece:
     part = piece.part

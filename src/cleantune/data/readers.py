@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from cleantune.data.folders import read_image_folder
-from cleantune.data.memory import part_of_arrays, part_of_dataset, part_of_frame, read_npz
-from cleantune.data.parts import Part
-from cleantune.data.pictures import EXTENSIONS
+from cleantune.data.images import EXTENSIONS
+from cleantune.data.in_memory import part_of_arrays, part_of_dataset, part_of_frame, read_npz
+from cleantune.data.raw_table import Part
 from cleantune.data.remote import fetched, is_remote
 from cleantune.data.splits import split_named
 from cleantune.data.tables import read_csv, read_jsonl, read_parquet
 from cleantune.errors import UserError, nearest
-from cleantune.store import cache_folder
+from cleantune.storage.run_dir import cache_folder
 
 READERS: dict[str, Callable[[Path], Part]] = {
     ".csv": read_csv,
@@ -28,39 +28,39 @@ READERS: dict[str, Callable[[Path], Part]] = {
 """How each kind of file is read, by the end of its name."""
 
 
-def read(data: Any, notes: list[str], *, labelled: bool = True, cache: str | None = None) -> dict[str, Part]:
+def read(data: Any, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> dict[str, Part]:
     """The tables of a path, a Hugging Face name or a Python object, by split.
 
     Args:
         data: See `DataSpec.data`.
         notes: Gets what is left out.
-        labelled: Whether the folders of an image folder are classes.
+        labeled: Whether the folders of an image folder are classes.
         cache: Where copies of what lies at an address are kept, as `--cache`.
 
     Raises:
         UserError: Where there is nothing, nothing readable, or no rows.
     """
     named = isinstance(data, str | Path)
-    parts = _read_named(str(data), notes, labelled, cache) if named else _read_object(data, notes)
+    parts = _read_named(str(data), notes, labeled, cache) if named else _read_object(data, notes)
     for part in parts.values():
         if not len(part):
             raise UserError(f"{part.name} is empty: it has no rows")
     return parts
 
 
-def read_one(data: Any, split: str, notes: list[str], *, labelled: bool = True, cache: str | None = None) -> Part:
+def read_one(data: Any, split: str, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> Part:
     """The one table meant by data that is handed over for one split: its part of that name, or all there is.
 
     Raises:
         UserError: As `read`, and where several parts are there and none has the name.
     """
-    parts = read(data, notes, labelled=labelled, cache=cache)
+    parts = read(data, notes, labeled=labeled, cache=cache)
     if split in parts or len(parts) == 1:
         return parts.get(split) or next(iter(parts.values()))
     raise UserError(f"{data} has the splits {', '.join(sorted(parts))}, but no {split}; hand over one table")
 
 
-def _read_named(name: str, notes: list[str], labelled: bool, cache: str | None) -> dict[str, Part]:
+def _read_named(name: str, notes: list[str], labeled: bool, cache: str | None) -> dict[str, Part]:
     if name.startswith("hf:"):
         return _read_object(_from_hub(name), notes, name)
     path = fetched(name, notes, cache_folder(cache)) if is_remote(name) else Path(name)
@@ -72,8 +72,8 @@ def _read_named(name: str, notes: list[str], labelled: bool, cache: str | None) 
         tables = sorted(file.name for file in path.iterdir() if file.suffix.lower() in READERS)
         if tables and not any(child.is_dir() for child in path.iterdir()):
             raise UserError(f"{path} holds tables, not images in folders; name one of them, as {path / tables[0]}")
-        return read_image_folder(path, notes, labelled=labelled)
-    if not labelled and path.suffix.lower() in EXTENSIONS:
+        return read_image_folder(path, notes, labeled=labeled)
+    if not labeled and path.suffix.lower() in EXTENSIONS:
         return {"": Part(name, pa.table({"image": [path.name]}), path.parent)}
     reader = READERS.get(path.suffix.lower())
     if reader is None:

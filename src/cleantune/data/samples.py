@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from PIL.Image import Image
 
-from cleantune.data.cells import Cells
-from cleantune.data.pictures import open_picture
-from cleantune.data.rows import Bad
+from cleantune.data.arrow_values import Cells
+from cleantune.data.dataset import Bad
+from cleantune.data.images import open_picture
 
 
 @dataclass(frozen=True, eq=False)

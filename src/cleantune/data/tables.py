@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from cleantune.data.memory import LARGE_BYTES, part_of_dataset
-from cleantune.data.parts import Part
+from cleantune.data.in_memory import LARGE_BYTES, part_of_dataset
+from cleantune.data.raw_table import Part
 from cleantune.errors import UserError
 
 
@@ -48,7 +48,7 @@ def read_csv(path: Path) -> Part:
 
 
 def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    # Whole numbers only where they are spelt as numbers are, so that nothing is lost by reading them back.
+    # Whole numbers only where they are spelled as numbers are, so that nothing is lost by reading them back.
     column = pa.chunked_array(column.chunks, pa.large_string())
     filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
     if filled.null_count == len(filled):

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from cleantune.data.parts import feature_matrix
-from cleantune.data.rows import DataKind
+from cleantune.data.dataset import DataKind
+from cleantune.data.raw_table import feature_matrix
 from cleantune.errors import UserError
 
 

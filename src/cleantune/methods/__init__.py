@@ -6,10 +6,10 @@ from cleantune.methods.coteaching import CoTeaching
 from cleantune.methods.dividemix import DivideMix
 from cleantune.methods.elr import ELR
 from cleantune.methods.nmtune import MLP, NMTune
+from cleantune.methods.protocol import Method
 from cleantune.methods.robust_loss import CE, GCE
 from cleantune.methods.turn import TURN
 from cleantune.methods.unicon import UNICON
-from cleantune.records import Method
 
 METHODS: dict[str, type[Method]] = {
     "turn": TURN,

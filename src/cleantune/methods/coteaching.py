@@ -22,11 +22,11 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from cleantune import losses
+from cleantune.functional import losses
+from cleantune.functional.gmm import class_mixtures
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Interval, Method, Output, Phase, Run, Scope, Stage
 from cleantune.methods.robust_loss import CE_PROBE, TUNE
-from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.mixture import class_mixtures
-from cleantune.records import Batch, Interval, Method, Output, Phase, Run, Scope, Stage
 
 SEEN = "seen"
 """The ledger's column of what was seen while learning [N, 4]: both nets' losses, and whether they disagree."""
@@ -70,7 +70,7 @@ class CoTeaching:
     def estimated(self, run: Run) -> float:
         """The noise rate: as stated, or by the losses and predictions of the epoch before."""
         seen, wrong = run.ledger[SEEN][:, :2].mean(1), float(run.ledger[SEEN][:, 2:].mean())
-        mixture = class_mixtures(seen, torch.zeros_like(run.y), 1, normalise="global", max_iter=200, tol=1e-6)
+        mixture = class_mixtures(seen, torch.zeros_like(run.y), 1, normalize="global", max_iter=200, tol=1e-6)
         p_clean = mixture.posterior(seen, torch.zeros_like(run.y))
         run.ledger.write("p_clean", p_clean)
         return min(1 - float(p_clean.mean()), wrong, MOST) if self.noise_rate is None else self.noise_rate

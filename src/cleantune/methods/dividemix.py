@@ -14,9 +14,9 @@ Differs from the paper:
 - a side that would be empty is filled: the `batch_size` most probable labels are kept at the least (C2D's guard);
 - by default the guard of spec 1.5 (`monotone`), EM to convergence, a small lambda_u and two epochs of warm-up in scope
   `all`, without which short runs collapse (dev/LOG.md); the preset `paper` has neither guard nor convergence, one
-  epoch of warm-up, CIFAR-100's lambda_u, Table 8's optimisers and batch 64. `authors-code` averages
+  epoch of warm-up, CIFAR-100's lambda_u, Table 8's optimizers and batch 64. `authors-code` averages
   the losses of the last five epochs, as the code does at 90 % noise, with a threshold of 0.6; `web` is what paper and
-  code do on Clothing1M and WebVision: alpha 0.5, only labelled samples learned from.
+  code do on Clothing1M and WebVision: alpha 0.5, only labeled samples learned from.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cleantune import losses
+from cleantune.functional import losses
+from cleantune.functional.gmm import class_mixtures
+from cleantune.functional.selection import at_least
 from cleantune.methods.mixmatch import Network, draw, ramped, rest_of, semi_loss, targets
-from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.mixture import class_mixtures
-from cleantune.records import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage
-from cleantune.selection import at_least
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage
 
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=64, rate_width=1280, least_steps=1000)
 TUNE = Stage(epochs=5, learning_rate=3e-4, batch_size=64, warmup=0.1)
@@ -95,7 +95,7 @@ class DivideMix:
         return min(self.warm_up_head if self.scope == "head" else self.warm_up_all, self.stage.epochs - 1)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase, with one optimiser a net: warm-up, then epochs that split."""
+        """One phase, with one optimizer a net: warm-up, then epochs that split."""
         name = "probe" if self.scope == "head" else "tune"
         return (Phase(name, self.scope, self.stage, self.epoch, nets=2, views=("weak",)),)
 
@@ -122,7 +122,7 @@ class DivideMix:
         run.ledger.write(column, loss)
         together = torch.zeros_like(run.y)
         mixture = class_mixtures(
-            loss.mean(1), together, 1, normalise="global", max_iter=self.em_iterations, tol=self.em_tolerance
+            loss.mean(1), together, 1, normalize="global", max_iter=self.em_iterations, tol=self.em_tolerance
         )
         p_clean = mixture.posterior(loss.mean(1), together, monotone=self.monotone)
         run.ledger.write(f"p_clean_{k}", p_clean)

@@ -22,11 +22,11 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from cleantune import losses
-from cleantune.closed_form import learns_alone, mean_elr
+from cleantune.functional import losses
+from cleantune.kernels.to_delete.closed_form import learns_alone, mean_elr
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
 from cleantune.methods.robust_loss import CE_PROBE, TUNE, one_phase
-from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
 
 TARGET = "elr_target"
 """The ledger's column of targets [N, C]."""
@@ -34,14 +34,14 @@ TARGET = "elr_target"
 
 @dataclass(frozen=True)
 class ELR:
-    """Cross-entropy with early-learning regularisation: a label that earlier predictions contradict pulls less."""
+    """Cross-entropy with early-learning regularization: a label that earlier predictions contradict pulls less."""
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
     beta: Annotated[float, Interval(0.0, 1.0, search=Interval(0.5, 0.95))] = 0.7
     """Share of the old target that stays at each visit: 0.7, or 0.9 for many classes and asymmetric noise."""
     strength: Annotated[float, Interval(0.0, 100.0, search=Interval(1.0, 10.0))] = 3.0
-    """Weight of the regulariser, the paper's lambda: 1 to 7, and 0 is cross-entropy."""
+    """Weight of the regularizer, the paper's lambda: 1 to 7, and 0 is cross-entropy."""
     clamp: Annotated[float, Interval(0.0, 0.01)] = 1e-4
     """Probabilities are kept this far from 0 and 1, as in the authors' code; 0: not."""
     corrected: bool = False

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune import losses
-from cleantune.records import Batch, Inputs, Output
+from cleantune.functional import losses
+from cleantune.methods.protocol import Batch, Inputs, Output
 
 Network = Callable[..., Output]
 
@@ -32,7 +32,7 @@ class Luck(NamedTuple):
 class Targets(NamedTuple):
     """Soft targets of a step; no gradient flows into them."""
 
-    labelled: Float[Tensor, "B C"]
+    labeled: Float[Tensor, "B C"]
     rest: Float[Tensor, "U C"] | None
 
 
@@ -49,16 +49,16 @@ def probabilities(net: Network, views: Sequence[Inputs]) -> Float[Tensor, "B C"]
 
 
 def targets(net: Network, peer: Network, batch: Batch, temperature: float) -> Targets:
-    """Co-refinement of the labelled samples by the net, co-guessing of the rest by both nets, on the two weak views."""
+    """Co-refinement of the labeled samples by the net, co-guessing of the rest by both nets, on the two weak views."""
     with torch.no_grad():
         p = probabilities(net, batch.views[:2])
         one_hot = functional.one_hot(batch.y, p.shape[1]).to(p)
         weight = batch.weight[:, None]
-        labelled = losses.sharpened(weight * one_hot + (1 - weight) * p, temperature)
+        labeled = losses.sharpened(weight * one_hot + (1 - weight) * p, temperature)
         if batch.rest is None:
-            return Targets(labelled, None)
+            return Targets(labeled, None)
         guess = (probabilities(net, batch.rest.views[:2]) + probabilities(peer, batch.rest.views[:2])) / 2
-        return Targets(labelled, losses.sharpened(guess, temperature))
+        return Targets(labeled, losses.sharpened(guess, temperature))
 
 
 def mixed(net: Network, views: Sequence[Inputs], luck: Luck) -> Float[Tensor, "M C"]:
@@ -87,26 +87,26 @@ def semi_loss(
 
     Args:
         net: That learns.
-        batch: Labelled samples and the rest beside them.
+        batch: Labeled samples and the rest beside them.
         target: Of both, one row a sample; views share it.
         views: Which two views are mixed.
         rest_weight: lambda_u at this step.
         draw_for: The luck for so many rows.
-        web: Only the labelled rows are mixed and learned from, as the public code does on web data.
+        web: Only the labeled rows are mixed and learned from, as the public code does on web data.
 
     Source: DivideMix (arXiv:2002.07394), equations 8 to 13; spec 4.4, step 3.
     """
-    xs, goal = list(batch.views[views]), torch.cat([target.labelled] * 2)
-    labelled = len(goal)
+    xs, goal = list(batch.views[views]), torch.cat([target.labeled] * 2)
+    labeled = len(goal)
     if batch.rest is not None and target.rest is not None and not web:
         xs += batch.rest.views[views]
         goal = torch.cat([goal, target.rest, target.rest])
     luck = draw_for(len(goal))
     logits = mixed(net, xs, luck)
     goal = luck.share * goal + (1 - luck.share) * goal[luck.partner]
-    loss = losses.soft_cross_entropy(logits[:labelled], goal[:labelled]).mean() + losses.uniform_penalty(logits)
-    if len(goal) > labelled:
-        loss = loss + rest_weight * losses.squared_error(logits[labelled:], goal[labelled:]).mean()
+    loss = losses.soft_cross_entropy(logits[:labeled], goal[:labeled]).mean() + losses.uniform_penalty(logits)
+    if len(goal) > labeled:
+        loss = loss + rest_weight * losses.squared_error(logits[labeled:], goal[labeled:]).mean()
     return loss
 
 

@@ -12,7 +12,7 @@ In scope `all` there is no MLP and no consistency: the last two terms act on the
 
 Differs from the paper:
 - the label loss may be GCE or ELR, for wrong labels downstream beside those of the pre-training;
-- the default takes the authors' architecture on features standardised by dimension, because the covariance term grows
+- the default takes the authors' architecture on features standardized by dimension, because the covariance term grows
   with the fourth power of their scale: one setting then fits every backbone. It learns shorter and slower, begins with
   a classifier at zero and holds the reshaped features closer to the given ones (weight 10) with less covariance: with
   the presets' settings an MLP on a sentence encoder learns the training labels by heart and loses to a linear probe;
@@ -31,14 +31,14 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from cleantune import losses
+from cleantune.functional import losses
 from cleantune.methods.elr import ELR, TARGET
+from cleantune.methods.protocol import Batch, Inputs, Interval, Method, Output, Parts, Phase, Reshape, Run, Scope, Stage
 from cleantune.methods.robust_loss import TUNE, one_phase
-from cleantune.records import Batch, Inputs, Interval, Method, Output, Parts, Phase, Reshape, Run, Scope, Stage
 
 STAGE = Stage(epochs=6, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=400)
 """Short and slow: an MLP learns by heart what a linear probe cannot."""
-RESHAPE = Reshape(classifier="zeros", standardise=True, dropout=0.2)
+RESHAPE = Reshape(classifier="zeros", standardize=True, dropout=0.2)
 TEXT = ("bert", "roberta", "mpnet", "modernbert")
 """Backbones whose presets have the paper's settings for language."""
 LabelLoss = Literal["ce", "gce", "elr"]
@@ -63,7 +63,7 @@ class NMTune:
     beta: Annotated[float, Interval(0.0, 1.0)] = 0.7
     """ELR's share of the old target that stays at each visit."""
     strength: Annotated[float, Interval(0.0, 100.0)] = 3.0
-    """Weight of ELR's regulariser, its lambda."""
+    """Weight of ELR's regularizer, its lambda."""
     consistency_weight: Annotated[float, Interval(0.0, 100.0)] = 10.0
     """Weight of the distance between features and reshaped features, L_MSE; scope `head` only."""
     covariance_weight: Annotated[float, Interval(0.0, 100.0)] = 0.001
@@ -128,7 +128,7 @@ class NMTune:
         def of(net: Callable[..., Output], batch: Batch) -> Parts:
             outputs = seen(net, batch.views)
             name = self.label_loss()
-            parts = {name: self.labels(run, outputs, batch)} | self.regularisers(outputs)
+            parts = {name: self.labels(run, outputs, batch)} | self.regularizers(outputs)
             weights = {
                 "consistency": self.consistency_weight,
                 "covariance": self.covariance_weight,
@@ -156,9 +156,9 @@ class NMTune:
             return ELR(beta=self.beta, strength=self.strength).each(run, logits, batch)
         return losses.cross_entropy(logits, batch.y)
 
-    def regularisers(self, outputs: list[Output]) -> dict[str, Tensor]:
+    def regularizers(self, outputs: list[Output]) -> dict[str, Tensor]:
         """The terms that have a weight, over the rows of all views; none of a single row."""
-        own = self.scope == "all" and not self.reshape.standardise
+        own = self.scope == "all" and not self.reshape.standardize
         z = torch.cat([o.f if own else o.z for o in outputs])
         parts: dict[str, Tensor] = {}
         if len(z) < 2:
@@ -185,7 +185,7 @@ class NMTune:
         )
         if term <= abs(label_loss):
             return None
-        remedy = "" if self.reshape.standardise else "set method.reshape.standardise=true, or "
+        remedy = "" if self.reshape.standardize else "set method.reshape.standardize=true, or "
         return (
             f"the covariance term is {term:.3g} at the first step and the label loss {label_loss:.3g}:"
             f" it rules what is learned; {remedy}lower method.covariance_weight ({self.covariance_weight:g})"
@@ -216,7 +216,7 @@ class MLP:
     beta: Annotated[float, Interval(0.0, 1.0)] = 0.7
     """ELR's share of the old target that stays at each visit."""
     strength: Annotated[float, Interval(0.0, 100.0)] = 3.0
-    """Weight of ELR's regulariser, its lambda."""
+    """Weight of ELR's regularizer, its lambda."""
     views: Annotated[int, Interval(1, 2)] = 1
     """Augmented views of a sample a step; on cached features two need images or texts, whose views are cached."""
     reshape: Reshape = RESHAPE

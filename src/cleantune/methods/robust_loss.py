@@ -4,7 +4,7 @@ Papers: GCE is Zhang & Sabuncu, NeurIPS 2018 (arXiv:1805.07836). Settings: the b
 (arXiv:2310.17668), 20 epochs on the head, 5 epochs on everything.
 
 Differs from the paper:
-- features are standardised before the head (spec 7, "features of different scale"; every preset);
+- features are standardized before the head (spec 7, "features of different scale"; every preset);
 - BatchNorm's running statistics stay as pre-trained in full fine-tuning;
 - learning rates suit AdamW and the backbone instead of Table 8; the preset `paper` has Table 8's.
 """
@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from cleantune.closed_form import mean_gce
-from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
+from cleantune.kernels.to_delete.closed_form import mean_gce
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
 
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
 CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=1000)
@@ -57,7 +57,7 @@ class CE:
 
 @dataclass(frozen=True)
 class GCE:
-    """Generalised cross-entropy over every sample: a label that is confidently contradicted pulls less."""
+    """Generalized cross-entropy over every sample: a label that is confidently contradicted pulls less."""
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
@@ -81,7 +81,7 @@ class GCE:
         run.learn(run.net, self.loss, through_net=True)
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
-        """Mean generalised cross-entropy of the batch."""
+        """Mean generalized cross-entropy of the batch."""
         return mean_gce(net, batch, self.q)
 
 

@@ -33,14 +33,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cleantune import losses
-from cleantune.closed_form import mean_gce
+from cleantune.functional import losses
+from cleantune.functional.gmm import Normalize, class_mixtures
+from cleantune.functional.selection import balanced, evened, parse_balance, rescue, within_share
+from cleantune.kernels.to_delete.closed_form import mean_gce
 from cleantune.methods.elr import ELR, TARGET
 from cleantune.methods.nmtune import NMTune
-from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.mixture import Normalise, class_mixtures
-from cleantune.records import Batch, Interval, Method, Output, Parts, Phase, Plan, Run, Scope, Stage
-from cleantune.selection import balanced, evened, parse_balance, rescue, within_share
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Interval, Method, Output, Parts, Phase, Plan, Run, Scope, Stage
 
 HALF = 0.5
 """A label is trusted where it is more probably right than wrong."""
@@ -97,7 +97,7 @@ class TURN:
     """With reprobe: share of the budget spent after the first cleansing."""
     passes: Annotated[int, Interval(1, 20)] = 1
     """Without reprobe: passes over the trusted samples after each cleansing."""
-    normalise: Normalise = "none"
+    normalize: Normalize = "none"
     """Scale of the losses before the mixture: as they are, or 0..1 by class or over all."""
     em_iterations: Annotated[int, Interval(1, 10_000, log=True)] = 200
     """Iterations of the mixture's EM at the most."""
@@ -224,7 +224,7 @@ class TURN:
         loss = self.judged(run)
         mixtures = class_mixtures(
             loss, run.y, run.classes,
-            normalise=self.normalise, max_iter=self.em_iterations, tol=self.em_tolerance,
+            normalize=self.normalize, max_iter=self.em_iterations, tol=self.em_tolerance,
         )  # fmt: skip
         p_clean = mixtures.posterior(loss, run.y, monotone=self.monotone)
         if self.average:

@@ -13,7 +13,7 @@ Differs from the paper / from the authors' code:
   lets it act (the preset `paper`);
 - a class that has fewer samples than its share gives what it has, instead of copies of sample 0 (code);
 - both nets judge in evaluation mode, in the code the one that has just learned is in training mode;
-- samples of the rest beside a labelled one: 1 / (2R), R the share kept (code), kept within 1 to 8 (spec 7);
+- samples of the rest beside a labeled one: 1 / (2R), R the share kept (code), kept within 1 to 8 (spec 7);
 - the ramp of lambda_u is a share of the epochs; lambda_u and warm-up are smaller and longer by default, as for
   DivideMix; the presets have the paper's.
 """
@@ -28,15 +28,15 @@ from typing import Annotated, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from cleantune import losses
+from cleantune.functional import losses
+from cleantune.functional.selection import smallest_by_class
 from cleantune.methods.dividemix import PROBE, TUNE
 from cleantune.methods.mixmatch import Network, draw, ramped, rest_of, semi_loss, targets
-from cleantune.methods.table8 import paper_probe, paper_tune
-from cleantune.records import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage, View
-from cleantune.selection import smallest_by_class
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage, View
 
 REST = (1.0, 8.0)
-"""Samples of the rest beside a labelled one, at the least and at the most."""
+"""Samples of the rest beside a labeled one, at the least and at the most."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class UNICON:
     projection: Annotated[int, Interval(2, 4096)] = 128
     """Length of the projection that the contrastive loss sees."""
     rest_factor: Annotated[float, Interval(0.1, 4.0)] = 0.5
-    """Samples of the rest beside a labelled one, times the share kept; the authors advise 1 at heavy noise."""
+    """Samples of the rest beside a labeled one, times the share kept; the authors advise 1 at heavy noise."""
     warm_up_head: Annotated[int, Interval(0, 1000)] = 5
     """Epochs on every label before the first selection, in scope `head`."""
     warm_up_all: Annotated[int, Interval(0, 1000)] = 2
@@ -104,7 +104,7 @@ class UNICON:
         return self.lambda_c > 0 and (self.scope == "all" or self.contrast_head)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase, with one optimiser a net: warm-up, then epochs that select."""
+        """One phase, with one optimizer a net: warm-up, then epochs that select."""
         name, length = "probe" if self.scope == "head" else "tune", self.projection if self.contrast else 0
         views: tuple[View, ...] = ("weak", "strong")
         return (Phase(name, self.scope, self.stage, self.epoch, nets=2, views=views, projection=length),)

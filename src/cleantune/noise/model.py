@@ -31,9 +31,9 @@ class Noise:
     file: str = ""
     """matrix: CSV file of C rows of C probabilities, row = label before, column = label after."""
     generator: Literal["cores", "pdn"] = "cores"
-    """instance (spelt `kind=`): one projection for all classes (`cores`), or one a class (`pdn`: no sink classes)."""
-    pixels: Literal["raw", "unit", "standardised"] = "raw"
-    """instance: pixels as 0..255, as 0..1, or standardised by dimension."""
+    """instance (spelled `kind=`): one projection for all classes (`cores`), or one a class (`pdn`: no sink classes)."""
+    pixels: Literal["raw", "unit", "standardized"] = "raw"
+    """instance: pixels as 0..255, as 0..1, or standardized by dimension."""
 
 
 _OPTIONS = {
@@ -47,7 +47,7 @@ _OPTIONS = {
 _CHOICES: dict[str, tuple[str, ...]] = {
     "groups": get_args(Groups),
     "kind": ("cores", "pdn"),
-    "pixels": ("raw", "unit", "standardised"),
+    "pixels": ("raw", "unit", "standardized"),
     "include_self": ("true", "false"),
     "exact": ("true", "false"),
 }

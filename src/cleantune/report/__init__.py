@@ -19,7 +19,7 @@ def build(run: Path) -> Path:
     Raises:
         UserError: A required file is missing or cannot be read; the sentence names it and the remedy.
     """
-    from cleantune.report.folder import read
     from cleantune.report.page import render, write
+    from cleantune.storage.run_reader import read
 
     return write(Path(run) / "report.html", render(read(Path(run))))

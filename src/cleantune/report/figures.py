@@ -10,8 +10,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cleantune.report.folder import finite
 from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, WRONG, canvas, inline, plain
+from cleantune.storage.run_reader import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
     name: str
     values: Sequence[float | None]
-    colour: str
+    color: str
     dashes: str = "-"
 
 
@@ -184,7 +184,7 @@ def over_epochs(
         axes = figure.add_subplot()
         start, end = measured_phases([line.values for line in lines], phases)
         _mark_phases(axes, phases[start:end], start)
-        ends = [(line.name, _draw_line(axes, line, start, end), line.colour) for line in lines]
+        ends = [(line.name, _draw_line(axes, line, start, end), line.color) for line in lines]
         if level is not None:
             axes.axhline(level[1], color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
             ends.append((level[0], level[1], MUTED))
@@ -204,7 +204,7 @@ def _draw_line(axes: Axes, line: Line, start: int, end: int) -> float:
     values = np.array([np.nan if value is None else value for value in line.values[start:end]], dtype=float)
     measured = values[np.isfinite(values)]
     marker = "o" if len(measured) <= 12 else None
-    axes.plot(np.arange(start + 1, end + 1), values, line.dashes, color=line.colour, marker=marker, markersize=3.6)
+    axes.plot(np.arange(start + 1, end + 1), values, line.dashes, color=line.color, marker=marker, markersize=3.6)
     return float(measured[-1])
 
 
@@ -220,16 +220,16 @@ def measured_phases(lines: Sequence[Sequence[float | None]], phases: Sequence[st
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved apart as little as it takes to keep a gap between neighbours, order kept."""
+    """The heights moved apart as little as it takes to keep a gap between neighbors, order kept."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    groups: list[tuple[float, int]] = []  # (centre, members): neighbours that touch move as one
+    groups: list[tuple[float, int]] = []  # (center, members): neighbors that touch move as one
     for index in order:
-        centre, members = heights[index], 1
-        while groups and groups[-1][0] + gap * (groups[-1][1] + members) / 2 > centre:
+        center, members = heights[index], 1
+        while groups and groups[-1][0] + gap * (groups[-1][1] + members) / 2 > center:
             before, count = groups.pop()
-            centre, members = (before * count + centre * members) / (count + members), count + members
-        groups.append((centre, members))
-    places = [centre + gap * (k - (members - 1) / 2) for centre, members in groups for k in range(members)]
+            center, members = (before * count + center * members) / (count + members), count + members
+        groups.append((center, members))
+    places = [center + gap * (k - (members - 1) / 2) for center, members in groups for k in range(members)]
     moved = [0.0] * len(heights)
     for index, place in zip(order, places, strict=True):
         moved[index] = place
@@ -256,7 +256,7 @@ def _few_ticks(axes: Axes, top: float, *, root: bool) -> None:
 
 
 def root_ticks(top: float) -> list[float]:
-    """Ticks of a square-root axis up to `top`, at about even heights: numbers of one digit, none on its neighbour."""
+    """Ticks of a square-root axis up to `top`, at about even heights: numbers of one digit, none on its neighbor."""
     ticks = [0.0]
     for step in (top * share**2 for share in (0.25, 0.5, 0.75, 1)):
         if step < 1:
@@ -290,10 +290,10 @@ def _mark_phases(axes: Axes, phases: Sequence[str], first: int) -> None:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Write each line's name beside its last value, in its colour, so that no legend has to be looked up."""
+    """Write each line's name beside its last value, in its color, so that no legend has to be looked up."""
     low, high = axes.get_ylim()
     fractions = spread([(height - low) / (high - low) for _, height, _ in ends], 0.075)
-    for (name, _, colour), fraction in zip(ends, fractions, strict=True):
+    for (name, _, color), fraction in zip(ends, fractions, strict=True):
         axes.annotate(
             plain(name, 30),
             (1, fraction),
@@ -301,6 +301,6 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
             xycoords="axes fraction",
             textcoords="offset points",
             va="center",
-            color=colour,
+            color=color,
             fontsize=9,
         )

@@ -12,16 +12,16 @@ import numpy as np
 
 from cleantune.errors import UserError
 from cleantune.report import figures, tables, words
-from cleantune.report.folder import RunFolder, finite, value_at
 from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, plain
 from cleantune.report.templates import rendered
+from cleantune.storage.run_reader import RunFolder, finite, value_at
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NOISY_CLASSES = 30
 SMALL_MULTIPLES = 12
-# Title, name of the y axis with its unit, note, and the lines: name, path in a row, colour and dashes.
+# Title, name of the y axis with its unit, note, and the lines: name, path in a row, color and dashes.
 CURVES: tuple[tuple[str, str, str, tuple[tuple[str, ...], ...]], ...] = (
     (
         "Accuracy",

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from cleantune.functional.spectrum import BANDS
 from cleantune.report import words
 from cleantune.report.svg import FIRST, INK, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
 from cleantune.report.templates import rendered
-from cleantune.spectrum import BANDS
 
 if TYPE_CHECKING:
-    from cleantune.spectra import Found
+    from cleantune.studies.spectrum import Found
 
-LINES = [(colour, dashes) for dashes in ("-", "--", ":") for colour in (FIRST, SECOND, THIRD, INK, WRONG, RIGHT, MUTED)]
-"""Colours and dashes of models, in their order."""
+LINES = [(color, dashes) for dashes in ("-", "--", ":") for color in (FIRST, SECOND, THIRD, INK, WRONG, RIGHT, MUTED)]
+"""Colors and dashes of models, in their order."""
 
 
 def build(found: Sequence[Found], preset: str, split: str) -> str:
@@ -65,10 +65,10 @@ def bands(found: Sequence[Found], name: str) -> Markup:
     with canvas(300 * len(starts), 230 + 14 * len(found)) as figure:
         for k, axes in enumerate(figure.subplots(1, len(starts), squeeze=False)[0]):
             end = starts[k + 1] if k + 1 < len(starts) else longest
-            for (colour, dashes), f in zip(_styles(len(found)), found, strict=True):
+            for (color, dashes), f in zip(_styles(len(found)), found, strict=True):
                 p = f.spectrum.shares[starts[k] : end]
                 rank = np.arange(starts[k], starts[k] + len(p))
-                axes.plot(rank[p > 0], 100 * p[p > 0], dashes, color=colour, label=plain(f.model, 40))
+                axes.plot(rank[p > 0], 100 * p[p > 0], dashes, color=color, label=plain(f.model, 40))
             axes.set_yscale("log")
             label_logs(axes.yaxis, *axes.get_ylim())
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG in the page's own font and colours, light or dark, byte-equal each time."""
+"""Matplotlib figures as inline SVG in the page's own font and colors, light or dark, byte-equal each time."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
     view = root.get("viewBox", "0 0 100 100")
     root.attrib.clear()
     root.attrib.update({"viewBox": view, "role": "img", "aria-label": plain(alt), "class": "plot"})
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # the serialiser escaped every text
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # the serializer escaped every text
 
 
 def _references(element: ElementTree.Element) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _references(element: ElementTree.Element) -> Iterator[str]:
 
 
 def _adopt(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Make one element the page's own: no namespaces, no stray ids, the page's colours and font."""
+    """Make one element the page's own: no namespaces, no stray ids, the page's colors and font."""
     element.tag = element.tag.removeprefix(SVG)
     element.tail = None if element.tail is None else element.tail.strip() or None
     attributes = {}

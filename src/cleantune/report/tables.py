@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from cleantune.report import words
 from cleantune.report.figures import ClassNoise
-from cleantune.report.folder import RunFolder, finite
 from cleantune.report.svg import plain
+from cleantune.storage.run_reader import RunFolder, finite
 
 HEATMAP_CLASSES = 20
 PAIRS = 30
@@ -154,13 +154,13 @@ def cost(run: RunFolder) -> list[tuple[str, str, str]]:
         ("forwards", "forwards", "looked at counts 1, trained on through the backbone 3"),
         ("evaluation_forwards", "forwards of evaluation", "validation and test, not in the row above"),
         ("training_samples", "samples trained on", ""),
-        ("optimiser_steps", "optimiser steps", ""),
+        ("optimizer_steps", "optimizer steps", ""),
     ]
     found = []
     for key, name, remark in listed:
         value = run.number(f"cost.{key}")
         if value is not None:
-            times = f"{value / train:.1f} × training set" if train and key != "optimiser_steps" else ""
+            times = f"{value / train:.1f} × training set" if train and key != "optimizer_steps" else ""
             found.append((name, words.count(value), "; ".join(part for part in (times, remark) if part)))
     seconds = run.get("cost.seconds")
     names = {

@@ -1,4 +1,4 @@
-"""Numbers as a reader takes them in, and the report's judgement of a run in sentences."""
+"""Numbers as a reader takes them in, and the report's judgment of a run in sentences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from cleantune.report.folder import RunFolder, finite, value_at
+from cleantune.storage.run_reader import RunFolder, finite, value_at
 
 METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
            "nmtune": "NMTune", "dividemix": "DivideMix", "unicon": "UNICON", "mixmatch": "MixMatch"}  # fmt: skip
@@ -159,7 +159,7 @@ def _accuracy_sentence(run: RunFolder) -> str:
     place = "on the test split" if split == "test" else "on the validation split"
     lead, tail = "", ""
     if split == "validation":
-        lead = "There is no labelled test split. "
+        lead = "There is no labeled test split. "
         tail = " Validation labels are given labels, wrong ones among them: this compares, it does not measure."
     if compared is None:
         return f"{lead}{name} reaches {percent(ours)} {place}.{tail}"

@@ -1,0 +1,1 @@
+"""Configuration as frozen dataclasses: one declaration gives help, TOML, docs and search space."""

@@ -1,0 +1,168 @@
+"""What the scikit-learn estimators share: parameters to a method, arrays to a head, a head to predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy.special import softmax
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from cleantune.config.run import method_of
+from cleantune.config.schema import merge, nested
+from cleantune.estimators import fit_arrays
+from cleantune.methods.protocol import Method
+
+DTYPES = [np.float32, np.float64, np.float16]
+STAGE = ("epochs", "learning_rate", "weight_decay", "batch_size")
+"""Parameters of the estimators that are fields of the method's stage `probe`."""
+
+
+class _Probe(BaseEstimator):  # type: ignore[misc]
+    """What all estimators share: parameters to a method, arrays to a head, a head to predictions."""
+
+    _method = ""
+    preset: str | None
+    random_state: Any
+    device: str
+    settings: Mapping[str, Any] | None
+
+    def _configured(self) -> Method:
+        """The method with what was set; parameters that are None are the method's own.
+
+        Raises:
+            UserError: A name or a value is refused; the sentence names it.
+        """
+        given = {k: v for k, v in self.get_params(deep=False).items() if v is not None}
+        shared = ("preset", "random_state", "device", "settings", "method")
+        table: dict[str, Any] = {"scope": "head"}
+        for name, value in given.items():
+            if name not in shared:
+                path = ["probe", name] if name in STAGE else ["reshape", name] if name == "standardize" else [name]
+                table = merge(table, nested(path, value))
+        for name, value in (self.settings or {}).items():
+            table = merge(table, nested(name.split("."), value))
+        return method_of(given.get("method", self._method), self.preset, table, None, True)
+
+    def _learn(self, x: Any, y: np.ndarray, weight: Any, classes: int, method: Method) -> None:
+        given = _weights(weight, len(x))
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.head_, self.history_ = fit_arrays.trained(method, x, y, given, classes, seed, self.device)
+
+    def _seen(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, X, reset=False, dtype=DTYPES)
+
+    def _scores(self, X: Any) -> np.ndarray:
+        x = self._seen(X)
+        return np.concatenate([logits for logits, _ in fit_arrays.outputs(self.head_, x)])
+
+
+class Classifier(ClassifierMixin, _Probe):  # type: ignore[misc]
+    """Classes of any kind."""
+
+    def fit(
+        self, X: Shaped[np.ndarray, "N D"], y: Shaped[np.ndarray, " N"],
+        sample_weight: Float[np.ndarray, " N"] | None = None,
+    ) -> Any:  # fmt: skip
+        """Learn from features and given labels.
+
+        Args:
+            X: Features.
+            y: Labels of any kind; the classes are their distinct values.
+            sample_weight: How far each label counts, not below zero; None: all alike. The terms of NMTune that need no
+                label do not weigh.
+
+        Raises:
+            ValueError: Shapes, values or weights that scikit-learn refuses.
+            UserError: A parameter is refused; the sentence names it.
+        """
+        X, y = validate_data(self, X, y, dtype=DTYPES)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        self._learn(X, codes, sample_weight, len(self.classes_), self._configured())
+        return self
+
+    def predict_proba(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
+        """Probability of every class, in the order of `classes_`; rows sum to 1."""
+        p: np.ndarray = softmax(self._scores(X), axis=1)
+        return p
+
+    def predict(self, X: Shaped[np.ndarray, "N D"]) -> Shaped[np.ndarray, " N"]:
+        """The most probable label of each sample."""
+        codes = self._scores(X).argmax(1)
+        found: np.ndarray = self.classes_[codes]
+        return found
+
+
+class Reshaping(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Probe):  # type: ignore[misc]
+    """Estimators whose head makes features of its own."""
+
+    def transform(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+        """The reshaped features Z, what the classifier sees."""
+        x = self._seen(X)
+        return np.concatenate([z for _, z in fit_arrays.outputs(self.head_, x)])
+
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.n_features_in_)
+
+
+class Regressor(RegressorMixin, _Probe):  # type: ignore[misc]
+    """Numbers: the only score of the head, on labels that are standardized while it learns."""
+
+    def fit(
+        self, X: Shaped[np.ndarray, "N D"], y: Shaped[np.ndarray, " N"],
+        sample_weight: Float[np.ndarray, " N"] | None = None,
+    ) -> Any:  # fmt: skip
+        """Learn from features and numbers by the squared error, with the same three terms; arguments as a classifier's.
+
+        Raises:
+            ValueError: Shapes, values or weights that scikit-learn refuses.
+            UserError: A parameter is refused; the sentence names it.
+        """
+        X, y = validate_data(self, X, y, dtype=DTYPES, y_numeric=True)
+        weight = _weights(sample_weight, len(X))
+        self.mean_ = float(np.average(y, weights=weight))
+        deviation = float(np.sqrt(np.average((y - self.mean_) ** 2, weights=weight)))
+        self.deviation_ = deviation if deviation > 0 else 1.0
+        method = fit_arrays.regression(self._configured())
+        self._learn(X, (y - self.mean_) / self.deviation_, sample_weight, 1, method)
+        return self
+
+    def predict(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, " N"]:
+        """The number of each sample."""
+        scores = self._scores(X)[:, 0]
+        numbers: np.ndarray = self.mean_ + self.deviation_ * scores
+        return numbers
+
+
+def _weights(weight: Any, count: int) -> Float[np.ndarray, " N"]:
+    """Sample weights as float64; None is one each.
+
+    Raises:
+        ValueError: They are not one each, below zero, not finite or all zero.
+    """
+    if weight is None:
+        return np.ones(count)
+    w = np.asarray(weight, np.float64)
+    if w.ndim == 0:
+        w = np.full(count, float(w))
+    if w.shape != (count,):
+        raise ValueError(f"sample_weight.shape == {w.shape}, expected {(count,)}!")
+    if not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError("Negative values in data passed to `sample_weight`, or values that are not finite")
+    if not w.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return w

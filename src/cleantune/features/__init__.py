@@ -1,0 +1,1 @@
+"""Frozen features: extraction, the cache on disk and the inference backends."""

@@ -1,0 +1,1 @@
+"""Optional faster CPU convolutions."""

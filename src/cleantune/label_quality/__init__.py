@@ -1,0 +1,1 @@
+"""The probability that a label is wrong, for selection inside `fit`, its label table and `audit`."""

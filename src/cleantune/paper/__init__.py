@@ -1,4 +1,0 @@
-"""The experiments of TURN's paper (arXiv:2310.17668): their files, their numbers, and ours beside them.
-
-`cleantune.paper.reproduce.reproduce` runs one; the verb is `cleantune reproduce`.
-"""

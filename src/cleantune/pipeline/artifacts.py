@@ -1,0 +1,121 @@
+"""What a finished run shows beside its summary: labels, losses, mixtures, gallery; each file whole or not at all."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cleantune.data import Bad, Data
+from cleantune.label_quality.scores import nats
+from cleantune.pipeline.finished_run import Ended
+from cleantune.pipeline.label_table import LISTED, Verdict, judge_labels, label_table, mixtures_of, witness
+from cleantune.storage.run_dir import RunFolder, write_json, write_table
+
+GALLERY = 60
+"""Most suspicious samples that the report shows."""
+THUMBNAIL = 96
+"""Their longer side in pixels."""
+
+
+def look(ended: Ended) -> dict[str, Tensor]:
+    """The delivered model's probabilities of every split."""
+    return {split: ended.run.probabilities(split) for split in ended.run.splits}
+
+
+def verdict(ended: Ended, looks: dict[str, Tensor]) -> Verdict:
+    """What is thought of the labels of train and validation."""
+    run, first = ended.run, ended.delivery.early
+    ledgers = {"train": run.ledger, "validation": run.validation_ledger}
+    return judge_labels(
+        [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LISTED if s in run.splits], run.classes
+    )
+
+
+def write_labels(folder: RunFolder, data: Data, said: Verdict) -> Any:
+    """labels.parquet and labels.csv, and the frame."""
+    frame = label_table(data, said)
+    write_table(folder.path / "labels.parquet", lambda path: frame.to_parquet(path, index=False))
+    write_table(folder.path / "labels.csv", lambda path: frame.to_csv(path, index=False))
+    return frame
+
+
+def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], frame: Any) -> None:
+    """What the report shows beside the summary: losses, mixtures, gallery, skipped samples."""
+    import pandas as pd
+
+    data, run, parts = ended.material.data, ended.run, []
+    mixtures: dict[str, Any] = {}
+    values = np.array([*data.class_values, None], dtype=object)[:-1]
+    for split, ledger in zip(LISTED, (run.ledger, run.validation_ledger), strict=True):
+        if split not in data.rows:
+            continue
+        y = run.splits[split].y
+        last = nats(looks[split], y)
+        first = ledger.get("first_late_loss", last)
+        part = pd.DataFrame({
+            "id": data.rows[split].ids, "split": split, "given_label": values[y.numpy()],
+            "loss_first": first.double().numpy(), "loss_last": last.double().numpy(),
+        })  # fmt: skip
+        if split in data.truth:
+            part["true_label"] = np.where(data.truth[split] >= 0, values[data.truth[split]], None)  # type: ignore[assignment]
+        parts.append(part)
+        if split == "train":
+            mixtures = {
+                name: mixtures_of(loss, y, run.classes, data.classes)
+                for name, loss in (("first", first), ("last", last))
+            }
+    losses = pd.concat(parts, ignore_index=True)
+    write_table(folder.path / "evidence" / "losses.parquet", lambda path: losses.to_parquet(path, index=False))
+    write_json(folder.path / "evidence" / "mixtures.json", mixtures)
+    write_json(folder.path / "evidence" / "gallery.json", gallery(data, frame))
+    if ended.material.skipped:
+        bad = pd.DataFrame([(s.id, s.split, s.place) for s in ended.material.skipped], columns=["id", "split", "place"])
+        bad["reason"] = bad["place"].str.split(": ", n=1).str[-1]
+        write_table(folder.path / "evidence" / "bad_samples.csv", lambda path: bad.to_csv(path, index=False))
+
+
+def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:
+    """The most suspicious samples with what a person needs to judge them."""
+    place = {s: {i: k for k, i in enumerate(data.rows[s].ids.tolist())} for s in LISTED if s in data.rows}
+    out = []
+    for row in frame[frame["is_label_issue"]].head(GALLERY).to_dict("records"):
+        samples = data.rows[row["split"]].samples
+        k = place[row["split"]][row["id"]]
+        shown = samples.read([k])[0] if data.kind != "features" else None
+        row |= {"kind": data.kind, "thumbnail": None, "text": shown if isinstance(shown, str) else None}
+        if data.kind == "image" and not isinstance(shown, Bad):
+            row["thumbnail"] = thumbnail(shown)
+        out.append(row)
+    return out
+
+
+def thumbnail(image: Any) -> str:
+    """A small JPEG as a data URI."""
+    image = image.copy()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def write_unlabeled(folder: RunFolder, data: Data, p: Tensor) -> None:
+    """Predictions for the rows that had no label."""
+    import pandas as pd
+
+    values = np.array([*data.class_values, None], dtype=object)[:-1]
+    best = p.max(1)
+    frame = pd.DataFrame(
+        {
+            "id": data.rows["unlabeled"].ids,
+            "predicted_label": values[best.indices.numpy()],
+            "probability": best.values.double().numpy(),
+        }
+    )
+    if "unlabeled" in data.truth:
+        truth = data.truth["unlabeled"]
+        frame["true_label"] = np.where(truth >= 0, values[truth], None)  # type: ignore[assignment]
+    write_table(folder.path / "unlabeled.parquet", lambda path: frame.to_parquet(path, index=False))

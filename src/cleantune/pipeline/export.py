@@ -1,0 +1,272 @@
+"""Models on disk: the native form of transformers where it computes the same function, else our own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cleantune.backbones import Backbone, TextPreprocess, open_backbone, quiet
+from cleantune.errors import UserError
+from cleantune.training.models import HEADS, LinearHead, Net, bare, noted, rebuilt
+
+FILE = "cleantune.json"
+_FORMAT = 1
+
+Form = Literal["native", "folder", "module", "head", "ensemble"]
+"""A classifier of transformers; a backbone folder and a head; weights of a user's module and a head; a head alone;
+several models in folders of their own, whose probabilities are averaged."""
+MEMBER = "net-"
+"""Folders of an ensemble's models: net-0, net-1, …; each is a model by itself."""
+
+
+def save_nets(folder: Path, nets: Sequence[Net], *, classes: Sequence[str], class_values: Sequence[Any]) -> Form:
+    """Write one net as `save_model` does, or several as an ensemble; the folder appears whole or not at all.
+
+    Args:
+        folder: To be made.
+        nets: On any device; what they predict together is the mean of their probabilities.
+        classes: Names, in the order of the scores.
+        class_values: The labels as the data hold them, in the same order; JSON values.
+
+    Returns:
+        The form that was chosen.
+    """
+    if len(nets) == 1:
+        return save_model(folder, nets[0], classes=classes, class_values=class_values)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.all")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        for k, net in enumerate(nets):
+            save_model(draft / f"{MEMBER}{k}", net, classes=classes, class_values=class_values)
+        note = {"format": _FORMAT, "form": "ensemble", "nets": len(nets)}
+        note |= {"classes": list(classes), "class_values": list(class_values), "extra": {}}
+        (draft / FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        _swap(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return "ensemble"
+
+
+def load_nets(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Net], dict[str, Any]]:
+    """The nets of a saved model, of which an ensemble has several, and its note.
+
+    Raises:
+        UserError: As `load_model`.
+    """
+    note = _read_note(folder)
+    if note["form"] != "ensemble":
+        net, note = load_model(folder, backbone=backbone)
+        return [net], note
+    members = range(note["nets"])
+    return [load_model(folder / f"{MEMBER}{k}", backbone=copy.deepcopy(backbone))[0] for k in members], note
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """What stands beside a model.
+
+    Raises:
+        UserError: No model there, or a newer format.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"there is no model in {folder}: {FILE} is missing; give a run's folder or its model folder")
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if note.get("format") != _FORMAT:
+        raise UserError(f"{path} is of format {note.get('format')}, but this cleantune reads {_FORMAT}: update it")
+    return note
+
+
+def save_model(
+    folder: Path,
+    net: Net,
+    *,
+    classes: Sequence[str],
+    class_values: Sequence[Any],
+    extra: Mapping[str, Any] | None = None,
+) -> Form:
+    """Write a model so that `load_model` opens it; where possible `transformers.pipeline` does too.
+
+    A linear head on an architecture with a native classifier is written as that classifier, with the
+    standardization folded into its weights. The folder appears whole or not at all, in the place of an older one.
+
+    Args:
+        folder: To be made.
+        net: On any device.
+        classes: Names, in the order of the scores.
+        class_values: The labels as the data hold them, in the same order; JSON values.
+        extra: Whatever else belongs to the model, as JSON values.
+
+    Returns:
+        The form that was chosen.
+    """
+    net = _delivered(net)
+    form = _form(net)
+    note = _note(net, form) | {
+        "classes": list(classes),
+        "class_values": list(class_values),
+        "extra": dict(extra or {}),
+    }
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        with quiet():
+            _write(draft, net, form, classes)
+        (draft / FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        _swap(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return form
+
+
+def _delivered(net: Net) -> Net:
+    """The net without what only training needed: a projection beside the classifier."""
+    if bare(net.head) is net.head:
+        return net
+    plain = copy.copy(net)
+    plain._modules = {**net._modules, "head": bare(net.head)}
+    return plain
+
+
+def _note(net: Net, form: Form) -> dict[str, Any]:
+    """What `load_model` must know of a net."""
+    note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": noted(net.head)}
+    backbone = net.backbone
+    if backbone is not None:
+        note["backbone"] = {"architecture": backbone.architecture.model_type, "feature": backbone.feature}
+        if isinstance(backbone.preprocess, TextPreprocess):
+            note["backbone"]["max_length"] = backbone.preprocess.max_length
+    return note
+
+
+def _form(net: Net) -> Form:
+    if net.backbone is None:
+        return "head"
+    if net.backbone.pooling is None:
+        return "module"
+    own = net.backbone.pooling == net.backbone.architecture.pooling
+    return "native" if own and net.backbone.architecture.native and type(net.head) is LinearHead else "folder"
+
+
+def _write(folder: Path, net: Net, form: Form, classes: Sequence[str]) -> None:
+    if form == "native":
+        assert net.backbone is not None
+        native_classifier(net, classes).save_pretrained(folder)  # type: ignore[operator]
+        net.backbone.save_preprocess(folder)
+        return
+    save_file(_plain(net.head.state_dict()), folder / "head.safetensors")
+    if form == "folder":
+        assert net.backbone is not None
+        net.backbone.save(folder / "backbone")
+    elif form == "module":
+        assert net.backbone is not None
+        save_file(_plain(net.backbone.state_dict()), folder / "backbone.safetensors")
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def _swap(draft: Path, folder: Path) -> None:
+    """Put the draft in the folder's place; a model that stood there goes only after that."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    draft.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def native_classifier(net: Net, classes: Sequence[str]) -> nn.Module:
+    """The classifier of transformers that gives the scores of a net with a linear head.
+
+    Args:
+        net: Its architecture must name a native class.
+        classes: Names, which become `id2label`.
+    """
+    import transformers
+
+    assert net.backbone is not None
+    assert net.backbone.architecture.native is not None
+    assert isinstance(net.head, LinearHead)
+    config: Any = copy.deepcopy(net.backbone.hf.config)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: i for i, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
+    if config.model_type == "modernbert":  # its head becomes the layer norm without parameters that our feature has
+        config.classifier_pooling, config.classifier_activation = "mean", "linear"
+    native: Any = getattr(transformers, net.backbone.architecture.native)(config)
+    getattr(native, native.base_model_prefix).load_state_dict(net.backbone.hf.state_dict())
+    classifier = native.classifier if isinstance(native.classifier, nn.Linear) else native.classifier[-1]
+    weight, bias = net.head.folded()
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
+        if config.model_type == "modernbert":
+            native.head.dense.weight.copy_(torch.eye(config.hidden_size))
+            native.head.norm.weight.fill_(1)
+            for part in (native.head.dense, native.head.norm):
+                if part.bias is not None:
+                    part.bias.zero_()
+    built: nn.Module = native.eval()
+    return built
+
+
+def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, dict[str, Any]]:
+    """A saved model and its note: `classes`, `class_values`, `extra`.
+
+    Args:
+        folder: That `save_model` wrote.
+        backbone: The user's module again, where the model was trained on one; its weights come from the folder.
+
+    Raises:
+        UserError: No model there, a newer format, or a module that is missing.
+    """
+    path, note = folder / FILE, _read_note(folder)
+    form: Form = note["form"]
+    if form == "ensemble":
+        raise UserError(
+            f"{folder} holds {note['nets']} nets: open one of {folder}/{MEMBER}*, or all with cleantune.load"
+        )
+    max_length = note.get("backbone", {}).get("max_length")
+    if form == "native":
+        opened = open_backbone(folder, max_length=max_length)
+        return Net(opened, _native_head(folder, opened.width)).eval(), note
+    if note["head"]["kind"] not in HEADS:
+        raise UserError(f"{path} names the head {note['head']['kind']}, which this cleantune does not have: update it")
+    head = rebuilt(note["head"])
+    head.load_state_dict(load_file(folder / "head.safetensors"))
+    if form == "folder":
+        return Net(open_backbone(folder / "backbone", max_length=max_length), head).eval(), note
+    if form == "head":
+        return Net(None, head).eval(), note
+    if backbone is None:
+        raise UserError(
+            f"the model in {folder} was trained on a module from Python ({note['backbone']['feature']}): "
+            "open that with open_backbone and give it as backbone="
+        )
+    backbone.load_state_dict(load_file(folder / "backbone.safetensors"))
+    return Net(backbone, head).eval(), note
+
+
+def _native_head(folder: Path, width: int) -> LinearHead:
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  # the handle is no mapping
+                if name.startswith("classifier."):
+                    found[name.rsplit(".", 1)[-1]] = file.get_tensor(name)
+    head = LinearHead(width, len(found["bias"]), init="zeros")
+    head.linear.load_state_dict(found)
+    return head

@@ -1,0 +1,210 @@
+"""summary.json: what came out of a run, in numbers that other programs read."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cleantune.data import Data
+from cleantune.functional import metrics
+from cleantune.methods.protocol import Row
+from cleantune.pipeline.finished_run import Ended
+from cleantune.pipeline.inputs import Material
+from cleantune.pipeline.label_table import LISTED, Verdict
+from cleantune.utils import cpu
+from cleantune.utils.malloc import peak_bytes
+
+
+def summary(ended: Ended, said: Verdict, looks: dict[str, Tensor]) -> dict[str, Any]:
+    """All of summary.json."""
+    config, material, data = ended.config, ended.material, ended.material.data
+    return {
+        "method": config.name,
+        "scope": config.method.scope,
+        "preset": config.preset,
+        "seed": config.run.train_seed,
+        "classes": len(data.classes),
+        "class_names": list(data.classes),
+        "kind": data.kind,
+        "model": model_card(material),
+        "samples": {
+            s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabeled")
+        }
+        | {"bad": len(material.skipped)},
+        "accuracy": accuracies(ended, looks),
+        "delivered": ended.delivery.phase,
+        "why_delivered": ended.delivery.why,
+        "baseline": {"name": "CE linear probe", "accuracy": ended.baseline.accuracy, "seconds": ended.baseline.seconds},
+        "noise": noise_summary(ended, said),
+        "issues": issues(data, said),
+        "selection": selection(ended.rows, data),
+        "cost": cost(ended),
+        "precision": {
+            "dtype": material.precision.dtype,
+            "channels_last": material.precision.channels_last,
+            "why": material.precision.why,
+        },
+        "notes": ended.notes,
+        "warnings": warnings_of(ended),
+        "versions": versions(),
+    }
+
+
+def model_card(material: Material) -> dict[str, Any] | None:
+    """What is known of the backbone; None of features without one."""
+    backbone = material.backbone
+    if backbone is None:
+        return None
+    return {
+        "name": backbone.source,
+        "architecture": backbone.architecture.model_type,
+        "feature": backbone.feature,
+        "width": backbone.width,
+        "parameters": backbone.parameter_count,
+        "fingerprint": backbone.fingerprint,
+    }
+
+
+def accuracies(ended: Ended, looks: dict[str, Tensor]) -> dict[str, Any]:
+    """On test (and validation by given labels): of the delivered model, of the best epoch, at the end of each phase.
+
+    `last` is the model that the run ends with: the last epoch's, or, where fine-tuning did harm, the probe.
+    `best_validation` is the test accuracy of that epoch of the last phase which was best on validation.
+    """
+    data, rows = ended.material.data, ended.rows
+
+    def of(split: str) -> float | None:
+        return metrics.accuracy(looks[split].argmax(1).numpy(), data.rows[split].y) if split in looks else None
+
+    ends = ends_of(rows)
+    final = [row for row in rows if row["round"] == rows[-1]["round"]]
+    best = max(final, key=lambda row: row["accuracy_validation"] or 0.0)
+    return {
+        "last": of("test"),
+        "best_validation": best["accuracy_test"],
+        "validation_last": of("validation"),
+        "last_epoch": rows[-1]["accuracy_test"],
+        "by_phase": {
+            name: {"test": row["accuracy_test"], "validation": row["accuracy_validation"]} for name, row in ends.items()
+        },
+    }
+
+
+def ends_of(rows: list[Row]) -> dict[str, Row]:
+    """The last row of the first probe, of the last tuning, and of the probe after that (`reprobe`)."""
+    ends: dict[str, Row] = {}
+    for row in rows:
+        name = "reprobe" if row["phase"] == "probe" and "tune" in ends else row["phase"]
+        ends[name] = row
+    return ends
+
+
+def truth_of(data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Given labels, true labels, and where the latter are known, of train and validation."""
+    splits = [s for s in LISTED if s in data.rows]
+    if not any(s in data.truth for s in splits):
+        return None
+    y = np.concatenate([data.rows[s].y for s in splits])
+    truth = np.concatenate([data.truth.get(s, np.full(len(data.rows[s]), -1)) for s in splits])
+    return y, truth, truth >= 0
+
+
+def noise_summary(ended: Ended, said: Verdict) -> dict[str, Any]:
+    """Estimated and, where known, true noise rates, over all and per class."""
+    data = ended.material.data
+    y = np.concatenate([data.rows[s].y for s in LISTED if s in data.rows])
+    known = truth_of(data)
+    per_class = {}
+    for c, name in enumerate(data.classes):
+        per_class[name] = {"estimated_rate": float(said.rate_by_class[c]), "size": int((y == c).sum())}
+        if known is not None and (mine := (y == c) & known[2]).any():
+            per_class[name]["true_rate"] = float((known[1] != y)[mine].mean())
+    out: dict[str, Any] = {"estimated_rate": said.estimated_rate, "per_class": per_class}
+    if known is not None:
+        out["true_rate"] = float((known[1] != y)[known[2]].mean())
+    if ended.noise is not None:
+        out["injected"] = ended.noise
+    return out
+
+
+def issues(data: Data, said: Verdict) -> dict[str, Any]:
+    """How many labels are listed as wrong and, where true labels are known, how well."""
+    flagged = said.issue.numpy()
+    out: dict[str, Any] = {"count": int(flagged.sum())}
+    known = truth_of(data)
+    if known is None:
+        return out
+    y, truth, sure = known
+    right = (truth == y)[sure]
+    flagged = flagged[sure]
+    hits = int((flagged & ~right).sum())
+    out["auroc"] = metrics.auroc(said.score.double().numpy()[sure], right)
+    out["precision"] = hits / int(flagged.sum()) if flagged.any() else None
+    out["recall"] = hits / int((~right).sum()) if (~right).any() else None
+    suggested = said.suggested.numpy()[sure]
+    out["suggestion_accuracy"] = metrics.accuracy(suggested[~right], truth[sure][~right])
+    return out
+
+
+def selection(rows: list[Row], data: Data) -> dict[str, Any]:
+    """Of the last cleansing; a method that trusts everything has the whole training split as its selection."""
+    last = next((row for row in reversed(rows) if row.get("selected") is not None), None)
+    if last is not None:
+        return {"size": last["selected"], **{key: last.get(key) for key in ("purity", "recall", "auroc")}}
+    truth = data.truth.get("train")
+    if truth is None:
+        return {"size": len(data.rows["train"])}
+    right = (truth == data.rows["train"].y)[truth >= 0]
+    return {"size": len(data.rows["train"]), "purity": float(right.mean()), "recall": 1.0, "auroc": None}
+
+
+def cost(ended: Ended) -> dict[str, Any]:
+    """Forwards in the unit of spec section 6, steps, seconds and memory."""
+    spent = ended.run.cost
+    seconds = {"extract": ended.material.seconds, "probe": 0.0, "score": 0.0, "tune": 0.0} | spent.seconds
+    return {
+        "forwards": spent.forwards,
+        "evaluation_forwards": spent.evaluation_forwards,
+        "training_samples": spent.training_samples,
+        "optimizer_steps": spent.optimizer_steps,
+        "seconds": {name: round(value, 3) for name, value in (seconds | {"total": ended.run.wall}).items()},
+        "peak_bytes": peak_bytes(),
+    }
+
+
+def warnings_of(ended: Ended) -> list[str]:
+    """What a reader should know before trusting the result (spec, section 7)."""
+    out, data = [], ended.material.data
+    sizes = np.bincount(data.rows["train"].y, minlength=len(data.classes))
+    small = [name for name, size in zip(data.classes, sizes, strict=True) if size < 10]
+    if small:
+        out.append(
+            f"{len(small)} classes have fewer than 10 training samples and are judged by rank alone:"
+            f" {', '.join(small[:5])}"
+        )
+    predicted = ended.rows[-1].get("distinct_predictions")
+    if predicted is not None and predicted < 0.9 * len(data.classes):
+        out.append(
+            f"the model predicts only {predicted} of {len(data.classes)} classes, the head may have lost some:"
+            " try a higher method.probe.learning_rate or a smaller method.q"
+        )
+    largest = sizes.max() / sizes.sum()
+    if largest > 5 / len(data.classes) and len(data.classes) > 5:
+        out.append(
+            f'the class "{data.classes[int(sizes.argmax())]}" has {largest:.0%} of the labels:'
+            " wrong labels may have collected there"
+        )
+    if "validation" in data.rows and len(data.rows["validation"]) < 100:
+        out.append(f"the validation split has {len(data.rows['validation'])} samples, too few to judge models by")
+    return out
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    names = ("cleantune", "torch", "transformers", "datasets", "numpy", "scikit-learn", "pillow", "kornia")
+    machine = {"python": platform.python_version(), "processor": cpu.name()}
+    return machine | {name: metadata.version(name) for name in names}

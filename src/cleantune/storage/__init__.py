@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes and the folder of a run."""

@@ -1,0 +1,137 @@
+"""The figures of a comparison: accuracy by noise as bars, accuracy against cost, purity and recall over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+from cleantune.report.figures import spread
+from cleantune.report.svg import FIRST, INK, LINE, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
+from cleantune.studies.compare.table import Score, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS = (MUTED, RIGHT, WRONG, INK, SECOND, THIRD)
+"""One a method, in the order in which they come: the last ones, which select, are well apart from each other."""
+TURN = FIRST
+"""The method of this project keeps its color."""
+MARKERS = {"LP": "o", "FFT": "s", "LP-FFT": "D"}
+DASHES = {"LP": (0, (4, 2)), "FFT": "-", "LP-FFT": "-"}
+NAME = 26
+"""Characters of a name in a figure."""
+
+
+class Point(NamedTuple):
+    """An entry in the plane of cost and accuracy."""
+
+    name: str
+    method: str
+    tuning: str
+    cost: float
+    """In multiples of the training split."""
+    accuracy: float
+    """In percent."""
+
+
+class Curve(NamedTuple):
+    """A quantity over an entry's epochs."""
+
+    name: str
+    method: str
+    tuning: str
+    share: Sequence[float]
+    """Of the run's epochs done, in percent."""
+    values: Sequence[float]
+
+
+def colors_of(methods: Sequence[str]) -> dict[str, str]:
+    """A color for each method, in their order."""
+    others = [method for method in dict.fromkeys(methods) if method != "turn"]
+    return {"turn": TURN} | {method: COLORS[k % len(COLORS)] for k, method in enumerate(others)}
+
+
+def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
+    """Horizontal bars of the chosen models' test accuracy, with one standard error; the best and its ties in color."""
+    known = [s for s in scores if s.mean is not None and s.error is not None]
+    with canvas(420, 62 + 20 * len(known)) as figure:
+        axes = figure.add_subplot()
+        places = np.arange(len(known))
+        values = np.array([100 * (s.mean or 0.0) for s in known])
+        errors = np.array([100 * (s.error or 0.0) for s in known])
+        axes.barh(places, values, height=0.62, color=[FIRST if s.mark else LINE for s in known])
+        axes.errorbar(values, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+        axes.set_yticks(places, [plain(f"{shown(s.entry)}, {s.tuning}", NAME) for s in known])
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
+        axes.set_ylim(len(known) - 0.4, -0.6)
+        for place, value, error in zip(places, values, errors, strict=True):
+            axes.annotate(f"{value:.1f}", (value + error, place), (4, 0), textcoords="offset points", va="center",
+                          fontsize=9, color=MUTED)  # fmt: skip
+        axes.set_xlim(0, min(112.0, 1.18 * float((values + errors).max())))
+        axes.set_xlabel("test accuracy (%)")
+        axes.spines["left"].set_visible(False)
+        return inline(figure, name, alt)
+
+
+def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Markup:
+    """Accuracy over cost on a logarithmic axis, each point with its name at the right, joined to it by a line."""
+    with canvas(420, max(262, 60 + 17 * len(points))) as figure:
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        colors = colors_of([p.method for p in points])
+        for p in points:
+            axes.plot(
+                [p.cost], [p.accuracy], MARKERS.get(p.tuning, "o"), color=colors[p.method], markersize=6.5, zorder=3
+            )
+        axes.margins(y=0.1)
+        low, high = min(p.cost for p in points), max(p.cost for p in points)
+        axes.set_xlim(low / 1.35, max(high, 1.5 * low) * 1.35)
+        name_points(axes, points, colors)
+        label_logs(axes.xaxis, low, high)
+        axes.set(xlabel=unit, ylabel="test accuracy (%)")
+        return inline(figure, name, alt)
+
+
+def name_points(axes: Axes, points: Sequence[Point], colors: Mapping[str, str]) -> None:
+    """Names in a column at the right, apart from each other, joined to their points by thin lines."""
+    low, high = axes.get_ylim()
+    gap = 15.0 / max(200.0, 17.0 * len(points))
+    heights = spread([(p.accuracy - low) / (high - low) for p in points], gap)
+    shift = min(0.0, 1.0 - max(heights)) + max(0.0, -min(heights))
+    for p, height in zip(points, heights, strict=True):
+        axes.annotate(
+            plain(f"{shown(p.name)}, {p.tuning}", NAME),
+            xy=(p.cost, p.accuracy),
+            xycoords="data",
+            xytext=(1.04, height + shift),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=colors[p.method],
+            arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 4},
+        )
+
+
+def over_epochs(curves: Sequence[Curve], methods: Sequence[str], unit: str, name: str, alt: str) -> Markup:
+    """One quantity over the epochs of every entry that selects, on an axis on which all runs are equally long."""
+    with canvas(420, 262) as figure:
+        axes = figure.add_subplot()
+        colors, ends = colors_of(methods), []
+        for curve in curves:
+            color = colors[curve.method]
+            marker = MARKERS.get(curve.tuning, "o") if len(curve.values) <= 12 else None
+            axes.plot(curve.share, curve.values, linestyle=DASHES.get(curve.tuning, "-"), color=color,
+                      marker=marker, markersize=3.8)  # fmt: skip
+            ends.append((f"{shown(curve.name)}, {curve.tuning}", curve.values[-1], color))
+        axes.margins(y=0.08)
+        axes.set_xlim(0, 102)
+        low, high = axes.get_ylim()
+        heights = spread([(value - low) / (high - low) for _, value, _ in ends], 0.075)
+        for (words, _, color), height in zip(ends, heights, strict=True):
+            axes.annotate(plain(words, NAME), (1, height), (6, 0), xycoords="axes fraction",
+                          textcoords="offset points", va="center", color=color, fontsize=9)  # fmt: skip
+        axes.set(xlabel="epochs done (% of the entry's own)", ylabel=unit)
+        return inline(figure, name, alt)

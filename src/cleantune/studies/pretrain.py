@@ -1,0 +1,190 @@
+"""Pre-training from scratch on labels that may be wrong: how noise gets into a backbone, for studies of what it does.
+
+Source: the study of arXiv:2309.17002, section 2 (nmtune spec 1.2), at the size of one machine. Symmetric noise without
+further words is exact: round(rate n) labels of every class become one of the others.
+
+Differs from the paper: cross-entropy with AdamW, weak views and one cosine, not the recipe of "ResNet strikes back".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cleantune.backbones import Backbone, fresh_backbone
+from cleantune.config.run import Config, configure
+from cleantune.data import Data
+from cleantune.errors import UserError
+from cleantune.noise import parse, spell
+from cleantune.pipeline.export import save_nets
+from cleantune.pipeline.fit import precisions, resumed, tabulate, write_config
+from cleantune.pipeline.inputs import Material, decoded, leave_out, read_data
+from cleantune.pipeline.summary import versions
+from cleantune.storage.run_dir import RunFolder, read_json, write_json
+from cleantune.training.batches import FeatureSource, SampleSource
+from cleantune.training.checkpoint import Split
+from cleantune.training.epochs import phases, train
+from cleantune.training.evaluator import Judge
+from cleantune.training.models import LinearHead, Net
+from cleantune.training.trainer import Loop
+from cleantune.utils.console import Console
+
+STAGE = {
+    "epochs": 15, "learning_rate": 2e-3, "weight_decay": 0.05, "batch_size": 128, "warmup": 0.1,
+    "freeze_batchnorm": False,
+}  # fmt: skip
+"""Of the only phase; the backbone learns at the rate of the head."""
+DEFAULTS: dict[str, Any] = {
+    "method": {"name": "ce", "scope": "all", "tune": STAGE},
+    "data": {"validation_fraction": 0.0},
+}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A finished pre-training."""
+
+    path: Path
+    """Its folder."""
+    summary: dict[str, Any]
+    """What summary.json holds."""
+
+    @property
+    def model(self) -> Path:
+        """The transformers folder: for `--model`."""
+        return self.path / "model"
+
+
+def pretrain(
+    data: Any = None,
+    *,
+    out: str | Path,
+    backbone: str = "resnet-small",
+    seed: int | None = None,
+    settings: Mapping[str, Any] | list[str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    silent: bool = False,
+    **options: Any,
+) -> Pretrained:
+    """Train a backbone from random weights on labels that may be wrong, and write it as a transformers folder.
+
+    Args:
+        data: Images or texts with labels, in any form that `fit` takes.
+        out: Folder of the run; `model/` in it is the backbone with its classifier.
+        backbone: A recipe of `backbones.RECIPES`, or a transformers folder or hub id whose weights are drawn anew.
+        seed: Of initial weights, order, views and noise.
+        settings: Fields by path, `{"method.tune.epochs": 30}`.
+        resume: Go on with an interrupted run; the result is that of an uninterrupted one, bit for bit.
+        overwrite: Remove an earlier run in `out` first.
+        silent: Say nothing.
+        **options: Fields of the data, the model and the run by name: `label`, `test`, `image_size`, `noise`, …
+
+    Raises:
+        UserError: Something the user can put right; the sentence says what, where and how.
+    """
+    if isinstance(options.get("noise"), str):
+        options["noise"] = exact(options["noise"])
+    table, path = tabulate(data, backbone, None, None, None, seed, DEFAULTS, settings, options), Path(out)
+    if resume and (path / "config.toml").is_file():
+        table = resumed(path, table)
+    if "data" not in table["data"]:
+        raise UserError("there are no data: name a folder, a table or a Hugging Face dataset")
+    config = configure(table)
+    _refuse_other_methods(config)
+    folder, console = RunFolder(path, resume=resume, overwrite=overwrite), Console(silent)
+    if folder.finished:
+        console.mention(f"{path} is finished already")
+        return Pretrained(path, read_json(path / "summary.json"))
+    return _run(config, folder, console)
+
+
+def exact(noise: str) -> str:
+    """Symmetric noise without further words as the study has it."""
+    parsed = parse(noise)
+    plain = parsed.kind == "symmetric" and "," not in noise
+    return spell(parse(f"{noise},exact=true")) if plain else noise
+
+
+def _refuse_other_methods(config: Config) -> None:
+    todo = config.method.phases()
+    if any(phase.scope != "all" or phase.nets != 1 for phase in todo):
+        raise UserError(f"pretrain: the method {config.name} does not train a whole net from the start; take ce or gce")
+
+
+def _run(config: Config, folder: RunFolder, console: Console) -> Pretrained:
+    start, name = time.perf_counter(), str(config.model.model)
+    data, noise = read_data(config, console)
+    if data.kind == "features":
+        raise UserError("pretrain: these data are features already; it takes images or texts")
+    made = fresh_backbone(
+        name, seed=config.run.train_seed, image_size=config.model.image_size, max_length=config.model.max_length
+    )
+    console.say(f"backbone {name}: {made.parameter_count:,} weights, {made.width} numbers a sample")
+    material = decoded(config, data, made, console, precisions(folder), trains=True)
+    leave_out(material, config.run.max_bad, console, "summary.json")
+    todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]
+    folder.clear()
+    write_config(folder, config, todo, material)
+    loop = _loop(config, material, made)
+    loop.started = start
+    saved = folder.load()
+    folder.keep_rows(saved[1]["rows"] if saved else 0)
+    judge = Judge(material.data, config.run.test_every_epoch)
+    for row in folder.rows():
+        console.row(row)
+    for row in train(todo, loop, judge, folder, look=lambda run: {}):
+        console.row(row)
+    save_nets(
+        folder.path / "model", [net.cpu() for net in loop.whole], classes=data.classes, class_values=data.class_values
+    )
+    told = _summary(config, material, loop, folder.rows()[-1], noise)
+    write_json(folder.path / "summary.json", told)
+    console.mention(f"backbone: {folder.path / 'model'}")
+    return Pretrained(folder.path, told)
+
+
+def _loop(config: Config, material: Material, backbone: Backbone) -> Loop:
+    """The run: a net whose head is not standardized, since features of random weights have no scale worth keeping."""
+    seed = config.run.train_seed
+
+    def head(_: Any, k: int) -> LinearHead:
+        return LinearHead(backbone.width, material.classes, generator=torch.Generator().manual_seed(seed + k))
+
+    nothing = FeatureSource(torch.empty(0, backbone.width))  # no phase is on features
+    splits = {
+        name: Split(torch.as_tensor(rows.y), nothing, SampleSource(material.prepared[name]))
+        for name, rows in material.data.rows.items()
+    }
+    net = Net(backbone, head(None, 0), material.training, material.precision, freeze_batchnorm=False)
+    return Loop([net], splits, material.classes, seed, head, material.device)
+
+
+def _summary(
+    config: Config, material: Material, run: Loop, last: Mapping[str, Any], noise: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    data: Data = material.data
+    assert material.backbone is not None
+    return {
+        "backbone": str(config.model.model),
+        "parameters": material.backbone.parameter_count,
+        "width": material.backbone.width,
+        "noise": noise,
+        "accuracy": {key: last.get(f"accuracy_{key}") for key in ("test", "validation", "validation_true")},
+        "loss": last["loss"],
+        "samples": {split: len(rows) for split, rows in data.rows.items()},
+        "epochs": config.method.phases()[0].stage.epochs,
+        "precision": asdict(material.training),
+        "seconds": round(run.wall, 1),
+        "images_a_second": round(run.cost.training_samples / max(run.cost.seconds.get("tune", 0.0), 1e-9), 1),
+        "skipped": [asdict(skipped) for skipped in material.skipped],
+        "versions": versions(),
+    }
+
+
+__all__ = ["Pretrained", "exact", "pretrain"]

@@ -1,0 +1,207 @@
+"""One trial of a search: a run of `fit` without test, report and model, in a folder that a killed search re-enters."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cleantune.config.run import configure
+from cleantune.config.schema import merge, nested
+from cleantune.errors import UserError
+from cleantune.functional import losses, metrics
+from cleantune.methods.protocol import Row
+from cleantune.pipeline.fit import trained, write_config
+from cleantune.pipeline.inputs import Material
+from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_table, write_text
+from cleantune.studies.compare.cells import NO_BASELINE, sentence
+from cleantune.studies.search.space import Dimension
+from cleantune.training.epochs import phases
+from cleantune.utils.console import Console
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OBJECTIVES = {
+    "noisy-validation": "accuracy of the delivered model on the validation split, by the given labels",
+    "noisy-validation-averaged": "the same, averaged over the later half of the last phase's epochs",
+    "noisy-validation-gce": "minus the GCE (q = 0.7) of the given labels of the validation split",
+}
+"""What a search can maximize; nothing of it sees a true label or the test split."""
+Q = 0.7
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all trials share."""
+
+    table: dict[str, Any]
+    """The settings of the default trial, as `fit` takes them."""
+    space: tuple[Dimension, ...]
+    points: tuple[dict[str, Any], ...]
+    """What each trial changes, by dimension key; the first one changes nothing."""
+    objective: str
+    kind: str | None
+    """Type of the backbone."""
+    features_only: bool
+    noise: dict[str, Any] | None
+    out: Path
+
+    def table_of(self, number: int) -> dict[str, Any]:
+        """The settings of a trial."""
+        table, also = self.table, {d.key: d.also for d in self.space}
+        for key, value in self.points[number].items():
+            for path in (key, *also[key]):
+                table = merge(table, nested(path.split("."), value))
+        return table
+
+    def folder(self, number: int) -> Path:
+        """Where a trial lies."""
+        return self.out / "trials" / f"{number:04d}"
+
+
+class Reporting(Console):
+    """Says nothing, and tells of each epoch's row."""
+
+    def __init__(self, told: Callable[[Row], None]) -> None:
+        super().__init__(silent=True)
+        self._row_told = told
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """One epoch."""
+        self._row_told(Row(row))
+
+
+def run_trial(study: Study, number: int, material: Material, told: Callable[[Row], None]) -> None:
+    """A trial from where it stands to its end, or to its failure, both of which its folder then says."""
+    path = study.folder(number)
+    start = time.perf_counter()
+    try:
+        folder = RunFolder(path, resume=True)
+        (path / "failed.json").unlink(missing_ok=True)
+        config = configure(study.table_of(number), study.kind, study.features_only)
+        todo = phases(config.method, material.learning_rate)
+        write_config(folder, config, todo, material)
+        ended = trained(config, material, todo, folder, Reporting(told), study.noise, start, NO_BASELINE)
+        p, y = ended.run.probabilities("validation"), ended.run.splits["validation"].y
+        values = worth(p, y, study.objective)
+        write_table(path / "validation.npy", lambda beside: save(beside, values))
+        told_of = {
+            "objective": objective_of(values, ended.rows, study.objective),
+            "standard_error": float(values.std(ddof=1)) / len(values) ** 0.5,
+            "accuracy_validation": metrics.accuracy(p.argmax(1).numpy(), y.numpy()),
+            "gce_validation": -float(worth(p, y, "noisy-validation-gce").mean()),
+            "delivered": ended.delivery.phase,
+            "forwards": ended.run.cost.forwards,
+            "seconds": round(ended.run.wall, 3),
+        }
+        write_json(path / "trial.json", told_of)
+        shutil.rmtree(path / "checkpoint", ignore_errors=True)
+    except Exception as error:  # whatever it is, the other trials run
+        write_json(path / "failed.json", {"reason": sentence(error)})
+        if not isinstance(error, UserError):
+            write_text(path / "traceback.txt", traceback.format_exc())
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    """An array in a file whose name is not changed."""
+    with path.open("wb") as file:
+        np.save(file, values, allow_pickle=False)
+
+
+def worth(p: Tensor, y: Tensor, objective: str) -> np.ndarray:
+    """What a model is worth on each validation sample [n], more is better."""
+    if objective == "noisy-validation-gce":
+        return -losses.gce(p.clamp(min=1e-30).log(), y, Q).double().numpy()
+    return (p.argmax(1) == y).double().numpy()
+
+
+def objective_of(values: np.ndarray, rows: Sequence[Mapping[str, Any]], objective: str) -> float:
+    """The number that is maximized."""
+    if objective != "noisy-validation-averaged":
+        return float(values.mean())
+    last = [row["accuracy_validation"] for row in rows if row["round"] == rows[-1]["round"]]
+    return float(np.mean(last[len(last) // 2 :]))
+
+
+def without_test(material: Material) -> Material:
+    """The material of a search: no trial sees the test split."""
+    rows = {name: rows for name, rows in material.data.rows.items() if name in ("train", "validation")}
+    return replace(material, data=replace(material.data, rows=rows))
+
+
+def row_of(study: Study, number: int) -> dict[str, Any]:
+    """A row of trials.parquet, from the trial's folder."""
+    path = study.folder(number)
+    done, failed = path / "trial.json", path / "failed.json"
+    out: dict[str, Any] = {"trial": number, "status": "pending", "reason": None, "stopped": False}
+    if done.is_file():
+        out |= {"status": "done"} | read_json(done)
+    elif failed.is_file():
+        out |= {"status": "failed"} | read_json(failed)
+    elif (path / "stopped.json").is_file():
+        out |= {"status": "done", "stopped": True} | read_json(path / "stopped.json")
+    rows = RunFolder(path, resume=True).rows() if path.is_dir() else []
+    out["epochs"] = len(rows)
+    for dimension in study.space:
+        out[dimension.name] = study.points[number].get(dimension.key, setting(study, dimension.key))
+    return out | {"folder": f"trials/{path.name}"}
+
+
+def setting(study: Study, key: str) -> Any:
+    """The value of a field in the default trial."""
+    value: Any = configure(study.table, study.kind, study.features_only)
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def frame_of(study: Study, tied: Sequence[int] = (), chosen: int | None = None) -> pd.DataFrame:
+    """One row a trial; docs/search.md explains the columns."""
+    import pandas as pd
+
+    rows = [row_of(study, number) for number in range(len(study.points))]
+    names = (
+        "objective", "standard_error", "accuracy_validation", "gce_validation", "delivered", "forwards", "seconds",
+    )  # fmt: skip
+    frame = pd.DataFrame(
+        [{"trial": row["trial"], "status": row["status"], **dict.fromkeys(names), **row} for row in rows]
+    )
+    for name in ("objective", "standard_error", "accuracy_validation", "gce_validation", "seconds"):
+        frame[name] = frame[name].astype("float64")
+    frame["forwards"] = frame["forwards"].astype("Int64")
+    for name in ("status", "reason", "delivered", "folder"):
+        frame[name] = frame[name].astype("string")
+    frame["tied"] = frame["trial"].isin(list(tied))
+    frame["chosen"] = frame["trial"] == (-1 if chosen is None else chosen)
+    return frame
+
+
+def values_of(study: Study, number: int) -> np.ndarray | None:
+    """What a finished trial is worth on each validation sample, or None."""
+    path = study.folder(number) / "validation.npy"
+    return np.load(path, allow_pickle=False) if path.is_file() else None
+
+
+def stopped(study: Study, number: int) -> None:
+    """Note that the scheduler has ended a trial, where it has not ended by itself."""
+    if any((study.folder(number) / f"{name}.json").is_file() for name in ("trial", "failed")):
+        return
+    rows = RunFolder(study.folder(number), resume=True).rows()
+    if rows:
+        last = rows[-1]
+        said = {"objective": None, "accuracy_validation": last["accuracy_validation"], "seconds": last["seconds"]}
+        write_json(study.folder(number) / "stopped.json", said | {"forwards": last["forwards"]})
+
+
+def close_threads() -> None:
+    """One thread a trial: several share the processor."""
+    torch.set_num_threads(1)

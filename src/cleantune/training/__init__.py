@@ -1,0 +1,1 @@
+"""Training: the trainer, its state, the epochs, evaluation, models, optimizers and batches."""

@@ -1,0 +1,1 @@
+"""Console, number formats, device, memory and processor."""
