@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cleantune.storage.run_dir import write_text
+from cleantune.storage.files import write_text
 from cleantune.studies.pretrain import pretrain
 from cleantune.studies.transfer import Study, run, study
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cleantune.data.augmentation import ImageAugment, augment_images, drop_tokens
+from cleantune.config.augmentation import ImageAugment
+from cleantune.data.augmentation import augment_images, drop_tokens
 
 STILL = ImageAugment(flip=0.0, degrees=0.0, translate=0.0, zoom=0.0, operations=0)
 

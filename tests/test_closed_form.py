@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.functional import losses
+from cleantune.functional.standardize import standardization
 from cleantune.kernels.to_delete.closed_form import mean_elr, mean_gce
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Batch, Output, Parts
@@ -15,7 +16,7 @@ from cleantune.training import batches
 from cleantune.training.batches import FeatureSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.epochs import phases
-from cleantune.training.models import LinearHead, Net, standardization
+from cleantune.training.models import LinearHead, Net
 from cleantune.training.trainer import Loop
 
 

@@ -47,7 +47,7 @@ def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
 @given(
     rate=st.floats(0, 1), count=st.none() | st.integers(), kind=st.sampled_from(["a", "b"]), epochs=st.integers(0, 9)
 )
-def test_spelled_record_is_read_back_equal(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
+def test_spell_is_inverted_by_build(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
     record = Sample(rate, count, kind, True, Stage(epochs))
     assert build(Sample, spell(record), "x") == record
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cleantune.backbones import Backbone, open_backbone
 from cleantune.data import Data, Rows
 from cleantune.features.precision import Precision
+from cleantune.functional.standardize import standardization
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Method, Phase, Row, Scope, Stage
 from cleantune.methods.turn import TURN
@@ -25,7 +26,7 @@ from cleantune.training.batches import FeatureSource, SampleSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.epochs import phases, train
 from cleantune.training.evaluator import Judge
-from cleantune.training.models import LinearHead, Net, standardization
+from cleantune.training.models import LinearHead, Net
 from cleantune.training.trainer import Loop
 
 WIDTH = 8

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.backbones import open_backbone
-from cleantune.data.augmentation import ImageAugment, _warp, augment_images
+from cleantune.config.augmentation import ImageAugment
+from cleantune.data.augmentation import _warp, augment_images
 from cleantune.kernels.to_delete.halves import (
     HALVES,
     PATIENCE,
@@ -123,7 +124,8 @@ def test_what_draws_luck_or_mixes_rows_is_not_at_rest(net: nn.Module, expected: 
 def test_a_net_halves_what_learns_on_a_processor_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     monkeypatch.setattr(
-        "cleantune.training.models.halved", lambda learning, x, within: seen.append(len(x)) or learning.backbone(x).float()
+        "cleantune.training.models.halved",
+        lambda learning, x, within: seen.append(len(x)) or learning.backbone(x).float(),
     )
     backbone = open_backbone(small(), feature="pool", width=16)
     net = Net(backbone, LinearHead(16, 2)).train()

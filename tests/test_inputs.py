@@ -9,8 +9,8 @@ from fake_samples import FakeSamples, fake_images, fake_texts
 from tiny import save_tiny
 
 from cleantune.backbones import open_backbone, read_image_preprocess
+from cleantune.config.augmentation import ImageAugment, TextAugment
 from cleantune.data import image_cache, model_inputs
-from cleantune.data.augmentation import ImageAugment, TextAugment
 from cleantune.data.model_inputs import ahead, by_length, prepare
 from cleantune.errors import UserError
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from cleantune.backbones import open_backbone
 from cleantune.features.precision import Precision
-from cleantune.training.models import LinearHead, Net, standardization
+from cleantune.functional.standardize import standardization
+from cleantune.training.models import LinearHead, Net
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_standardization_is_mean_and_deviation_of_the_population(count, seed):
 def test_standardization_in_blocks_is_that_of_the_whole(monkeypatch):
     x = np.random.default_rng(0).normal(1000, 1, (100, 3)).astype(np.float32)
     whole = standardization(x)
-    monkeypatch.setattr("cleantune.training.models._BLOCK", 7)
+    monkeypatch.setattr("cleantune.functional.standardize._BLOCK", 7)
     for ours, theirs in zip(standardization(x), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cleantune.config.run import configure
 from cleantune.functional import losses
+from cleantune.functional.standardize import standardization
 from cleantune.methods.nmtune import MLP, NMTune, seen
 from cleantune.methods.protocol import Batch, Output, Reshape, Stage
 from cleantune.methods.turn import TURN
@@ -20,7 +21,7 @@ from cleantune.pipeline.export import load_model, save_model
 from cleantune.training.batches import FeatureSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.mlp_head import MLPHead
-from cleantune.training.models import Net, standardization
+from cleantune.training.models import Net
 from cleantune.training.optim import factor
 
 SHORT = Stage(epochs=3, learning_rate=1e-2, batch_size=32)

@@ -21,6 +21,7 @@ from run_folder import CLASSES, change_summary, make_run
 from cleantune.errors import UserError
 from cleantune.report import build, figures, svg, tables, words
 from cleantune.storage.run_reader import class_name, finite, read
+from cleantune.utils import format as fmt
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 OPEN_ENDED = {"tr", "td"}  # HTML lets these end by themselves
@@ -136,7 +137,7 @@ def test_pictures_plots_and_tables_can_be_read_without_eyes(page: Page):
 
 
 def test_every_plot_names_its_axes(page: Page):
-    assert page.words.count("loss (nats)") == 2 * (1 + len(NAMES))
+    assert page.fmt.count("loss (nats)") == 2 * (1 + len(NAMES))
     for axis in ("noise rate (% of the class's given labels)", "accuracy (%)", "epoch, counted over all phases"):
         assert axis in page.words
 
@@ -368,7 +369,7 @@ def test_texts_and_features_have_their_gallery(tmp_path: Path, kind: str):
     page = page_of(without_losses(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False)))
     assert not page.all("img")
     assert len(page.all("blockquote")) == (60 if kind == "text" else 0)
-    assert page.words.count("0 is surely wrong") == 1
+    assert page.fmt.count("0 is surely wrong") == 1
     assert "True labels are known" not in page.words
 
 
@@ -512,14 +513,14 @@ def test_curves_begin_with_the_phase_that_was_measured():
 
 def test_numbers_read_as_a_person_writes_them():
     thin = "\u202f"
-    assert words.percent(0.7034) == f"70.3{thin}%"
-    assert words.percent(None) == "–"
-    assert [words.points(v) for v in (0.0321, -0.005, 0.0001, -0.0001)] == ["+3.2", "\u22120.5", "0.0", "0.0"]
-    assert words.count(10000) == "10,000"
+    assert fmt.percent(0.7034) == f"70.3{thin}%"
+    assert fmt.percent(None) == "–"
+    assert [fmt.points(v) for v in (0.0321, -0.005, 0.0001, -0.0001)] == ["+3.2", "\u22120.5", "0.0", "0.0"]
+    assert fmt.count(10000) == "10,000"
     seconds = (0.44, 48.3, 59.7, 192, 3600, 3899)
     said = ["0.4 s", "48 s", "1 min 00 s", "3 min 12 s", "1 h 00 min", "1 h 05 min"]
-    assert [words.duration(v).replace(thin, " ") for v in seconds] == said
-    assert words.memory(1_310_000_000) == f"1.3{thin}GB"
+    assert [fmt.duration(v).replace(thin, " ") for v in seconds] == said
+    assert fmt.memory(1_310_000_000) == f"1.3{thin}GB"
     assert [finite(v) for v in (1, True, math.nan, "1", None)] == [1.0, None, None, None, None]
     assert [tables.score(v) for v in (0, 0.0001, 0.25, None)] == ["0.000", "< 0.001", "0.250", "–"]
 

@@ -12,7 +12,8 @@ import torch
 from cleantune.errors import UserError
 from cleantune.methods.protocol import Row
 from cleantune.storage import run_dir
-from cleantune.storage.run_dir import RunFolder, atomic, read_json, write_json, write_table, write_text
+from cleantune.storage.files import atomic, read_json, write_json, write_table, write_text
+from cleantune.storage.run_dir import RunFolder
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:

@@ -32,13 +32,14 @@ from cleantune.data.model_inputs import prepare
 from cleantune.errors import UserError
 from cleantune.features.cache import Seen, extract, view_key
 from cleantune.features.precision import Precision
+from cleantune.functional.standardize import standardization
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Row, Stage
 from cleantune.pipeline.export import load_model, load_nets, save_nets
 from cleantune.training.batches import FeatureSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.epochs import phases, train
-from cleantune.training.models import LinearHead, Net, ProjectedHead, standardization
+from cleantune.training.models import LinearHead, Net, ProjectedHead
 from cleantune.training.trainer import Loop
 
 N = 160

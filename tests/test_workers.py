@@ -8,7 +8,7 @@ import pytest
 
 from cleantune.errors import UserError
 from cleantune.pipeline import ray_train
-from cleantune.storage.run_dir import read_json
+from cleantune.storage.files import read_json
 from cleantune.utils.console import Console
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cleantune.report.templates import rendered
-from cleantune.storage.run_dir import read_json, write_text
+from cleantune.storage.files import read_json, write_text
 
 LISTED = 60
 PAIRS = 15

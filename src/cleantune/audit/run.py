@@ -27,7 +27,8 @@ from cleantune.pipeline.fit import tabulate
 from cleantune.pipeline.inputs import Material, fingerprint, gather, open_model, read_data
 from cleantune.pipeline.label_table import LISTED
 from cleantune.pipeline.summary import versions
-from cleantune.storage.run_dir import RunFolder, write_text
+from cleantune.storage.files import write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.training.models import LinearHead, Net
 from cleantune.utils.console import Console
 

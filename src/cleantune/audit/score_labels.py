@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cleantune.functional.knn import Graph, Progress, neighbor_graph, outliers, votes
+from cleantune.functional.standardize import floats
 from cleantune.label_quality import scores
 from cleantune.label_quality.loo_ridge import Ridge, Separation, Stack, loo_ridge, separation, stack
 from cleantune.label_quality.noise_model import (
@@ -23,7 +24,6 @@ from cleantune.label_quality.noise_model import (
     label_scores,
     noise_models,
 )
-from cleantune.training.models import floats
 
 BLOCK_CELLS = 2_000_000
 """Probabilities that are in memory at a time."""

@@ -13,7 +13,7 @@ from cleantune.audit.score_labels import Verdict
 from cleantune.data import Data
 from cleantune.functional import metrics
 from cleantune.functional.knn import near_duplicates
-from cleantune.storage.run_dir import write_json, write_table
+from cleantune.storage.files import write_json, write_table
 from cleantune.utils.console import Console
 
 TRUSTED = 3

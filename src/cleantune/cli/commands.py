@@ -126,7 +126,7 @@ def predict(run: Path, data: str, out: Path | None, **columns: str | None) -> No
     import pandas as pd
 
     from cleantune.pipeline.predict import load
-    from cleantune.storage.run_dir import write_table
+    from cleantune.storage.files import write_table
 
     model = load(run)
     rows = model.rows(data, **{k: v for k, v in columns.items() if v is not None})

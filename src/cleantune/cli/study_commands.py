@@ -38,7 +38,7 @@ def evaluate(runs: tuple[Path, ...], ood: tuple[str, ...], out: Path | None, **s
 
     Several RUNS of one method, such as three seeds, give means with their standard deviation.
     """
-    from cleantune.storage.run_dir import write_table
+    from cleantune.storage.files import write_table
     from cleantune.studies.evaluate import evaluate as measure
     from cleantune.studies.evaluate import table
 

@@ -9,9 +9,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cleantune.config.augmentation import ImageAugment, TextAugment
 from cleantune.config.data import DataSpec
 from cleantune.config.schema import build, merge, spell
-from cleantune.data.augmentation import ImageAugment, TextAugment
 from cleantune.errors import UserError, nearest, refuse_unknown_keys
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Choose, Interval, Method

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
+from cleantune.config.augmentation import ImageAugment, TextAugment
 from cleantune.data import Samples
-from cleantune.data.augmentation import ImageAugment, TextAugment, augment_images, drop_tokens
+from cleantune.data.augmentation import augment_images, drop_tokens
 from cleantune.data.image_cache import Decoder, Filling, Passing, Progress, decode_all, write_pixels
 from cleantune.distributed.process_group import ALONE, Ranks
 from cleantune.errors import UserError

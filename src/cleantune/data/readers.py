@@ -16,7 +16,7 @@ from cleantune.data.remote import fetched, is_remote
 from cleantune.data.splits import split_named
 from cleantune.data.tables import read_csv, read_jsonl, read_parquet
 from cleantune.errors import UserError, nearest
-from cleantune.storage.run_dir import cache_folder
+from cleantune.storage.files import cache_folder
 
 READERS: dict[str, Callable[[Path], Part]] = {
     ".csv": read_csv,

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from cleantune.features.cache import Features
 from cleantune.methods.nmtune import NMTune
 from cleantune.methods.protocol import Batch, Method, Phase, Plan, Row
-from cleantune.pipeline.inputs import Heads, pick_device
+from cleantune.pipeline.inputs import Heads
 from cleantune.training.batches import FeatureSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.epochs import phases, train
 from cleantune.training.models import Net
 from cleantune.training.trainer import Loop
+from cleantune.utils.device import pick_device
 
 BLOCK = 8192
 """Rows that pass through a head at a time."""

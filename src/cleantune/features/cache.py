@@ -30,8 +30,8 @@ from cleantune.distributed.process_group import ALONE, Ranks
 from cleantune.errors import UserError
 from cleantune.features.encoder import Program
 from cleantune.features.precision import Precision
+from cleantune.functional.standardize import floats, standardization
 from cleantune.methods.protocol import Inputs, View
-from cleantune.training.models import floats, standardization
 
 SHARD = 4096
 """Rows of a shard."""

@@ -15,7 +15,7 @@ from cleantune.data.model_inputs import moved
 from cleantune.features.benchmark import race
 from cleantune.features.precision import Precision, _count, question
 from cleantune.methods.protocol import Inputs
-from cleantune.storage.run_dir import read_json, write_json
+from cleantune.storage.files import read_json, write_json
 
 BACKEND = "inductor"
 """Of torch.compile."""

@@ -33,7 +33,7 @@ from cleantune.features.precision import (
     seconds_a_sample,
 )
 from cleantune.methods.protocol import Inputs
-from cleantune.storage.run_dir import read_json, write_json
+from cleantune.storage.files import read_json, write_json
 
 Key = TypeVar("Key")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cleantune.data.model_inputs import moved
 from cleantune.errors import UserError, nearest
 from cleantune.features.benchmark import matmul_gain, race
-from cleantune.storage.run_dir import read_json, write_json
+from cleantune.storage.files import read_json, write_json
 from cleantune.utils import cpu
 
 Dtype = Literal["float32", "bfloat16"]

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from cleantune.functional.standardize import floats, standardization
 from cleantune.kernels.to_delete.products import product
 from cleantune.label_quality.noise_likelihood import Parameters, climb
-from cleantune.training.models import floats, standardization
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 """l that are tried, for standardized features."""

@@ -13,7 +13,8 @@ from cleantune.data import Bad, Data
 from cleantune.label_quality.scores import nats
 from cleantune.pipeline.finished_run import Ended
 from cleantune.pipeline.label_table import LISTED, Verdict, judge_labels, label_table, mixtures_of, witness
-from cleantune.storage.run_dir import RunFolder, write_json, write_table
+from cleantune.storage.files import write_json, write_table
+from cleantune.storage.run_dir import RunFolder
 
 GALLERY = 60
 """Most suspicious samples that the report shows."""

@@ -12,7 +12,7 @@ from cleantune.errors import UserError
 from cleantune.features.cache import Seen, Views, extract, features_key, view_key
 from cleantune.methods.protocol import Phase, View
 from cleantune.pipeline.inputs import Material
-from cleantune.storage.run_dir import cache_folder
+from cleantune.storage.files import cache_folder
 from cleantune.training.batches import FeatureSource
 from cleantune.utils.console import Console
 

@@ -24,21 +24,13 @@ from cleantune.pipeline import artifacts
 from cleantune.pipeline.cached_views import cached_views, wanted
 from cleantune.pipeline.export import save_nets
 from cleantune.pipeline.finished_run import Baseline, Ended
-from cleantune.pipeline.inputs import (
-    Heads,
-    Material,
-    backbone_rate,
-    fingerprint,
-    gather,
-    open_model,
-    pick_device,
-    read_data,
-)  # fmt: skip
+from cleantune.pipeline.inputs import Heads, Material, backbone_rate, fingerprint, gather, open_model, read_data
 from cleantune.pipeline.model_selection import deliver
 from cleantune.pipeline.plan import SHORT, foresee
 from cleantune.pipeline.ray_train import launch
 from cleantune.pipeline.summary import summary, versions
-from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_text
+from cleantune.storage.files import read_json, write_json, write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.training.checkpoint import Cost
 from cleantune.training.epochs import phases, train
 from cleantune.training.evaluator import Judge
@@ -46,6 +38,7 @@ from cleantune.training.lora import merge as merge_adapters
 from cleantune.training.models import Net
 from cleantune.training.trainer import Loop
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from cleantune.backbones import Backbone, open_backbone
+from cleantune.config.augmentation import ImageAugment, TextAugment
 from cleantune.config.run import Config, ModelSpec
 from cleantune.data import Data, Rows, corrupt, load
-from cleantune.data.augmentation import ImageAugment, TextAugment
 from cleantune.data.model_inputs import Prepared, PreparedImages, prepare
 from cleantune.distributed.process_group import ALONE, Ranks
 from cleantune.errors import UserError
@@ -25,12 +25,14 @@ from cleantune.features.cache import Features, extract, features_key
 from cleantune.features.compiling import compiled_where_it_pays
 from cleantune.features.openvino import choose, remembered
 from cleantune.features.precision import Precision, probe_precision
-from cleantune.storage.run_dir import cache_folder
+from cleantune.functional.standardize import standardization
+from cleantune.storage.files import cache_folder
 from cleantune.training.batches import FeatureSource, SampleSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.lora import GAIN, adapted
-from cleantune.training.models import LinearHead, Net, standardization
+from cleantune.training.models import LinearHead, Net
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 from cleantune.utils.malloc import keep_pages
 
 Known = tuple[Precision, Precision] | None
@@ -274,16 +276,6 @@ def backbone_rate(backbone: Backbone | None, model: ModelSpec) -> float:
     return backbone.learning_rate * (GAIN if model.lora_rank else 1.0)
 
 
-def pick_device(setting: str) -> str:
-    """`cuda` where asked for or, by `auto`, where there is one.
-
-    Raises:
-        UserError: A GPU is asked for and there is none.
-    """
-    there = torch.cuda.is_available()
-    if setting == "cuda" and not there:
-        raise UserError("--device cuda: torch sees no GPU; use --device cpu")
-    return "cuda" if setting == "cuda" or (setting == "auto" and there) else "cpu"
 
 
 def _given_features(rows: Rows) -> Any:

@@ -23,13 +23,14 @@ from cleantune.methods.protocol import Phase
 from cleantune.noise import parse
 from cleantune.pipeline.cached_views import wanted
 from cleantune.pipeline.cost_model import Sizes, Spent, expected
-from cleantune.pipeline.inputs import backbone_rate, open_model, pick_device, read_data
+from cleantune.pipeline.inputs import backbone_rate, open_model, read_data
 from cleantune.pipeline.throughput import BUDGET, Speed, measure
-from cleantune.storage.run_dir import cache_folder
+from cleantune.storage.files import cache_folder
 from cleantune.training.epochs import phases
 from cleantune.training.lora import adapted
 from cleantune.training.models import LinearHead, Net
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 from cleantune.utils.malloc import peak_bytes
 
 PROBED = 256
@@ -64,7 +65,7 @@ class Foreseen:
 
     def lines(self) -> list[str]:
         """As a table."""
-        from cleantune.report.words import count, duration
+        from cleantune.utils.format import count, duration
 
         rows = [("samples", f"{self.sizes.train:,} training, {self.sizes.all - self.sizes.train:,} others")]
         if self.spent is not None and self.training is not None:

@@ -20,10 +20,12 @@ from cleantune.kernels.fold_batch_norm import given
 from cleantune.methods.protocol import Inputs
 from cleantune.pipeline.export import load_nets
 from cleantune.pipeline.fit import precisions
-from cleantune.pipeline.inputs import gather, open_model, pick_device, read_data
-from cleantune.storage.run_dir import RunFolder, cache_folder
+from cleantune.pipeline.inputs import gather, open_model, read_data
+from cleantune.storage.files import cache_folder
+from cleantune.storage.run_dir import RunFolder
 from cleantune.training.models import Net
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 from cleantune.utils.malloc import keep_pages
 
 BATCH = 64

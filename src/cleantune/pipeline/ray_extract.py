@@ -32,10 +32,11 @@ from cleantune.features.cache import (
 )
 from cleantune.features.encoder import Program
 from cleantune.features.precision import Precision
-from cleantune.pipeline.inputs import PROBED, check_kind, extraction_precision, open_model, pick_device
+from cleantune.pipeline.inputs import PROBED, check_kind, extraction_precision, open_model
 from cleantune.pipeline.ray_train import first_line, session, surroundings
-from cleantune.storage.run_dir import cache_folder
+from cleantune.storage.files import cache_folder
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 
 
 def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> dict[str, int]:

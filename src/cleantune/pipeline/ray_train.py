@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from cleantune.errors import UserError
-from cleantune.storage.run_dir import RunFolder, read_json, write_json
+from cleantune.storage.files import read_json, write_json
+from cleantune.storage.run_dir import RunFolder
 from cleantune.utils.console import Console
 
 RESTARTS = 8

@@ -15,6 +15,7 @@ from cleantune.report import figures, tables, words
 from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, plain
 from cleantune.report.templates import rendered
 from cleantune.storage.run_reader import RunFolder, finite, value_at
+from cleantune.utils import format as fmt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,8 +76,8 @@ def _about(run: RunFolder) -> dict[str, Any]:
     model, samples = run.get("model") or {}, run.get("samples") or {}
     facts = [
         ("data", words.data_name(run)),
-        ("classes", words.count(len(run.classes))),
-        *((f"{name} samples", words.count(finite(size))) for name, size in samples.items() if name != "bad" and size),
+        ("classes", fmt.count(len(run.classes))),
+        *((f"{name} samples", fmt.count(finite(size))) for name, size in samples.items() if name != "bad" and size),
         ("model", words.model_name(run)),
         ("architecture", model.get("architecture")),
         ("feature", model.get("feature")),
@@ -106,7 +107,7 @@ def _about(run: RunFolder) -> dict[str, Any]:
 
 def _whole(value: Any) -> str | None:
     number = finite(value)
-    return None if number is None else words.count(number)
+    return None if number is None else fmt.count(number)
 
 
 def _injected(run: RunFolder) -> str | None:
@@ -122,7 +123,7 @@ def _noise(run: RunFolder) -> dict[str, Any]:
     shown = classes[:NOISY_CLASSES]
     known = any(c.true_rate is not None for c in shown)
     cut = f" The {len(shown)} noisiest of {len(classes)} classes are shown." if len(shown) < len(classes) else ""
-    ends = (f"{c.name} ({words.percent(c.estimated_rate)})" for c in (shown[0], shown[-1]))
+    ends = (f"{c.name} ({fmt.percent(c.estimated_rate)})" for c in (shown[0], shown[-1]))
     alt = f"Estimated noise rate by class, from {' down to '.join(ends)}."
     note = "Dashed: the rate over all classes." + cut
     svg = figures.noise_by_class(shown, run.number("noise.estimated_rate"), alt)

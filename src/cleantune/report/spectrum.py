@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from cleantune.functional.spectrum import BANDS
-from cleantune.report import words
 from cleantune.report.svg import FIRST, INK, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
 from cleantune.report.templates import rendered
+from cleantune.utils import format as fmt
 
 if TYPE_CHECKING:
     from cleantune.studies.spectrum import Found
@@ -45,7 +45,7 @@ def verdict(found: Sequence[Found]) -> list[str]:
         spread, strong = max(here, key=lambda f: f.spectrum.sve), max(here, key=lambda f: f.spectrum.dominant_share)
         said.append(
             f"{name}: the features of {spread.model} are spread the most (SVE {spread.spectrum.sve:.3f}),"
-            f" those of {strong.model} have the strongest direction ({words.percent(strong.spectrum.dominant_share)}"
+            f" those of {strong.model} have the strongest direction ({fmt.percent(strong.spectrum.dominant_share)}"
             f" of the sum, LSVR {strong.spectrum.lsvr:.3f})."
             if len(here) > 1
             else f"{name}, {spread.model}: SVE {spread.spectrum.sve:.3f}, LSVR {spread.spectrum.lsvr:.3f}."

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cleantune.report import words
 from cleantune.report.figures import ClassNoise
 from cleantune.report.svg import plain
 from cleantune.storage.run_reader import RunFolder, finite
+from cleantune.utils import format as fmt
 
 HEATMAP_CLASSES = 20
 PAIRS = 30
@@ -161,7 +161,7 @@ def cost(run: RunFolder) -> list[tuple[str, str, str]]:
         value = run.number(f"cost.{key}")
         if value is not None:
             times = f"{value / train:.1f} × training set" if train and key != "optimizer_steps" else ""
-            found.append((name, words.count(value), "; ".join(part for part in (times, remark) if part)))
+            found.append((name, fmt.count(value), "; ".join(part for part in (times, remark) if part)))
     seconds = run.get("cost.seconds")
     names = {
         "extract": "features extracted",
@@ -172,10 +172,10 @@ def cost(run: RunFolder) -> list[tuple[str, str, str]]:
     }
     for key, value in (seconds if isinstance(seconds, dict) else {}).items():
         if key != "total" and finite(value) is not None:
-            found.append((f"time: {names.get(key, key)}", words.duration(finite(value)), ""))
-    found.append(("time: CE linear probe", words.duration(run.number("baseline.seconds")), "the baseline"))
-    found.append(("time in all", words.duration(run.number("cost.seconds.total")), ""))
-    found.append(("peak memory", words.memory(run.number("cost.peak_bytes")), ""))
+            found.append((f"time: {names.get(key, key)}", fmt.duration(finite(value)), ""))
+    found.append(("time: CE linear probe", fmt.duration(run.number("baseline.seconds")), "the baseline"))
+    found.append(("time in all", fmt.duration(run.number("cost.seconds.total")), ""))
+    found.append(("peak memory", fmt.memory(run.number("cost.peak_bytes")), ""))
     return [row for row in found if row[1] != "–"]
 
 

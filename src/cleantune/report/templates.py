@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cleantune.report import words
 from cleantune.report.svg import plain
+from cleantune.utils import format as fmt
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "plain": plain, "percent": words.percent, "count": words.count, "duration": words.duration,
+    "plain": plain, "percent": fmt.percent, "count": fmt.count, "duration": fmt.duration,
 }  # fmt: skip
 """How templates write texts, shares, numbers and seconds."""
 

@@ -13,7 +13,7 @@ from cleantune.config.run import configure, read_toml, toml_of
 from cleantune.data.write_cleaned import write_cleaned
 from cleantune.errors import UserError
 from cleantune.review.decisions import Decision, read, settled
-from cleantune.storage.run_dir import read_json, write_table
+from cleantune.storage.files import read_json, write_table
 from cleantune.utils.console import Console
 
 Decided = dict[tuple[str, str], Decision]

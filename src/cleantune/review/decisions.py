@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cleantune.errors import UserError, nearest
-from cleantune.storage.run_dir import cannot_write
+from cleantune.storage.files import cannot_write
 
 COLUMNS = ("time", "id", "split", "given_label", "decision", "label")
 DECISIONS = ("keep", "relabel", "drop", "unsure", "undo")

@@ -9,7 +9,7 @@ from typing import Any
 from cleantune.errors import UserError
 from cleantune.review.decisions import Decision
 from cleantune.review.server import Session
-from cleantune.storage.run_dir import write_json, write_table
+from cleantune.storage.files import write_json, write_table
 
 ENDINGS = {
     "csv": ".csv",

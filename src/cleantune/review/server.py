@@ -20,7 +20,7 @@ from cleantune.config.run import configure, read_toml
 from cleantune.data import Bad, Data
 from cleantune.errors import UserError
 from cleantune.review.decisions import DECISIONS, Decision, Decisions
-from cleantune.storage.run_dir import read_json
+from cleantune.storage.files import read_json
 from cleantune.utils.console import Console
 
 PAGE = 60

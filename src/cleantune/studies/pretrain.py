@@ -25,7 +25,8 @@ from cleantune.pipeline.export import save_nets
 from cleantune.pipeline.fit import precisions, resumed, tabulate, write_config
 from cleantune.pipeline.inputs import Material, decoded, leave_out, read_data
 from cleantune.pipeline.summary import versions
-from cleantune.storage.run_dir import RunFolder, read_json, write_json
+from cleantune.storage.files import read_json, write_json
+from cleantune.storage.run_dir import RunFolder
 from cleantune.training.batches import FeatureSource, SampleSource
 from cleantune.training.checkpoint import Split
 from cleantune.training.epochs import phases, train

@@ -18,7 +18,7 @@ from cleantune.features.cache import Features
 from cleantune.functional.spectrum import PRESETS, Spectrum, band_sums, spectrum
 from cleantune.pipeline.export import load_nets
 from cleantune.pipeline.inputs import gather, open_model
-from cleantune.storage.run_dir import write_table, write_text
+from cleantune.storage.files import write_table, write_text
 from cleantune.training.models import Net
 from cleantune.utils.console import Console
 

@@ -22,7 +22,8 @@ from cleantune.pipeline.finished_run import Baseline
 from cleantune.pipeline.fit import trained, write_config
 from cleantune.pipeline.inputs import Material
 from cleantune.pipeline.summary import summary
-from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_text
+from cleantune.storage.files import read_json, write_json, write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.studies.compare.matrix import Cell, Entry, Matrix
 from cleantune.training.epochs import phases
 from cleantune.training.optim import rate_at

@@ -13,10 +13,10 @@ from cleantune.pipeline.cached_views import wanted
 from cleantune.pipeline.cost_model import Sizes, Spent, expected
 from cleantune.pipeline.plan import machine, wrong_share
 from cleantune.pipeline.throughput import BUDGET, Speed
-from cleantune.report.words import count, duration
 from cleantune.studies.compare.cells import Shared
 from cleantune.studies.compare.matrix import RATES, Cell, Entry, Matrix
 from cleantune.utils.console import Console
+from cleantune.utils.format import count, duration
 
 Kind = tuple[Entry, int]
 """An entry and the number of a model: cells of one kind cost about the same."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from cleantune.config.run import read_toml
 from cleantune.errors import UserError
-from cleantune.report import tables, words
+from cleantune.report import tables
 from cleantune.report.svg import Plot, plain
 from cleantune.report.templates import rendered
-from cleantune.storage.run_dir import write_text
+from cleantune.storage.files import write_text
 from cleantune.studies.compare import figures
 from cleantune.studies.compare.table import Score, legend, number, scores, shown
+from cleantune.utils import format as fmt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,15 +51,15 @@ def about(frame: pd.DataFrame, config: dict[str, Any]) -> dict[str, Any]:
     first = frame.iloc[0]
     facts = [
         ("data", Path(data).name or data),
-        ("training samples", words.count(whole(frame["train_size"]))),
-        ("test samples", words.count(whole(frame["test_size"]))),
-        ("entries", words.count(frame.groupby(["entry", "tuning"]).ngroups)),
-        ("noises", words.count(frame["noise"].nunique())),
+        ("training samples", fmt.count(whole(frame["train_size"]))),
+        ("test samples", fmt.count(whole(frame["test_size"]))),
+        ("entries", fmt.count(frame.groupby(["entry", "tuning"]).ngroups)),
+        ("noises", fmt.count(frame["noise"].nunique())),
         ("models", ", ".join(dict.fromkeys(frame["model"]))),
         ("seeds", ", ".join(str(s) for s in dict.fromkeys(frame["seed"]))),
         ("model chosen", first["chosen"]),
         ("cells", f"{(frame['status'] == 'done').sum()} of {len(frame)} done"),
-        ("time", words.duration(float(frame["seconds"].fillna(0).sum()))),
+        ("time", fmt.duration(float(frame["seconds"].fillna(0).sum()))),
     ]
     return {
         "title": f"Comparison on {Path(data).name or data}",
@@ -89,7 +90,7 @@ def verdict(frame: pd.DataFrame) -> list[str]:
         tied = f", tied with {', '.join(ties)}" if ties else ", ahead of all others by more than one standard error"
         alone = sum(s.mean is not None for s in each) == 1
         out.append(
-            f"{place}: {name_of(best)} is best with {words.percent(best.mean)} ± {100 * (best.error or 0):.1f}"
+            f"{place}: {name_of(best)} is best with {fmt.percent(best.mean)} ± {100 * (best.error or 0):.1f}"
             f"{'' if alone else tied}."
         )
     return out
@@ -133,7 +134,7 @@ def plots(frame: pd.DataFrame, epochs: pd.DataFrame) -> dict[str, Any]:
         title = f"{noise}, {model}" if many else noise
         if any(s.mean is not None for s in each):
             alt = f"Test accuracy under {title}: " + ", ".join(
-                f"{name_of(s)} {words.percent(s.mean)}" for s in each if s.mean is not None
+                f"{name_of(s)} {fmt.percent(s.mean)}" for s in each if s.mean is not None
             )
             bars.append(Plot(title, figures.bars(each, f"bars-{number_}", alt)))
     for number_, model in enumerate(dict.fromkeys(frame["model"])):

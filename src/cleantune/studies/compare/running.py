@@ -19,7 +19,8 @@ from cleantune.features.precision import Precision
 from cleantune.noise import parse
 from cleantune.pipeline.inputs import Material, gather, open_model
 from cleantune.pipeline.summary import versions
-from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_table, write_text
+from cleantune.storage.files import read_json, write_json, write_table, write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.studies.compare.cells import Outcome, Shared, run_cell
 from cleantune.studies.compare.estimate import Plan, planned
 from cleantune.studies.compare.matrix import RATES, Cell, Matrix, resolved_table

@@ -46,7 +46,7 @@ class Search:
     @property
     def words(self) -> list[str]:
         """What came out, in sentences."""
-        from cleantune.storage.run_dir import read_json
+        from cleantune.storage.files import read_json
 
         said: list[str] = read_json(self.path / "ranking.json")["words"]
         return said

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from cleantune.storage.run_dir import write_table
+from cleantune.storage.files import write_table
 from cleantune.studies.search.trials import Study, frame_of, row_of, stopped
 from cleantune.utils.console import Console
 

@@ -12,7 +12,7 @@ from cleantune.config.run import read_toml
 from cleantune.report import tables
 from cleantune.report.svg import FIRST, INK, LINE, MUTED, canvas, inline, plain
 from cleantune.report.templates import rendered
-from cleantune.storage.run_dir import write_text
+from cleantune.storage.files import write_text
 from cleantune.studies.search.live import shown
 from cleantune.studies.search.ranking import Ranking, importances
 from cleantune.studies.search.space import Dimension, scaled

@@ -18,10 +18,11 @@ from cleantune.config.run import Config, configure, read_toml, to_table
 from cleantune.errors import UserError, nearest
 from cleantune.features.precision import Precision
 from cleantune.methods.protocol import Phase, Row
-from cleantune.pipeline.inputs import Material, gather, open_model, pick_device, read_data
+from cleantune.pipeline.inputs import Material, gather, open_model, read_data
 from cleantune.pipeline.ray_train import first_line, session
 from cleantune.pipeline.summary import versions
-from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_table, write_text
+from cleantune.storage.files import read_json, write_json, write_table, write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.studies.search.live import Live
 from cleantune.studies.search.ranking import Ranking, rank, sentences
 from cleantune.studies.search.space import points_of, space_of
@@ -36,6 +37,7 @@ from cleantune.studies.search.trials import (
 )
 from cleantune.training.epochs import phases
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 
 RETRIES = 2
 """How often a trial whose process died is tried again."""

@@ -21,7 +21,8 @@ from cleantune.functional import losses, metrics
 from cleantune.methods.protocol import Row
 from cleantune.pipeline.fit import trained, write_config
 from cleantune.pipeline.inputs import Material
-from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_table, write_text
+from cleantune.storage.files import read_json, write_json, write_table, write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.studies.compare.cells import NO_BASELINE, sentence
 from cleantune.studies.search.space import Dimension
 from cleantune.training.epochs import phases

@@ -21,12 +21,13 @@ from cleantune.features.cache import extract, features_key
 from cleantune.functional import metrics
 from cleantune.functional.spectrum import PRESETS, spectrum
 from cleantune.noise import flip, parse
-from cleantune.pipeline.inputs import extraction_precision, open_model, pick_device
-from cleantune.storage.run_dir import cache_folder, read_json, write_json, write_table, write_text
+from cleantune.pipeline.inputs import extraction_precision, open_model
+from cleantune.storage.files import cache_folder, read_json, write_json, write_table, write_text
 from cleantune.studies.evaluate import by_domain, refuse_unknown
 from cleantune.studies.transfer.sets import Sets, Tested, numbers, sets_of
 from cleantune.studies.transfer.study import Backbone, Cell, Study
 from cleantune.utils.console import Console
+from cleantune.utils.device import pick_device
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -27,7 +27,7 @@ import pyarrow.parquet
 from jaxtyping import Int
 
 from cleantune.errors import UserError
-from cleantune.storage.run_dir import write_table
+from cleantune.storage.files import write_table
 
 RECORD = 2 + 3 * 32 * 32
 """Bytes of an image of CIFAR-100: coarse label, fine label, planes of red, green and blue."""

@@ -21,7 +21,8 @@ from cleantune.data import load as load_data
 from cleantune.errors import UserError, nearest
 from cleantune.pipeline.inputs import open_model
 from cleantune.pipeline.summary import versions
-from cleantune.storage.run_dir import RunFolder, read_json, write_json, write_table, write_text
+from cleantune.storage.files import read_json, write_json, write_table, write_text
+from cleantune.storage.run_dir import RunFolder
 from cleantune.studies.turn_paper import downloads, features, page, sheets, standin
 from cleantune.studies.turn_paper.experiment import Cell, Experiment, Pretrained, Source, read, select
 from cleantune.studies.turn_paper.numbers import KEYS
