@@ -6,7 +6,7 @@ Autograd does the same in some fifteen nodes, which take such a small step longe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -15,11 +15,15 @@ from torch import Tensor
 from cleantune.functional import losses
 from cleantune.kernels.to_delete.products import product
 from cleantune.methods.protocol import Batch, Inputs, Output, Parts
-from cleantune.training.models import LinearHead
+
+if TYPE_CHECKING:
+    from cleantune.training.models import LinearHead
 
 
 def learns_alone(net: object) -> TypeGuard[LinearHead]:
     """Whether a loss here writes out the gradient of this net: of a plain linear head that learns."""
+    from cleantune.training.models import LinearHead
+
     return type(net) is LinearHead and torch.is_grad_enabled()  # a subclass may have a forward of its own
 
 
