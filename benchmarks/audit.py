@@ -25,7 +25,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import cleantune
-from cleantune.audit.score_labels import judge_features, judge_probabilities
+from cleantune.audit.score_labels import score_features, score_probabilities
 from cleantune.label_quality import noise_model
 from cleantune.noise import flip, parse
 
@@ -93,7 +93,7 @@ def arrays(said: argparse.Namespace) -> str:
         p, y, true = read(said.shared, name)
         wrong = y != true
         start = time.perf_counter()
-        found = judge_probabilities(p, torch.from_numpy(y))
+        found = score_probabilities(p, torch.from_numpy(y))
         seconds = time.perf_counter() - start
         flags = find_label_issues(y, p, n_jobs=1)
         joint = compute_confident_joint(y, p)
@@ -139,12 +139,12 @@ def arrays(said: argparse.Namespace) -> str:
 def constant(p: np.ndarray, y: np.ndarray, wrong: np.ndarray, s: float) -> tuple[float, float]:
     """F1 and error of the rate for one value of the constant."""
     labels, probabilities = torch.from_numpy(y), torch.from_numpy(p)
-    rows = noise_model.fitted_rows(len(y), p.shape[1])
-    seen = noise_model.contradicted(probabilities[rows], labels[rows])
-    model = noise_model.fit_noise(probabilities[rows], labels[rows], s / (1 - seen), noise_model.STRATA)
+    rows = noise_model.subsample_rows(len(y), p.shape[1])
+    seen = noise_model.disagreement_fraction(probabilities[rows], labels[rows])
+    model = noise_model.fit_noise_model(probabilities[rows], labels[rows], s / (1 - seen), noise_model.STRATA)
     p_wrong = model.judge(probabilities, labels).p_wrong
-    p_wrong = noise_model.calibrated(noise_model.label_scores(probabilities, labels, p_wrong), p_wrong)
-    found = (p_wrong >= noise_model.balanced_cut(p_wrong)).numpy()
+    p_wrong = noise_model.calibrate(noise_model.label_scores(probabilities, labels, p_wrong), p_wrong)
+    found = (p_wrong >= noise_model.f_beta_threshold(p_wrong)).numpy()
     return f1(found, wrong), float(p_wrong.mean()) - float(wrong.mean())
 
 
@@ -186,11 +186,11 @@ def features(said: argparse.Namespace) -> str:
         wrong = y != true
         classes = int(max(y.max(), true.max())) + 1
         model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200))
-        judge_features(x[::20], torch.from_numpy(y[::20]), classes)  # neither side is timed while it is first imported
+        score_features(x[::20], torch.from_numpy(y[::20]), classes)  # neither side is timed while it is first imported
         model.fit(x[::20], y[::20])
 
         def ours(x: Any = x, y: Any = y, classes: int = classes) -> Any:
-            return judge_features(x, torch.from_numpy(y), classes)
+            return score_features(x, torch.from_numpy(y), classes)
 
         def cleanlabs(x: Any = x, y: Any = y, model: Any = model) -> tuple[np.ndarray, np.ndarray]:
             with warnings.catch_warnings():
@@ -207,7 +207,7 @@ def features(said: argparse.Namespace) -> str:
             (average_precision_score(wrong, -theirs), average_precision_score(wrong, -score)),
             (f1(flags, wrong), f1(found.issue.numpy(), wrong)),
         ]
-        assert found.separation is not None
+        assert found.class_separability is not None
         rate = (
             "cannot tell" if found.doubt else f"{found.rate:.1%} ({found.interval[0]:.1%} to {found.interval[1]:.1%})"
         )
@@ -219,7 +219,7 @@ def features(said: argparse.Namespace) -> str:
                 f"{theirs_alone:.1f} → **{alone:.1f}** ({alone / theirs_alone:.2f})",
                 f"{wrong.mean():.1%}",
                 rate,
-                f"{found.separation.doubt:.2f}, {1 - found.separation.with_labels:.2f}",
+                f"{found.class_separability.doubt:.2f}, {1 - found.class_separability.with_labels:.2f}",
             ]
         )
         print(rows[-1], flush=True)
@@ -301,7 +301,7 @@ def encoder(said: argparse.Namespace) -> Path:
 def extracted(data: Path, model: Path, **options: Any) -> tuple[list[Any], np.ndarray]:
     """Ids and features of the training rows."""
     with tempfile.TemporaryDirectory() as folder:
-        found = cleantune.audit(data, model, out=Path(folder) / "run", silent=True, **options)
+        found = cleantune.audit(data, model, out=Path(folder) / "run", quiet=True, **options)
         ids = found.labels.loc[found.labels["split"] == "train", "id"].sort_values().tolist()
         return ids, cleantune.load(Path(folder) / "run").features(ids=ids)
 
@@ -362,13 +362,13 @@ def harm(said: argparse.Namespace) -> str:
         options = {"text": "text", "label": "weak_label", "true_label": "label", "split_column": "split"}
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            found = cleantune.audit(source, encoder(said), out=place / "audit", silent=True, **options)
+            found = cleantune.audit(source, encoder(said), out=place / "audit", quiet=True, **options)
             bad = set(found.labels.loc[found.labels["is_label_issue"], "id"].astype(str))
             frame = pd.read_parquet(source)
             frame[~(frame["id"].astype(str).isin(bad) & (frame["split"] != "test"))].to_parquet(place / "clean.parquet")
             accuracy = [
                 cleantune.fit(
-                    data, encoder(said), out=place / out, method="gce", scope="head", silent=True, **options
+                    data, encoder(said), out=place / out, method="gce", scope="head", quiet=True, **options
                 ).summary["accuracy"]["last"]
                 for data, out in ((source, "all"), (place / "clean.parquet", "cleaned"))
             ]

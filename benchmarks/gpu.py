@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from cleantune.backbones import ARCHITECTURES, Backbone, quiet
+from cleantune.backbones import ARCHITECTURES, Backbone, quiet_transformers
 from cleantune.features.encoder import forward
 from cleantune.features.precision import Precision
 from cleantune.functional.losses import cross_entropy
@@ -36,7 +36,7 @@ SIDE, CLASSES, PRECISION = 224, 1000, Precision("bfloat16", True)
 
 def network(name: str) -> Backbone:
     """A backbone with random weights, as `open_backbone` would make it."""
-    with quiet():
+    with quiet_transformers():
         import transformers
 
         if name == "vit_b16":

@@ -78,7 +78,7 @@ def run(cell: Cell, out: Path, shared: Path) -> dict[str, Any]:
     data = options(cell, shared)
     result = cleantune.fit(
         data.pop("data"), str(data.pop("model")), out=folder, method=cell.method, scope=cell.scope, seed=cell.seed,
-        settings=settings, resume=folder.is_dir(), silent=True, **data,
+        settings=settings, resume=folder.is_dir(), quiet=True, **data,
     )  # fmt: skip
     return result.summary
 
@@ -124,7 +124,7 @@ def row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
         "data": cell.data, "labels": cell.labels, "method": cell.method, "scope": cell.scope, "rate": cell.rate,
         "seed": cell.seed, "last": summary["accuracy"]["last"], "best": summary["accuracy"]["best_validation"],
         "validation": summary["accuracy"]["validation_last"],
-        "cost": summary["cost"]["forwards"] / summary["samples"]["train"],
+        "cost": summary["cost"]["forward_passes"] / summary["samples"]["train"],
         "auroc": summary["issues"].get("auroc"), "purity": summary["selection"].get("purity"),
         "seconds": summary["cost"]["seconds"]["total"], "delivered": summary["delivered"],
         "estimated_rate": summary["noise"]["estimated_rate"], "true_rate": summary["noise"].get("true_rate"),

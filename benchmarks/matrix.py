@@ -153,8 +153,7 @@ def table(rows: pd.DataFrame) -> str:
     short = [Path(n.split(":")[1]).stem if n.startswith("matrix") else n.split(",")[0] for n in rows["noise"]]
     rows["noise"] = [d if n == "none" else f"{d} {n}" for d, n in zip(rows["data"], short, strict=True)]
     columns = {
-        noise: {f"{METHODS[s.entry]} {s.tuning}": words(s) for s in each}
-        for (_, noise), each in scores(rows).items()
+        noise: {f"{METHODS[s.entry]} {s.tuning}": words(s) for s in each} for (_, noise), each in scores(rows).items()
     }
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

@@ -35,7 +35,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"mlp": [], "nmtune": []}
     for _ in range(said.rounds):
         for name, cls in (("mlp", MLPTune), ("nmtune", NMTune)):
-            model = cls(epochs=1, batch_size=64, settings={"probe.least_steps": 0})
+            model = cls(epochs=1, batch_size=64, settings={"probe.min_steps": 0})
             start = time.perf_counter()
             model.fit(x, y)
             seconds[name].append(time.perf_counter() - start)

@@ -13,18 +13,18 @@ import torch
 import cleantune
 from cleantune.backbones import open_backbone
 from cleantune.config.run import configure
-from cleantune.data.model_inputs import prepare
-from cleantune.features.cache import SHARD, Features, Mapped, shard_name
+from cleantune.data.model_inputs import make_model_inputs
+from cleantune.features.cache import SHARD_ROWS, Features, MemmapShards, shard_name
 from cleantune.features.precision import probe_precision
-from cleantune.functional.gmm import class_mixtures
+from cleantune.functional.gmm import fit_class_mixtures
 from cleantune.methods import METHODS
-from cleantune.pipeline.inputs import Heads, gather, read_data
-from cleantune.storage.run_dir import RunFolder
-from cleantune.training.batches import FeatureSource, SampleSource
-from cleantune.training.checkpoint import Split
+from cleantune.pipeline.inputs import HeadFactory, prepare_inputs, read_data
+from cleantune.storage.run_dir import RunDir
+from cleantune.training.batches import FeatureBatches, SampleBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases
 from cleantune.training.models import LinearHead, Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 
 WHOLE = {"validation_fraction": 0.0, "test_fraction": 0.0}
@@ -41,20 +41,22 @@ def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
         shutil.rmtree(folder)
     spec = {key: data.pop(key) for key in ("image_size",) if key in data}
     config = configure({"data": WHOLE | data, "model": {"model": model} | spec, "run": {"cache": str(cache)}})
-    rows, _ = read_data(config, Console(silent=True))
+    rows, _ = read_data(config, Console(quiet=True))
     backbone = model if not isinstance(model, str) else open_backbone(model, image_size=spec.get("image_size"))
-    material = gather(config, rows, backbone, Console(silent=True))
+    material = prepare_inputs(config, rows, backbone, Console(quiet=True))
     return sum(len(f) for f in material.features.values()), f"{material.precision.words}; {material.precision.why}"
 
 
-def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> Loop:
+def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> Trainer:
     """A run whose head is a GCE probe on cached features."""
     method: Any = METHODS["gce"]()
-    stage = replace(method.probe, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, rate_width=0, least_steps=0)
+    stage = replace(
+        method.probe, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, lr_reference_dim=0, min_steps=0
+    )
     todo = phases(replace(method, probe=stage), 0.0)
-    source = FeatureSource(features)
-    heads = Heads(classes, "zeros", 0)
-    loop = Loop([Net(None, heads(source.plain, 0))], {"train": Split(y, source, None)}, classes, 0, heads)
+    source = FeatureBatches(features)
+    heads = HeadFactory(classes, "zeros", 0)
+    loop = Trainer([Net(None, heads(source.plain, 0))], {"train": SplitData(y, source, None)}, classes, 0, heads)
     for phase in todo:
         loop.enter(phase)
         for epoch in range(epochs):
@@ -65,25 +67,27 @@ def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size:
 
 def mixtures(losses: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tensor:
     """p_clean of every sample, with the settings of the naive side."""
-    fitted = class_mixtures(losses, y, classes, max_iter=10, tol=1e-2, reg_covar=5e-4)
+    fitted = fit_class_mixtures(losses, y, classes, max_iter=10, tol=1e-2, reg_covar=5e-4)
     return fitted.posterior(losses, y)
 
 
 def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> None:
     """One epoch of full fine-tuning, from the Parquet file on, on weak views; the precision is known from before."""
     config = configure({"data": WHOLE | {"data": str(data), "label": "label", "limit": limit}})
-    rows, _ = read_data(config, Console(silent=True))
+    rows, _ = read_data(config, Console(quiet=True))
     train, classes = rows.rows["train"], len(rows.classes)
     backbone = open_backbone(model, image_size=size)
-    prepared = prepare(train.samples, backbone.preprocess, cache)  # type: ignore[arg-type]
+    prepared = make_model_inputs(train.samples, backbone.preprocess, cache)  # type: ignore[arg-type]
     x = prepared.plain(torch.arange(min(256, len(prepared))))
     precision = probe_precision(backbone, x, training=True, memory=cache / "precision")
     method: Any = METHODS["ce"](scope="all")
     todo = phases(replace(method, tune=replace(method.tune, epochs=1, batch_size=64)), 3e-4)
-    heads = Heads(classes, "zeros", 0)
+    heads = HeadFactory(classes, "zeros", 0)
     net = Net(backbone, LinearHead(backbone.width, classes, init="zeros"), precision)
-    features = FeatureSource(torch.zeros(len(prepared), backbone.width))
-    loop = Loop([net], {"train": Split(torch.as_tensor(train.y), features, SampleSource(prepared))}, classes, 0, heads)
+    features = FeatureBatches(torch.zeros(len(prepared), backbone.width))
+    loop = Trainer(
+        [net], {"train": SplitData(torch.as_tensor(train.y), features, SampleBatches(prepared))}, classes, 0, heads
+    )
     loop.enter(todo[0])
     todo[0].epoch(loop)
 
@@ -96,9 +100,9 @@ def method_seconds(
         shutil.rmtree(folder, ignore_errors=True)
     result = cleantune.fit(
         str(data), model, out=out / "run", method=method, preset=preset, scope=scope, label="human_worst", limit=limit,
-        test_fraction=0.0, image_size=64, cache=str(out / "cache"), silent=True, settings=settings,
+        test_fraction=0.0, image_size=64, cache=str(out / "cache"), quiet=True, settings=settings,
     )  # fmt: skip
-    return {"rows": [dict(r) for r in RunFolder(result.path, resume=True).rows()]} | result.summary
+    return {"rows": [dict(r) for r in RunDir(result.path, resume=True).rows()]} | result.summary
 
 
 def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Features, torch.Tensor]:
@@ -106,12 +110,12 @@ def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Featu
     folder.mkdir(parents=True, exist_ok=True)
     center = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
     names, labels = [], []
-    for k in range(-(-count // SHARD)):
+    for k in range(-(-count // SHARD_ROWS)):
         rng, path = np.random.default_rng([1, k]), folder / shard_name(k)
-        y = rng.integers(0, classes, SHARD)
-        labels.append(np.where(rng.random(SHARD) < 0.4, rng.integers(0, classes, SHARD), y))
+        y = rng.integers(0, classes, SHARD_ROWS)
+        labels.append(np.where(rng.random(SHARD_ROWS) < 0.4, rng.integers(0, classes, SHARD_ROWS), y))
         if not path.is_file():
-            np.save(path, (center[y] + rng.standard_normal((SHARD, width), np.float32)).astype(np.float16))
+            np.save(path, (center[y] + rng.standard_normal((SHARD_ROWS, width), np.float32)).astype(np.float16))
         names.append(path.name)
-    shards = Mapped(folder, names, [(SHARD, width)] * len(names), ["float16"] * len(names))
+    shards = MemmapShards(folder, names, [(SHARD_ROWS, width)] * len(names), ["float16"] * len(names))
     return Features(shards, np.arange(count), {}), torch.from_numpy(np.concatenate(labels)[:count])

@@ -21,7 +21,7 @@ TUNINGS = [
     {"name": "MLP", "method": "mlp"},
     {"name": "NMTune", "method": "nmtune"},
     {"name": "NMTune, paper", "method": "nmtune", "preset": "paper"},
-    {"name": "NMTune, official_code", "method": "nmtune", "preset": "official_code"},
+    {"name": "NMTune, official", "method": "nmtune", "preset": "official"},
 ]
 DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cleantune.features.cache import SHARD, find, shard_name, write_index
-from cleantune.functional.gmm import class_mixtures
-from cleantune.functional.selection import balanced, parse_balance, rescue
+from cleantune.features.cache import SHARD_ROWS, find, shard_name, write_index
+from cleantune.functional.gmm import fit_class_mixtures
+from cleantune.functional.selection import balanced, parse_balance, rescue_small_classes
 from cleantune.training.models import LinearHead
 from cleantune.utils.malloc import peak_bytes
 
@@ -54,8 +54,8 @@ def synthetic(
 
 def judged(loss: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """TURN's verdict and selection on some classes."""
-    p_clean = class_mixtures(loss, y, classes, max_iter=10, tol=1e-2).posterior(loss, y)
-    keep = rescue(p_clean > TAU, loss, y, classes)
+    p_clean = fit_class_mixtures(loss, y, classes, max_iter=10, tol=1e-2).posterior(loss, y)
+    keep = rescue_small_classes(p_clean > TAU, loss, y, classes)
     return p_clean, balanced(keep, y, classes, parse_balance("all"), torch.Generator().manual_seed(0))
 
 
@@ -87,14 +87,14 @@ def index(rows: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "features-k"
         folder.mkdir()
-        np.save(folder / shard_name(0), np.zeros((SHARD, 1), np.float32))
+        np.save(folder / shard_name(0), np.zeros((SHARD_ROWS, 1), np.float32))
         head = (folder / shard_name(0)).read_bytes()[:128]
-        count = -(-rows // SHARD)
+        count = -(-rows // SHARD_ROWS)
         start = time.perf_counter()
         for k in range(count):
             with (folder / shard_name(k)).open("wb") as file:
-                file.write(head if (k + 1) * SHARD <= rows else b"\x93NUMPY\x01\x00" + head[8:])
-                file.truncate(128 + 4 * SHARD)
+                file.write(head if (k + 1) * SHARD_ROWS <= rows else b"\x93NUMPY\x01\x00" + head[8:])
+                file.truncate(128 + 4 * SHARD_ROWS)
         made = time.perf_counter() - start
         start = time.perf_counter()
         write_index(folder, rows, 1, {})
@@ -103,7 +103,7 @@ def index(rows: int) -> None:
         features = find(Path(name), "k")
         opened = time.perf_counter() - start
         assert features is not None
-        chosen = np.random.default_rng(0).integers(0, rows - SHARD, 4096)
+        chosen = np.random.default_rng(0).integers(0, rows - SHARD_ROWS, 4096)
         start = time.perf_counter()
         read = features[chosen]
         seconds = time.perf_counter() - start
@@ -142,7 +142,7 @@ SETS = {
 }
 """Samples, classes, megabytes of an image as stored (assumed)."""
 FORWARDS = 1500.0
-"""Assumed: ViT-B/16 forwards a second at 224 px on one H100 in bfloat16. Not measured here: no GPU was at hand."""
+"""Assumed: ViT-B/16 forward_passes a second at 224 px on one H100 in bfloat16. Not measured here: no GPU was at hand."""
 MIXTURE = 4400e-9
 """Seconds a sample of mixture, verdict and selection: `mixture` above on one thread of a busy machine."""
 WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 3.5, 2
@@ -150,14 +150,14 @@ WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 3.5, 2
 
 
 def table(gpus: int = 8) -> None:
-    """TURN's defaults: one look for features, `BUDGET` passes at three forwards each, a look after each round.
+    """TURN's defaults: one look for features, `BUDGET` passes at three forward_passes each, a look after each round.
 
     By class there are the evidence (two columns) and the targets of ELR's pull.
     """
     for name, (n, classes, megabytes) in SETS.items():
-        forwards = n * (1 + 3 * BUDGET + ROUNDS)
-        say(data=name, samples=n, forwards=forwards, gpu_hours=round(forwards / FORWARDS / 3600, 1),
-            hours_on_gpus=round(forwards / FORWARDS / 3600 / gpus, 2), gpus=gpus,
+        forward_passes = n * (1 + 3 * BUDGET + ROUNDS)
+        say(data=name, samples=n, forward_passes=forward_passes, gpu_hours=round(forward_passes / FORWARDS / 3600, 1),
+            hours_on_gpus=round(forward_passes / FORWARDS / 3600 / gpus, 2), gpus=gpus,
             mixtures_minutes=round(ROUNDS * n * MIXTURE / 60, 2),
             images_gb=round(n * megabytes / 1e3, 1), pixels_gb=round(n * PIXELS / 1e9, 1),
             features_gb=round(4 * n * WIDTH / 1e9, 1), losses_gb_a_rank=round(8 * n * 5 / 1e9, 2),

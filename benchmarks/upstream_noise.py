@@ -106,7 +106,7 @@ TUNINGS: list[dict[str, Any]] = [
 ]
 PRESETS: list[dict[str, Any]] = [
     {"name": f"{name}, {preset}", "method": name.lower(), "preset": preset}
-    for preset in ("paper", "official_code")
+    for preset in ("paper", "official")
     for name in ("MLP", "NMTune")
 ]
 

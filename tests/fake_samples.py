@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cleantune.data import Bad
+from cleantune.data import UnreadableImage
 
 
 @dataclass
 class FakeSamples:
-    """Images, texts or `Bad`, and a count of how often each was read."""
+    """Images, texts or `UnreadableImage`, and a count of how often each was read."""
 
     items: list[Any]
     kind: str = "image"
@@ -23,7 +23,7 @@ class FakeSamples:
 
     @property
     def fingerprint(self) -> str:
-        content = [x if isinstance(x, str | Bad) else x.tobytes() for x in self.items]
+        content = [x if isinstance(x, str | UnreadableImage) else x.tobytes() for x in self.items]
         return sha256(repr(content).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -40,14 +40,14 @@ class FakeSamples:
         return f"photo {index}"
 
 
-def fake_images(count: int, size: int = 40, bad: Sequence[int] = ()) -> FakeSamples:
+def fake_images(count: int, size: int = 40, unreadable: Sequence[int] = ()) -> FakeSamples:
     """Random images, some of them unreadable."""
     rng = np.random.default_rng(0)
     pictures: list[Any] = [
         Image.fromarray(rng.integers(0, 256, (size, size + i % 3, 3), dtype=np.uint8)) for i in range(count)
     ]
-    for i in bad:
-        pictures[i] = Bad("truncated")
+    for i in unreadable:
+        pictures[i] = UnreadableImage("truncated")
     return FakeSamples(pictures)
 
 

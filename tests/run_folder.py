@@ -44,13 +44,13 @@ def make_run(
     _write(folder / "evidence" / "mixtures.json", {look: _mixtures(losses, look, names) for look in ("first", "last")})
     _write(folder / "evidence" / "gallery.json", _gallery(rng, table, kind, text))
     rows = _rows(rng, truth=truth, test=test, harm=harm)
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = _summary(table, names, kind, truth=truth, test=test, delivered=delivered, harm=harm)
     _write(folder / "summary.json", summary)
     config = {
         "data": {"data": "photos/cifar10_train.parquet", "label": "human_worst", "limit": 10000, "split_seed": 0},
         "method": {"name": "turn", "q": 0.7, "tau": 0.6, "probe": {"epochs": 20}, "tune": {"epochs": 4}},
-        "choose": "noisy-validation",
+        "model_selection": "noisy-val",
     }
     (folder / "config.toml").write_text(tomli_w.dumps(config))
     return folder
@@ -148,7 +148,7 @@ def _rows(rng: np.random.Generator, *, truth: bool, test: bool, harm: bool) -> l
                 "recall": None if probe or not truth else 0.6 + 0.05 * (step - 20),
                 "auroc": None if probe or not truth else 0.82 + 0.01 * (step - 20),
                 "distinct_predictions": 10,
-                "forwards": 9000 * (step + 1),
+                "forward_passes": 9000 * (step + 1),
                 "seconds": 1.5,
                 "skipped": 0,
             }
@@ -204,7 +204,7 @@ def _summary(
                 "tune": {"test": either(tune), "validation": 0.31 if harm else 0.44},
             },
             "delivered": delivered,
-            "why_delivered": why,
+            "selection_reason": why,
         },
         "baseline": {
             "name": "CE linear probe",
@@ -215,8 +215,8 @@ def _summary(
         "issues": {"count": int(table["is_label_issue"].sum())},
         "selection": {"size": 5100} | ({"purity": 0.86, "recall": 0.75, "auroc": 0.85} if truth else {}),
         "cost": {
-            "forwards": 10.9 * train,
-            "evaluation_forwards": 2000,
+            "forward_passes": 10.9 * train,
+            "evaluation_forward_passes": 2000,
             "training_samples": 2 * train,
             "optimizer_steps": 640,
             "seconds": {"extract": 31.2, "probe": 4.1, "score": 22.0, "tune": 214.9, "total": 281.3},

@@ -12,7 +12,7 @@ from tiny import TEXTS, save_tiny
 import cleantune
 from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
-from cleantune.training.lora import adapted, learnable, merge
+from cleantune.training.lora import add_lora, merge, set_trainable
 
 pytest.importorskip("peft")
 
@@ -25,7 +25,7 @@ def test_adapters_stand_beside_the_mlp_layers_and_change_nothing_until_they_lear
     else:
         x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     state = torch.random.get_rng_state()
-    with_lora = adapted(backbone, 4, seed=0).eval()
+    with_lora = add_lora(backbone, 4, seed=0).eval()
     assert torch.equal(torch.random.get_rng_state(), state)
     layers = [n for n, m in with_lora.named_modules() if hasattr(m, "base_layer")]
     assert layers
@@ -35,8 +35,8 @@ def test_adapters_stand_beside_the_mlp_layers_and_change_nothing_until_they_lear
 
 
 def test_adapters_alone_learn_and_merging_keeps_the_function(tmp_path: Path) -> None:
-    backbone = adapted(open_backbone(save_tiny("vit", tmp_path / "vit")), 4, seed=0).eval()
-    learnable(backbone, True)
+    backbone = add_lora(open_backbone(save_tiny("vit", tmp_path / "vit")), 4, seed=0).eval()
+    set_trainable(backbone, True)
     learning = {n for n, p in backbone.named_parameters() if p.requires_grad}
     assert learning == {n for n, _ in backbone.named_parameters() if "lora_" in n}
     with torch.no_grad():
@@ -49,26 +49,26 @@ def test_adapters_alone_learn_and_merging_keeps_the_function(tmp_path: Path) -> 
         merge(backbone)
         torch.testing.assert_close(backbone(x), before, rtol=1e-4, atol=1e-5)
     assert not any("lora_" in name for name in backbone.state_dict())
-    learnable(backbone, False)
+    set_trainable(backbone, False)
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
 def test_a_network_without_such_layers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a transformer"):
-        adapted(open_backbone(save_tiny("resnet", tmp_path / "resnet")), 4, seed=0)
+        add_lora(open_backbone(save_tiny("resnet", tmp_path / "resnet")), 4, seed=0)
 
 
 def test_a_run_in_scope_lora_delivers_a_plain_model_whose_other_weights_are_the_pretrained_ones(tmp_path: Path) -> None:
     model = save_tiny("bert", tmp_path / "bert")
     texts = [f"w{1 + i % 3} w{4 + i % 5}" for i in range(60)]
     data = {"text": texts, "label": [i % 3 for i in range(60)]}
-    options = {"method": "nmtune", "scope": "lora", "silent": True, "cache": str(tmp_path / "cache")}
+    options = {"method": "nmtune", "scope": "lora", "quiet": True, "cache": str(tmp_path / "cache")}
     done = cleantune.fit(
         data, model, out=tmp_path / "run", precision="float32",
-        settings={"method.tune.epochs": 3, "method.tune.least_steps": 3}, **options,
+        settings={"method.tune.epochs": 3, "method.tune.min_steps": 3}, **options,
     )  # fmt: skip
     assert "lora_rank = 8" in (tmp_path / "run" / "config.toml").read_text()
-    assert {"loss_covariance", "loss_dominance"} <= set((tmp_path / "run" / "rows.jsonl").read_text().split('"'))
+    assert {"loss_covariance", "loss_dominance"} <= set((tmp_path / "run" / "metrics.jsonl").read_text().split('"'))
     tuned = open_backbone(tmp_path / "run" / "model" / "backbone").state_dict()
     given = open_backbone(model).state_dict()
     changed = {name for name in given if not torch.equal(tuned[name], given[name])}

@@ -13,7 +13,7 @@ import pytest
 from test_contract import BACKBONE_RATE, _one_thread, blobs, loop_on, trained  # noqa: F401 - a fixture
 
 from cleantune.config.run import configure
-from cleantune.config.schema import describe
+from cleantune.config.schema import describe_fields
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Scope, Stage
 
@@ -57,6 +57,6 @@ def test_the_pages_method_is_read_from_a_table_and_refuses_a_value_outside_its_r
 
     config = configure({"method": {"name": "bootstrapping", "scope": "all", "beta": 0.5}, "data": {"data": "x"}})
     assert config.method == method(scope="all", beta=0.5)
-    assert all(field.help for field in describe(method))
+    assert all(field.help for field in describe_fields(method))
     with pytest.raises(UserError, match=r"method\.beta"):
         configure({"method": {"name": "bootstrapping", "beta": 2.0}, "data": {"data": "x"}})

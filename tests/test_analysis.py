@@ -9,7 +9,7 @@ import pytest
 
 from cleantune.errors import UserError
 from cleantune.functional import geometry
-from cleantune.functional.geometry import linear_cka, neighbor_accuracy, plane, probe_accuracy
+from cleantune.functional.geometry import knn_accuracy, linear_cka, probe_accuracy, tsne_embedding
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def test_twenty_neighbors_agree_with_a_loop_and_leave_the_sample_itself_out() ->
     for i in range(30):
         order = [j for j in np.argsort(-(unit @ unit[i]), kind="stable") if j != i][:20]
         hits += np.bincount(y[order]).argmax() == y[i]
-    assert neighbor_accuracy(f, y) == pytest.approx(hits / 30)
+    assert knn_accuracy(f, y) == pytest.approx(hits / 30)
 
 
 def test_separate_classes_get_full_marks_and_mixed_ones_do_not() -> None:
@@ -78,10 +78,10 @@ def test_separate_classes_get_full_marks_and_mixed_ones_do_not() -> None:
 def test_the_plane_keeps_separate_classes_apart_and_repeats_its_bits() -> None:
     y = np.repeat([0, 1], 12)
     f = np.random.default_rng(1).normal(0, 0.05, (24, 5)) + np.eye(5)[y]
-    points = plane(f)
+    points = tsne_embedding(f)
     assert points.shape == (24, 2)
-    assert neighbor_accuracy(points - points.mean(0), y, 5) > 0.95
-    assert np.array_equal(points, plane(f))
+    assert knn_accuracy(points - points.mean(0), y, 5) > 0.95
+    assert np.array_equal(points, tsne_embedding(f))
 
 
 def test_too_few_samples_are_refused_in_a_sentence() -> None:

@@ -25,9 +25,9 @@ from tiny import save_tiny
 import cleantune
 from cleantune.cli.main import cli
 from cleantune.errors import UserError
-from cleantune.review.apply import applied
+from cleantune.review.apply import apply_decisions
 from cleantune.review.decisions import Decision, Decisions
-from cleantune.review.server import Review, Session
+from cleantune.review.server import ReviewServer, ReviewSession
 
 MARKUP = '<img src=x onerror="window.harmed = 1"><script>window.harmed = 1</script>'
 COLUMNS = {"id", "split", "given_label", "suggested_label", "label_score", "p_wrong", "is_label_issue"}
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An audit of embeddings."""
     folder = tmp_path_factory.mktemp("audit")
     data, _, _ = embeddings(folder)
-    cleantune.audit(data, out=folder / "run", silent=True)
+    cleantune.audit(data, out=folder / "run", quiet=True)
     return folder / "run"
 
 
@@ -62,7 +62,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [(f"t{i}", f"{words['ab'[i % 2]]} {i}", "ab"[i % 2]) for i in range(120)]
     rows[4] = ("t4", MARKUP, "a")
     pd.DataFrame(rows, columns=["id", "text", "label"]).to_csv(folder / "t.csv", index=False)
-    cleantune.audit(folder / "t.csv", model=folder / "bert", out=folder / "run", silent=True)
+    cleantune.audit(folder / "t.csv", model=folder / "bert", out=folder / "run", quiet=True)
     frame = pd.read_parquet(folder / "run" / "labels.parquet")
     frame["is_label_issue"] = frame["id"].isin([f"t{i}" for i in range(70)])
     frame["label_score"] = np.where(frame["id"] == "t4", 0.0, frame["label_score"].clip(lower=0.01))
@@ -73,10 +73,10 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_arrays_are_audited_and_most_wrong_labels_found(tmp_path: Path) -> None:
     path, given, true = embeddings(tmp_path)
     with np.load(path) as file:
-        found = cleantune.audit(features=file["features"], labels=file["label"], silent=True)
+        found = cleantune.audit(features=file["features"], labels=file["label"], quiet=True)
     assert set(found.labels.columns) >= COLUMNS
-    assert found.noise_rate_interval is not None
-    assert found.noise_rate_interval[0] <= (given != true).mean() <= found.noise_rate_interval[1]
+    assert found.noise_rate_range is not None
+    assert found.noise_rate_range[0] <= (given != true).mean() <= found.noise_rate_range[1]
     flagged = found.labels.set_index("id").loc[np.arange(600), "is_label_issue"].to_numpy()
     wrong = given != true
     assert 2 * (flagged & wrong).sum() / (flagged.sum() + wrong.sum()) > 0.9
@@ -100,9 +100,9 @@ def test_a_memory_map_of_probabilities_gives_what_the_array_gives(tmp_path: Path
 
 def test_random_features_cannot_tell_and_nothing_is_flagged() -> None:
     rng = np.random.default_rng(0)
-    found = cleantune.audit(features=rng.normal(size=(900, 16)), labels=rng.integers(0, 4, 900), silent=True)
+    found = cleantune.audit(features=rng.normal(size=(900, 16)), labels=rng.integers(0, 4, 900), quiet=True)
     assert found.noise_rate is None
-    assert found.noise_rate_interval is None
+    assert found.noise_rate_range is None
     assert "do not separate" in found.cannot_tell
     assert not found.labels["is_label_issue"].any()
 
@@ -113,7 +113,7 @@ def test_reliable_annotators_find_what_features_do_not_show() -> None:
     x = 0.8 * np.eye(3)[true] + rng.normal(size=(900, 3))
     given = np.where(rng.random(900) < 0.2, (true + 1) % 3, true)
     others = np.where(rng.random((3, 900)) < 0.9, true, rng.integers(0, 3, (3, 900)))
-    found = cleantune.audit(features=x, labels=given, annotators=others, silent=True)
+    found = cleantune.audit(features=x, labels=given, annotators=others, quiet=True)
     order = found.labels.set_index("id").loc[np.arange(900)]
     wrong = given != true
     top = order["label_score"].rank().to_numpy() <= wrong.sum()
@@ -132,7 +132,7 @@ def test_reliable_annotators_find_what_features_do_not_show() -> None:
         ({"features": np.zeros((20, 2)), "labels": [None, *"ab" * 9, "a"]}, "row 0"),
         ({"pred_probs": np.full((20, 2), 0.7), "labels": np.arange(20) % 2}, "row 0"),
         ({"pred_probs": np.full((20, 2), 0.5), "labels": np.arange(20) % 3}, "row 2"),
-        ({"pred_probs": np.full((20, 2), 0.5), "labels": np.arange(20) % 2, "trade": 0}, "trade"),
+        ({"pred_probs": np.full((20, 2), 0.5), "labels": np.arange(20) % 2, "beta": 0}, "beta"),
         ({"pred_probs": np.full((20, 2), 0.5), "labels": np.arange(20) % 2, "source": "oracle"}, "source"),
         ({"pred_probs": np.full((20, 2), 0.5), "labels": np.arange(20) % 2, "label": "x"}, "label"),
         ({"data": "nowhere.csv"}, "--out"),
@@ -144,7 +144,7 @@ def test_bad_input_is_one_sentence(said: dict[str, Any], names: str) -> None:
 
 
 def test_the_command_line_audits_and_writes_the_folder(run: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["audit", str(run.parent / "e.npz"), "--out", str(tmp_path / "again"), "--silent"])
+    done = CliRunner().invoke(cli, ["audit", str(run.parent / "e.npz"), "--out", str(tmp_path / "again"), "--quiet"])
     assert done.exit_code == 0, done.output
     for name in ("labels.csv", "transition.csv", "by_class.csv", "pairs.csv", "duplicates.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes()
@@ -160,13 +160,13 @@ def test_probabilities_in_a_file_are_audited_and_cleaned(tmp_path: Path) -> None
     y = p.argmax(1)
     y[:50] = (y[:50] + 1) % 3
     np.savez(tmp_path / "p.npz", pred_probs=p, label=y)
-    found = cleantune.audit(tmp_path / "p.npz", out=tmp_path / "run", silent=True)
+    found = cleantune.audit(tmp_path / "p.npz", out=tmp_path / "run", quiet=True)
     worst = int(found.labels["id"].iloc[0])
     decide(tmp_path / "run" / "decisions.csv", [(worst, "relabel", "2"), (int(found.labels["id"].iloc[1]), "drop", "")])
-    applied(tmp_path / "run", None, tmp_path / "clean.npz")
+    apply_decisions(tmp_path / "run", None, tmp_path / "clean.npz")
     with np.load(tmp_path / "clean.npz") as file:
         assert len(file["label"]) == len(file["pred_probs"]) == 499
-    whole = cleantune.audit(tmp_path / "p.npz", out=tmp_path / "run", overwrite=True, silent=True)
+    whole = cleantune.audit(tmp_path / "p.npz", out=tmp_path / "run", overwrite=True, quiet=True)
     assert len(whole.labels) == 500
 
 
@@ -181,7 +181,7 @@ def test_apply_changes_the_decided_rows_alone(run: Path, tmp_path: Path) -> None
         tmp_path / "d.csv",
         [(3, "relabel", "cat"), (4, "drop", ""), (5, "keep", ""), (6, "unsure", ""), (7, "drop", ""), (7, "undo", "")],
     )
-    applied(run, tmp_path / "d.csv", tmp_path / "clean.npz")
+    apply_decisions(run, tmp_path / "d.csv", tmp_path / "clean.npz")
     with np.load(run.parent / "e.npz") as before, np.load(tmp_path / "clean.npz") as after:
         keep = np.arange(600) != 4
         want = before["label"].astype("U3")
@@ -191,9 +191,9 @@ def test_apply_changes_the_decided_rows_alone(run: Path, tmp_path: Path) -> None
     decide(tmp_path / "e.csv", [(3, "relabel", "dgo")])
     decide(tmp_path / "f.csv", [(9999, "drop", "")])
     with pytest.raises(UserError, match="no class"):
-        applied(run, tmp_path / "e.csv", tmp_path / "x.npz")
+        apply_decisions(run, tmp_path / "e.csv", tmp_path / "x.npz")
     with pytest.raises(UserError, match='no row "9999"'):
-        applied(run, tmp_path / "f.csv", tmp_path / "x.npz")
+        apply_decisions(run, tmp_path / "f.csv", tmp_path / "x.npz")
     assert not (tmp_path / "x.npz").exists()
 
 
@@ -209,7 +209,7 @@ def test_retraining_never_overwrites_a_decision(run: Path, tmp_path: Path) -> No
         [(ids[0], "keep", ""), (ids[1], "relabel", worst["suggested_label"].iloc[1]), (ids[2], "drop", "")],
     )
     before = (mine / "decisions.csv").read_bytes()
-    told = applied(mine, None, None, retrain=True)
+    told = apply_decisions(mine, None, None, retrain=True)
     assert "ranked again" in told[0]
     after = pd.read_parquet(mine / "labels.parquet").set_index("id")
     assert not after.loc[ids[0], "is_label_issue"]
@@ -243,7 +243,7 @@ def test_stopping_is_suggested_when_few_of_the_last_fifty_were_wrong(tmp_path: P
 @pytest.mark.parametrize("form", ["csv", "parquet", "cleanlab", "fiftyone", "label-studio", "argilla"])
 def test_exports_hold_every_label_once(texts: Path, tmp_path: Path, form: str) -> None:
     end = {"csv": ".csv", "cleanlab": ".csv", "parquet": ".parquet"}.get(form, ".json")
-    applied(texts, None, tmp_path / f"out{end}", export=form)
+    apply_decisions(texts, None, tmp_path / f"out{end}", export=form)
     if end == ".json":
         rows = json.loads((tmp_path / "out.json").read_text())
         ids = [row["id"] if form != "label-studio" else row["data"]["id"] for row in rows]
@@ -256,13 +256,13 @@ def test_exports_hold_every_label_once(texts: Path, tmp_path: Path, form: str) -
         ids = list((pd.read_csv if end == ".csv" else pd.read_parquet)(tmp_path / f"out{end}")["id"])
     assert sorted(ids) == sorted(f"t{i}" for i in range(120))
     with pytest.raises(UserError, match="written as"):
-        applied(texts, None, tmp_path / "out.xyz", export=form)
+        apply_decisions(texts, None, tmp_path / "out.xyz", export=form)
 
 
 class Client:
     """Asks a running review."""
 
-    def __init__(self, server: Review) -> None:
+    def __init__(self, server: ReviewServer) -> None:
         self.address, self.token = f"http://127.0.0.1:{server.server_address[1]}", server.token
 
     def __call__(self, path: str, body: Any = None, **headers: str) -> Any:
@@ -273,8 +273,8 @@ class Client:
 
 
 @pytest.fixture
-def served(texts: Path, tmp_path: Path) -> Iterator[Review]:
-    server = Review(Session(texts, tmp_path / "decisions.csv"))
+def served(texts: Path, tmp_path: Path) -> Iterator[ReviewServer]:
+    server = ReviewServer(ReviewSession(texts, tmp_path / "decisions.csv"))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield server
@@ -283,7 +283,7 @@ def served(texts: Path, tmp_path: Path) -> Iterator[Review]:
     server.server_close()
 
 
-def test_only_this_machine_with_the_token_gets_an_answer(served: Review) -> None:
+def test_only_this_machine_with_the_token_gets_an_answer(served: ReviewServer) -> None:
     ask = Client(served)
     assert ask("/state")["suspects"] == 70
     for headers in ({"X-Token": "guess"}, {"Host": "evil.example:80"}):
@@ -292,7 +292,7 @@ def test_only_this_machine_with_the_token_gets_an_answer(served: Review) -> None
     assert served.server_address[0] == "127.0.0.1"
 
 
-def test_the_server_pages_filters_and_refuses(served: Review) -> None:
+def test_the_server_pages_filters_and_refuses(served: ReviewServer) -> None:
     ask = Client(served)
     assert [len(ask(f"/suspects?offset={o}&limit=60")["rows"]) for o in (0, 60)] == [60, 10]
     assert all(row["given"] == "a" for row in ask("/suspects?given=a")["rows"])
@@ -310,7 +310,7 @@ def test_the_server_pages_filters_and_refuses(served: Review) -> None:
 
 
 def test_a_page_of_a_hundred_thousand_suspects_is_quick(texts: Path, tmp_path: Path) -> None:
-    session = Session(texts, tmp_path / "d.csv")
+    session = ReviewSession(texts, tmp_path / "d.csv")
     session.rows = pd.concat([session.rows] * 1500, ignore_index=True)
     start = time.perf_counter()
     assert len(session.page({"offset": "90000", "given": "a"})["rows"]) <= 60

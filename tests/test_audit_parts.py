@@ -8,13 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune.audit.score_labels import judge_probabilities
+from cleantune.audit.score_labels import score_probabilities
 from cleantune.errors import UserError
-from cleantune.functional.knn import Graph, near_duplicates, neighbor_graph, outliers, votes
+from cleantune.functional.knn import (
+    NeighborGraph,
+    build_neighbor_graph,
+    find_near_duplicates,
+    neighbor_votes,
+    outlier_scores,
+)
 from cleantune.label_quality import scores
-from cleantune.label_quality.annotators import weighed
-from cleantune.label_quality.loo_ridge import kappa, loo_ridge, separation, stack, weighted_loo
-from cleantune.label_quality.noise_model import fit_noise
+from cleantune.label_quality.annotators import dawid_skene_posterior
+from cleantune.label_quality.loo_ridge import class_separability, cohen_kappa, loo_ridge, stack, weighted_loo_ridge
+from cleantune.label_quality.noise_model import fit_noise_model
 from cleantune.label_quality.posterior import p_wrong
 
 
@@ -45,7 +51,7 @@ def test_confident_learning_equals_cleanlab() -> None:
     assert (
         scores.confident_joint(p, y).numpy() == count.compute_confident_joint(y.numpy(), p.numpy(), calibrate=False)
     ).all()
-    np.testing.assert_allclose(judge_probabilities(p, y).detectors["confident_learning"].numpy(), ours, atol=1e-5)
+    np.testing.assert_allclose(score_probabilities(p, y).detectors["confident_learning"].numpy(), ours, atol=1e-5)
 
 
 def test_trajectory_scores_are_means_over_epochs_within_0_and_1() -> None:
@@ -77,7 +83,7 @@ def test_scores_rank_a_contradicted_label_below_a_confirmed_one(score) -> None: 
 
 def test_the_distance_ratio_is_that_of_a_loop() -> None:
     x, y = blobs(60)
-    graph = neighbor_graph(x, torch.from_numpy(x).mean(0), 59)
+    graph = build_neighbor_graph(x, torch.from_numpy(x).mean(0), 59)
     ours = scores.distance_ratio_score(graph.index, graph.similarity, y)
     unit = functional.normalize(torch.from_numpy(x) - torch.from_numpy(x).mean(0), dim=1)
     d = 1 - unit @ unit.T
@@ -134,7 +140,7 @@ def test_the_probability_of_a_wrong_label_is_the_greater_of_two_by_the_noise_mod
     x, y = blobs()
     ridge = loo_ridge(x, y, 3)
     first = opinion(ridge.loo, y)
-    expected = torch.maximum(first, opinion(weighted_loo(x, y, ridge, 1 - first), y))
+    expected = torch.maximum(first, opinion(weighted_loo_ridge(x, y, ridge, 1 - first), y))
     torch.testing.assert_close(p_wrong(x.astype(np.float16), y, 3), expected, atol=5e-3, rtol=0)
 
 
@@ -170,8 +176,8 @@ def test_more_classes_than_pairs_are_fitted_for_still_part_right_from_wrong(monk
 def test_separation_tells_noise_from_features_that_say_nothing() -> None:
     x, y = blobs(1500)
     noisy = torch.where(torch.rand(1500) < 0.4, torch.randint(3, (1500,)), y)
-    good = separation(x, noisy, 3, 100.0)
-    bad = separation(np.random.default_rng(0).normal(size=(1500, 12)).astype("f4"), y, 3, 100.0)
+    good = class_separability(x, noisy, 3, 100.0)
+    bad = class_separability(np.random.default_rng(0).normal(size=(1500, 12)).astype("f4"), y, 3, 100.0)
     assert not good.cannot_tell
     assert bad.cannot_tell
     assert good.between > 0.9
@@ -179,8 +185,8 @@ def test_separation_tells_noise_from_features_that_say_nothing() -> None:
 
 def test_kappa_is_one_for_agreement_and_about_zero_by_chance() -> None:
     a, b = torch.randint(4, (20_000,)), torch.randint(4, (20_000,))
-    assert kappa(a, a, 4) == pytest.approx(1.0)
-    assert abs(kappa(a, b, 4)) < 0.03
+    assert cohen_kappa(a, a, 4) == pytest.approx(1.0)
+    assert abs(cohen_kappa(a, b, 4)) < 0.03
 
 
 def test_neighbors_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +196,7 @@ def test_neighbors_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytest
     all_pairs = (unit @ unit.T).fill_diagonal_(-2)
     for size in (96_000_000, 8 * 23 * 23, 8 * 2 * 2):
         monkeypatch.setattr("cleantune.functional.knn.BLOCK_BYTES", size)
-        graph = neighbor_graph(x, mean, 5)
+        graph = build_neighbor_graph(x, mean, 5)
         assert torch.allclose(graph.similarity, all_pairs.topk(5).values, atol=1e-5)
         assert not (graph.index == torch.arange(200)[:, None]).any()
 
@@ -199,7 +205,7 @@ def test_approximate_neighbors_state_their_recall() -> None:
     pytest.importorskip("faiss")
     x, _ = blobs(3000)
     mean = torch.from_numpy(x).mean(0)
-    exact, near = (neighbor_graph(x, mean, 10, approximate=a) for a in (False, True))
+    exact, near = (build_neighbor_graph(x, mean, 10, approximate=a) for a in (False, True))
     share = (exact.index[:, :, None] == near.index[:, None]).any(2).float().mean()
     assert near.recall == pytest.approx(float(share), abs=0.05)
     assert near.recall > 0.5
@@ -208,21 +214,21 @@ def test_approximate_neighbors_state_their_recall() -> None:
 def test_missing_faiss_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(UserError, match="pip install"):
-        neighbor_graph(np.zeros((20, 2), "f4"), torch.zeros(2), 3, approximate=True)
+        build_neighbor_graph(np.zeros((20, 2), "f4"), torch.zeros(2), 3, approximate=True)
 
 
 def test_the_graph_gives_votes_duplicates_and_outliers() -> None:
     x, y = blobs(90)
     x[1] = x[0]
     x[5] = -20 * x.mean(0) + 50
-    graph = neighbor_graph(x, torch.from_numpy(x).mean(0), 5)
-    share = votes(graph, y, 3)
+    graph = build_neighbor_graph(x, torch.from_numpy(x).mean(0), 5)
+    share = neighbor_votes(graph, y, 3)
     assert torch.allclose(share.sum(1), torch.ones(90), atol=1e-5)
-    pairs, cosine = near_duplicates(graph, 0.99999)
+    pairs, cosine = find_near_duplicates(graph, 0.99999)
     assert [0, 1] in pairs.tolist()
     assert (cosine >= 0.99999).all()
-    one = Graph(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[0.9], [0.1]]), 1.0)
-    assert outliers(one).tolist() == pytest.approx([0.1, 0.9])
+    one = NeighborGraph(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[0.9], [0.1]]), 1.0)
+    assert outlier_scores(one).tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_reliable_annotators_outweigh_a_doubtful_probe_and_unreliable_ones_do_not() -> None:
@@ -232,10 +238,10 @@ def test_reliable_annotators_outweigh_a_doubtful_probe_and_unreliable_ones_do_no
     other = (true + 1) % 3
     good = torch.where(torch.rand(2, 900) < 0.95, true, other)
     bad = torch.randint(3, (2, 900))
-    assert (weighed(doubtful, good).argmax(1) == true).float().mean() > 0.97
-    assert (weighed(doubtful, bad).argmax(1) == true).float().mean() > 0.9
+    assert (dawid_skene_posterior(doubtful, good).argmax(1) == true).float().mean() > 0.97
+    assert (dawid_skene_posterior(doubtful, bad).argmax(1) == true).float().mean() > 0.9
     nobody = torch.full((1, 900), -1)
-    assert torch.allclose(weighed(doubtful, nobody), doubtful, atol=1e-5)
+    assert torch.allclose(dawid_skene_posterior(doubtful, nobody), doubtful, atol=1e-5)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -245,7 +251,7 @@ def test_weighted_leave_one_out_scores_are_those_of_weighted_ridge_probes_that_a
     weight = torch.rand(60, generator=torch.Generator().manual_seed(2))
     weight[5] = 0
     ridge = loo_ridge(x.astype(np.float32), y, classes)
-    found = weighted_loo(x.astype(np.float32), y, ridge, weight)
+    found = weighted_loo_ridge(x.astype(np.float32), y, ridge, weight)
     rows = np.c_[(x - ridge.mean.numpy()) / ridge.std.numpy(), np.ones(60)]
     target = np.eye(classes)[y.numpy()]
     penalty = ridge.penalty * float(weight.mean()) * np.eye(rows.shape[1])
@@ -271,4 +277,4 @@ def test_the_second_opinion_finds_wrong_labels_that_follow_a_pattern_and_trusts_
 def opinion(loo: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """What the noise model makes of scores."""
     p = stack([loo], y)(loo).softmax(1)
-    return fit_noise(p, y).judge(p, y).p_wrong
+    return fit_noise_model(p, y).judge(p, y).p_wrong

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cleantune.config.augmentation import ImageAugment
+from cleantune.config.augmentation import ImageAugmentation
 from cleantune.data.augmentation import augment_images, drop_tokens
 
-STILL = ImageAugment(flip=0.0, degrees=0.0, translate=0.0, zoom=0.0, operations=0)
+STILL = ImageAugmentation(flip=0.0, degrees=0.0, translate=0.0, scale=0.0, num_ops=0)
 
 
 def pixels(count: int = 8, height: int = 24, width: int = 24) -> torch.Tensor:
@@ -23,20 +23,20 @@ def seeded(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_view_depends_on_the_generator_alone_and_leaves_the_global_one_alone(view):
     before = torch.random.get_rng_state()
-    first = augment_images(pixels(), view, ImageAugment(), seeded())
+    first = augment_images(pixels(), view, ImageAugmentation(), seeded())
     torch.rand(7)
     torch.random.set_rng_state(before)
-    again = augment_images(pixels(), view, ImageAugment(), seeded())
+    again = augment_images(pixels(), view, ImageAugmentation(), seeded())
     assert torch.equal(first, again)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert not torch.equal(first, augment_images(pixels(), view, ImageAugment(), seeded(1)))
+    assert not torch.equal(first, augment_images(pixels(), view, ImageAugmentation(), seeded(1)))
 
 
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_view_stays_within_the_range_of_pixels_and_leaves_its_input(view):
     x = pixels(64)
     kept = x.clone()
-    out = augment_images(x, view, ImageAugment(magnitude=30.0), seeded())
+    out = augment_images(x, view, ImageAugmentation(magnitude=30.0), seeded())
     assert out.shape == x.shape
     assert float(out.min()) >= 0
     assert float(out.max()) <= 255.001
@@ -51,7 +51,7 @@ def test_nothing_drawn_changes_nothing(height, width):
 
 def test_mirror_is_left_to_right_for_about_the_stated_share():
     x = pixels(400, 8, 8)
-    out = augment_images(x, "weak", ImageAugment(flip=0.3, degrees=0.0, translate=0.0, zoom=0.0), seeded())
+    out = augment_images(x, "weak", ImageAugmentation(flip=0.3, degrees=0.0, translate=0.0, scale=0.0), seeded())
     mirrored = (out - x.flip(3)).abs().amax((1, 2, 3)) < 0.01
     same = (out - x).abs().amax((1, 2, 3)) < 0.01
     assert bool((mirrored ^ same).all())
@@ -60,7 +60,7 @@ def test_mirror_is_left_to_right_for_about_the_stated_share():
 
 def test_shift_is_within_the_stated_share():
     ramp = (torch.arange(20) * 10).to(torch.uint8).expand(300, 3, 20, 20)
-    moved = ImageAugment(flip=0.0, degrees=0.0, translate=0.2, zoom=0.0)
+    moved = ImageAugmentation(flip=0.0, degrees=0.0, translate=0.2, scale=0.0)
     for x in (ramp, ramp.transpose(2, 3)):
         out = augment_images(x, "weak", moved, seeded())
         pixels_moved = (out[:, 0, 10, 10] - 100) / 10
@@ -70,7 +70,7 @@ def test_shift_is_within_the_stated_share():
 
 def test_what_comes_in_from_outside_is_the_mirror_image():
     white = torch.full((50, 3, 20, 20), 255, dtype=torch.uint8)
-    assert float(augment_images(white, "weak", ImageAugment(translate=0.5, degrees=45.0), seeded()).min()) > 254
+    assert float(augment_images(white, "weak", ImageAugmentation(translate=0.5, degrees=45.0), seeded()).min()) > 254
 
 
 @pytest.mark.parametrize("degrees", [90, 30])
@@ -104,8 +104,8 @@ def test_places_of_pixels_are_those_of_torchs_affine_grid(size):
 def test_strong_view_strays_farther_than_the_weak_one():
     x = pixels(64).float() * 0 + torch.linspace(0, 255, 24)[None, None, None]
     x = x.to(torch.uint8)
-    weak = (augment_images(x, "weak", ImageAugment(flip=0.0), seeded()) - x).abs().mean()
-    strong = (augment_images(x, "strong", ImageAugment(flip=0.0, magnitude=20.0), seeded()) - x).abs().mean()
+    weak = (augment_images(x, "weak", ImageAugmentation(flip=0.0), seeded()) - x).abs().mean()
+    strong = (augment_images(x, "strong", ImageAugmentation(flip=0.0, magnitude=20.0), seeded()) - x).abs().mean()
     assert strong > 1.2 * weak
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import CHECKPOINTS, IMAGES, SIZE, TEXTS, save_tiny
 from torch import nn
 
-from cleantune.backbones import ARCHITECTURES, Pooling, open_backbone, quiet, read_image_preprocess
+from cleantune.backbones import ARCHITECTURES, Pooling, open_backbone, quiet_transformers, read_image_preprocess
 from cleantune.backbones.architectures import pool
 from cleantune.errors import UserError
 
@@ -91,7 +91,7 @@ def test_padding_does_not_change_a_text_feature(name, checkpoints):
 def test_masked_autoencoder_is_opened_as_a_plain_vit_that_masks_nothing(checkpoints):
     backbone, x = open_backbone(checkpoints["vit_mae"]), pixels()
     torch.testing.assert_close(backbone(x), backbone(x), rtol=0, atol=0)
-    with quiet():
+    with quiet_transformers():
         import transformers
 
         encoder = transformers.ViTMAEModel.from_pretrained(checkpoints["vit_mae"], mask_ratio=0.0).eval()
@@ -230,7 +230,7 @@ def picture(width: int, height: int) -> Image.Image:
 def test_preprocessing_equals_transformers_processors(config, shape, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated(config)))
     ours = read_image_preprocess(tmp_path, None)
-    with quiet():
+    with quiet_transformers():
         from transformers import AutoImageProcessor
 
         theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture(*shape), return_tensors="pt")
@@ -418,7 +418,7 @@ def test_model_of_the_other_kind_is_refused(checkpoints):
 
 
 def test_checkpoint_with_a_head_opens_without_it(tmp_path, checkpoints):
-    with quiet():
+    with quiet_transformers():
         import transformers
 
         config = transformers.ViTConfig.from_pretrained(checkpoints["vit"])
@@ -431,7 +431,7 @@ def test_any_module_with_a_stated_feature_is_a_backbone():
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5))
     backbone = open_backbone(module, feature="last layer", width=5)
     assert backbone(torch.zeros(2, 3, 2, 2)).shape == (2, 5)
-    assert (backbone.feature, backbone.architecture.batchnorm, backbone.training) == ("last layer", True, False)
+    assert (backbone.feature, backbone.architecture.has_batchnorm, backbone.training) == ("last layer", True, False)
     with pytest.raises(UserError, match="feature="):
         open_backbone(module)
 
@@ -444,7 +444,7 @@ def test_smaller_text_networks_take_larger_steps(checkpoints):
 def test_weights_at_rest_are_looked_at_once_and_anew_afterwards(checkpoints):
     backbone = open_backbone(checkpoints["vit"])
     before = backbone.fingerprint
-    with backbone.at_rest():
+    with backbone.constant_weights():
         with torch.no_grad():
             next(backbone.parameters()).mul_(2)
         assert backbone.fingerprint == before

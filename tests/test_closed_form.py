@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.functional import losses
-from cleantune.functional.standardize import standardization
+from cleantune.functional.standardize import mean_and_std
 from cleantune.kernels.to_delete.closed_form import mean_elr, mean_gce
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Batch, Output, Parts
+from cleantune.methods.protocol import Batch, LossOutput, Output
 from cleantune.training import batches
-from cleantune.training.batches import FeatureSource
-from cleantune.training.checkpoint import Split
+from cleantune.training.batches import FeatureBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases
 from cleantune.training.models import LinearHead, Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 
 def head_and_batch(seed: int, scale: float = 1.0, count: int = 24, classes: int = 5) -> tuple[LinearHead, Batch]:
@@ -41,7 +41,7 @@ def test_value_and_gradients_are_those_of_autograd(q: float, scale: float, seed:
     value = by_autograd(head, batch, q)
     expected = torch.autograd.grad(value, [head.linear.weight, head.linear.bias])
     made = mean_gce(head, batch, q)
-    assert isinstance(made, Parts)
+    assert isinstance(made, LossOutput)
     torch.testing.assert_close(made.total, value.detach(), rtol=1e-5, atol=1e-6)
     assert [p for p, _ in made.gradients] == [head.linear.weight, head.linear.bias]
     for (_, ours), theirs in zip(made.gradients, expected, strict=True):
@@ -51,7 +51,7 @@ def test_value_and_gradients_are_those_of_autograd(q: float, scale: float, seed:
 def elr_by_autograd(head: LinearHead, batch: Batch, t: torch.Tensor, strength: float, clamp: float) -> torch.Tensor:
     logits = head(batch.views[0]).logits
     p = logits.softmax(1).clamp(clamp, 1 - clamp)
-    each = losses.cross_entropy(logits, batch.y) + strength * losses.elr_penalty(p, t)
+    each = losses.cross_entropy(logits, batch.y) + strength * losses.elr_regularizer(p, t)
     return losses.mean(each, batch.weight)
 
 
@@ -99,7 +99,7 @@ def test_a_prediction_that_agrees_all_but_wholly_is_pulled_no_further() -> None:
 def test_scores_that_rule_the_label_out_leave_all_finite(q: float) -> None:
     head, batch = head_and_batch(0, 1e4)
     made = mean_gce(head, batch, q)
-    assert isinstance(made, Parts)
+    assert isinstance(made, LossOutput)
     assert all(torch.isfinite(part).all() for part in (made.total, *(g for _, g in made.gradients)))
 
 
@@ -108,7 +108,7 @@ def test_other_nets_and_looks_are_left_to_autograd() -> None:
     value, made = mean_gce(Net(None, head), batch, 0.7), mean_gce(head, batch, 0.7)
     assert isinstance(value, torch.Tensor)
     assert value.requires_grad
-    assert isinstance(made, Parts)
+    assert isinstance(made, LossOutput)
     torch.testing.assert_close(value.detach(), made.total)
     with torch.no_grad():
         assert isinstance(mean_gce(head, batch, 0.7), torch.Tensor)
@@ -136,7 +136,7 @@ def test_elr_learns_what_it_learns_by_autograd_and_its_targets_move_alike() -> N
     method, learned = METHODS["elr"](), []
     for kind in (LinearHead, Another):
         head = kind(8, 4, init="zeros")
-        run = Loop([Net(None, head)], {"train": Split(y, FeatureSource(x), None)}, 4, 0, lambda f, k: head)  # noqa: B023
+        run = Trainer([Net(None, head)], {"train": SplitData(y, FeatureBatches(x), None)}, 4, 0, lambda f, k: head)  # noqa: B023
         run.enter(phases(method, 0.0)[0])
         method.epoch(run)
         learned.append((run.net.linear.weight.detach().clone(), run.ledger["elr_target"].clone()))
@@ -156,7 +156,7 @@ def test_a_probe_learns_what_it_learns_by_autograd() -> None:
 
     for loss in (lambda net, batch: mean_gce(net, batch, 0.7), autograds):
         head = LinearHead(8, 4, init="zeros")
-        run = Loop([Net(None, head)], {"train": Split(y, FeatureSource(x), None)}, 4, 0, lambda f, k: head)  # noqa: B023
+        run = Trainer([Net(None, head)], {"train": SplitData(y, FeatureBatches(x), None)}, 4, 0, lambda f, k: head)  # noqa: B023
         run.enter(phases(METHODS["gce"](), 0.0)[0])
         run.learn(run.net, loss)
         learned.append(run.net.linear.weight.detach().clone())
@@ -175,18 +175,18 @@ def test_features_standardized_by_the_block_teach_the_same_bits_as_by_the_batch(
     x = x[0] if views == 1 else x
     before, learned, given_to = x.clone(), [], []
     np.save(tmp_path / "x.npy", x.numpy())
-    monkeypatch.setattr(batches, "MEMORY_SHARE", 0.0)
-    spread = standardization(x.view(-1, 8))
+    monkeypatch.setattr(batches, "MEMORY_FRACTION", 0.0)
+    spread = mean_and_std(x.view(-1, 8))
 
-    def loss(net: LinearHead, batch: Batch) -> torch.Tensor | Parts:
+    def loss(net: LinearHead, batch: Batch) -> torch.Tensor | LossOutput:
         given_to.append(batch.views[0])
         return by_autograd(net, batch, 0.7) if autograds else mean_gce(net, batch, 0.7)
 
     for through_net in (False, True):
         head = LinearHead(8, 4, init="zeros", standardize=spread)
-        source = FeatureSource(np.load(tmp_path / "x.npy", mmap_mode="r") if mapped else x)
+        source = FeatureBatches(np.load(tmp_path / "x.npy", mmap_mode="r") if mapped else x)
         assert isinstance(source.features, torch.Tensor) is not mapped
-        run = Loop([Net(None, head)], {"train": Split(y, source, None)}, 4, 0, lambda f, k: head)  # noqa: B023
+        run = Trainer([Net(None, head)], {"train": SplitData(y, source, None)}, 4, 0, lambda f, k: head)  # noqa: B023
         run.enter(phases(METHODS["gce"](), 0.0)[0])
         run.learn(run.net, loss, through_net=through_net)
         learned.append(run.net.linear.weight.detach().clone())
@@ -202,7 +202,7 @@ def test_features_standardized_by_the_block_teach_the_same_bits_as_by_the_batch(
 def test_what_a_loss_sees_of_two_nets_or_of_a_head_of_its_own_kind_is_not_standardized() -> None:
     g = torch.Generator().manual_seed(5)
     x, y = 3 + 2 * torch.randn(40, 8, generator=g), torch.randint(4, (40,), generator=g)
-    spread = standardization(x)
+    spread = mean_and_std(x)
 
     class Another(LinearHead):
         """It may have a forward of its own."""
@@ -216,7 +216,7 @@ def test_what_a_loss_sees_of_two_nets_or_of_a_head_of_its_own_kind_is_not_standa
             return by_autograd(net, batch, 0.7)
 
         nets = [Net(None, head) for head in heads]
-        run = Loop(nets, {"train": Split(y, FeatureSource(x), None)}, 4, 0, lambda f, k: heads[k])  # noqa: B023
+        run = Trainer(nets, {"train": SplitData(y, FeatureBatches(x), None)}, 4, 0, lambda f, k: heads[k])  # noqa: B023
         phase = replace(phases(METHODS["gce"](), 0.0)[0], nets=count)
         run.enter(phase)
         run.learn(run.nets[0], loss, through_net=True)

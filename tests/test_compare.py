@@ -25,16 +25,16 @@ from tiny import save_tiny
 import cleantune
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare import cells as cells_module
 from cleantune.studies.compare import estimate, running
 from cleantune.studies.compare.reading import resolve, tabulate
 from cleantune.studies.compare.table import mean_std, scores, standard_error
 
-QUICK = {"method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "turn.budget": 1.0}
+QUICK = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "turn.budget": 1.0}
 COLUMNS = {
     "method", "scope", "noise", "model", "seed", "accuracy_last", "accuracy_best_validation", "noise_true_rate",
-    "forwards", "seconds", "status", "reason", "purity", "recall", "auroc", "learning_rate", "chosen",
+    "forward_passes", "seconds", "status", "reason", "purity", "recall", "auroc", "learning_rate", "chosen",
 }  # fmt: skip
 
 
@@ -62,8 +62,8 @@ def blobs(N: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
 def small(out: Path, **said: Any) -> cleantune.Comparison:
     """A matrix on embeddings, of seconds."""
     options: dict[str, Any] = {
-        "methods": ["ce", "gce"], "noises": ["symmetric:0.4"], "seeds": 2, "test_fraction": 0.25, "silent": True,
-        "settings": {"method.probe.epochs": 3, "method.probe.least_steps": 0},
+        "methods": ["ce", "gce"], "noises": ["symmetric:0.4"], "seeds": 2, "test_fraction": 0.25, "quiet": True,
+        "settings": {"method.probe.epochs": 3, "method.probe.min_steps": 0},
     }  # fmt: skip
     return cleantune.compare(said.pop("data", blobs()), out=out, **options | said)
 
@@ -79,7 +79,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
         return cleantune.compare(
             colors(folder), folder / "model", out=folder / "out", methods=["ce", "turn"], scopes=["head", "all"],
             noises=["none", "symmetric:0.4"], seeds=2, true_label="true", test_fraction=0.3, settings=QUICK,
-            silent=True, precision="float32",
+            quiet=True, precision="float32",
         )  # fmt: skip
 
 
@@ -123,12 +123,12 @@ def test_a_cell_is_what_fit_makes_of_its_config_to_the_bit(images: cleantune.Com
     row = images.table[(images.table["method"] == "turn") & (images.table["noise"] != "none")].iloc[0]
     cell = images.path / row["folder"]
     alone = cleantune.fit(
-        config=cell / "config.toml", out=tmp_path / "alone", silent=True, cache=str(images.path.parent / "cache")
+        config=cell / "config.toml", out=tmp_path / "alone", quiet=True, cache=str(images.path.parent / "cache")
     )
     assert alone.summary["accuracy"]["last"] == row["accuracy_last"]
-    assert alone.summary["cost"]["forwards"] == row["forwards"]
-    told = [json.loads(line) for line in (cell / "rows.jsonl").read_text().splitlines()]
-    mine = [json.loads(line) for line in (alone.path / "rows.jsonl").read_text().splitlines()]
+    assert alone.summary["cost"]["forward_passes"] == row["forward_passes"]
+    told = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
+    mine = [json.loads(line) for line in (alone.path / "metrics.jsonl").read_text().splitlines()]
     for a, b in zip(told, mine, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
@@ -147,19 +147,19 @@ def test_an_interrupted_matrix_equals_an_undisturbed_one_to_the_bit(
     saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = small(tmp_path / "whole")
-    save, count = RunFolder.save, 0
+    save, count = RunDir.save, 0
 
-    def killed(self: RunFolder, *state: Any) -> None:
+    def killed(self: RunDir, *state: Any) -> None:
         nonlocal count
         save(self, *state)
         count += 1
         if count == saves:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunFolder, "save", killed)
+    monkeypatch.setattr(RunDir, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path / "torn")
-    monkeypatch.setattr(RunFolder, "save", save)
+    monkeypatch.setattr(RunDir, "save", save)
     torn = small(tmp_path / "torn", resume=True)
     pd.testing.assert_frame_equal(numbers(torn), numbers(whole))
 
@@ -168,7 +168,7 @@ def test_a_matrix_that_was_killed_goes_on_without_running_finished_cells_again(t
     np.savez(tmp_path / "data.npz", **blobs())
     line = [sys.executable, "-m", "cleantune", "compare", str(tmp_path / "data.npz"), "--methods", "ce,gce", "--seeds",
             "6", "--noise", "symmetric:0.4", "--test-fraction", "0.25", "--out", str(tmp_path / "out"),
-            "--set", "method.probe.epochs=3", "--set", "method.probe.least_steps=0"]  # fmt: skip
+            "--set", "method.probe.epochs=3", "--set", "method.probe.min_steps=0"]  # fmt: skip
     process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     summaries = lambda: list((tmp_path / "out" / "cells").glob("*/summary.json"))  # noqa: E731
     limit = time.monotonic() + 60
@@ -178,7 +178,7 @@ def test_a_matrix_that_was_killed_goes_on_without_running_finished_cells_again(t
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in summaries()}
     assert 2 <= len(before) < 12
-    done = cleantune.compare(out=tmp_path / "out", resume=True, silent=True)
+    done = cleantune.compare(out=tmp_path / "out", resume=True, quiet=True)
     assert (done.table["status"] == "done").all()
     assert len(done.table) == 12
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
@@ -255,7 +255,7 @@ def test_the_standard_error_is_the_larger_of_seeds_and_test_split() -> None:
 def test_the_config_alone_repeats_the_matrix(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **blobs())
     first = small(tmp_path / "first", data=tmp_path / "data.npz")
-    again = cleantune.compare(config=first.path / "config.toml", out=tmp_path / "again", silent=True)
+    again = cleantune.compare(config=first.path / "config.toml", out=tmp_path / "again", quiet=True)
     pd.testing.assert_frame_equal(numbers(again), numbers(first))
     assert (again.path / "compare.md").read_text() == first.markdown
     assert (again.path / "config.toml").read_text() == (first.path / "config.toml").read_text()
@@ -272,7 +272,7 @@ def test_entries_have_settings_and_presets_of_their_own(tmp_path: Path) -> None:
         },
         "data": {"test_fraction": 0.25},
     }
-    done = cleantune.compare(blobs(), config=config, out=tmp_path / "out", silent=True)
+    done = cleantune.compare(blobs(), config=config, out=tmp_path / "out", quiet=True)
     assert done.table["entry"].tolist() == ["short", "as published"]
     assert done.epochs.groupby("entry").size().to_dict() == {"short": 2, "as published": 20}
     assert done.table["learning_rate"].tolist() == [METHODS["gce"]().probe.learning_rate, 1e-3]  # type: ignore[attr-defined]
@@ -315,8 +315,8 @@ def test_the_memory_of_a_cell_is_free_before_the_next(tmp_path: Path, monkeypatc
 
 
 def test_how_the_model_is_chosen_is_a_column(tmp_path: Path) -> None:
-    table = small(tmp_path / "out", choose="noisy-validation", seeds=1).table
-    assert set(table["chosen"]) == {"noisy-validation"}
+    table = small(tmp_path / "out", model_selection="noisy-val", seeds=1).table
+    assert set(table["chosen"]) == {"noisy-val"}
     assert table["accuracy"].tolist() == table["accuracy_best_validation"].tolist()
 
 
@@ -339,7 +339,7 @@ def test_names_from_data_are_escaped_and_the_page_asks_for_nothing(tmp_path: Pat
 def test_plots_have_titles_and_units(images: cleantune.Comparison) -> None:
     page = images.page.read_text()
     for words in (
-        "test accuracy (%)", "forwards (multiples of the training split)", "nothing cached (multiples",
+        "test accuracy (%)", "forward_passes (multiples of the training split)", "nothing cached (multiples",
         "share of the trusted labels that are right (%)", "share of the right labels that are trusted (%)",
     ):  # fmt: skip
         assert words in page
@@ -347,10 +347,10 @@ def test_plots_have_titles_and_units(images: cleantune.Comparison) -> None:
 
 
 def test_the_expected_cost_is_said_before_the_first_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small(tmp_path / "out", silent=False)
+    small(tmp_path / "out", quiet=False)
     said = capsys.readouterr().err
     assert said.index("expected, by the cost model") < said.index("0 of 4 cells done")
-    assert "forwards a cell" in said
+    assert "forward_passes a cell" in said
     assert re.search(r"3 of 4 cells done, about .+ left; running: gce LP, symmetric:0\.4, seed 1", said)
 
 
@@ -400,7 +400,7 @@ def test_a_folder_with_something_in_it_is_refused_and_nothing_is_lost(tmp_path: 
     with pytest.raises(UserError, match=r"data\.split_seed is 3 now and was 0"):
         small(tmp_path / "out", resume=True, split_seed=3)
     with pytest.raises(UserError, match="other in their settings"):
-        small(tmp_path / "out", resume=True, settings={"method.probe.epochs": 4, "method.probe.least_steps": 0})
+        small(tmp_path / "out", resume=True, settings={"method.probe.epochs": 4, "method.probe.min_steps": 0})
     with pytest.raises(UserError, match="unknown method"):
         small(tmp_path / "out", overwrite=True, methods=["cee"])
     assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before

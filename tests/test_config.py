@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune.config.run import configure, read_toml, to_table, toml_of
-from cleantune.config.schema import MISSING, assignment, build, describe, merge, nested, spell
+from cleantune.config.run import config_to_dict, configure, load_toml, read_config
+from cleantune.config.schema import MISSING, describe_fields, from_dict, merge, nest, parse_assignment, to_dict
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, Interval, Reshape, Stage
+from cleantune.methods.protocol import Choice, MLPHeadConfig, Range, Stage
 from cleantune.studies import transfer
 from cleantune.studies.evaluate import read_map
 from cleantune.studies.turn_paper import experiment
@@ -24,7 +24,7 @@ from cleantune.studies.turn_paper import experiment
 class Sample:
     """A record with one field of every kind."""
 
-    rate: Annotated[float, Interval(0.0, 1.0)] = 0.5
+    rate: Annotated[float, Range(0.0, 1.0)] = 0.5
     """How much."""
     count: int | None = None
     """How many."""
@@ -37,8 +37,8 @@ class Sample:
 
 
 def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
-    rate, count, kind, on, _ = describe(Sample)
-    assert (rate.name, rate.default, rate.allowed, rate.help) == ("rate", 0.5, Interval(0.0, 1.0), "How much.")
+    rate, count, kind, on, _ = describe_fields(Sample)
+    assert (rate.name, rate.default, rate.allowed, rate.help) == ("rate", 0.5, Range(0.0, 1.0), "How much.")
     assert kind.allowed == Choice(("a", "b"))
     assert count.help == "How many."
     assert on.kind is bool
@@ -49,7 +49,7 @@ def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
 )
 def test_spell_is_inverted_by_build(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
     record = Sample(rate, count, kind, True, Stage(epochs))
-    assert build(Sample, spell(record), "x") == record
+    assert from_dict(Sample, to_dict(record), "x") == record
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_spell_is_inverted_by_build(rate: float, count: int | None, kind: Litera
 )
 def test_a_wrong_value_is_refused_by_its_key(table: dict[str, object], said: str) -> None:
     with pytest.raises(UserError) as error:
-        build(Sample, table, "x")
+        from_dict(Sample, table, "x")
     assert said in str(error.value)
 
 
 def test_a_sub_table_changes_what_it_names_and_nothing_else() -> None:
     start = Sample(stage=Stage(epochs=7, batch_size=32))
-    out = build(Sample, {"stage": {"epochs": 9}}, "x", start)
+    out = from_dict(Sample, {"stage": {"epochs": 9}}, "x", start)
     assert out.stage == Stage(epochs=9, batch_size=32)
 
 
@@ -87,25 +87,25 @@ def test_a_sub_table_changes_what_it_names_and_nothing_else() -> None:
     ],
 )
 def test_an_assignment_is_read_as_toml_or_as_text(text: str, path: list[str], value: object) -> None:
-    assert assignment(text) == (path, value)
+    assert parse_assignment(text) == (path, value)
 
 
 def test_an_assignment_without_a_sign_is_refused() -> None:
     with pytest.raises(UserError, match="KEY=VALUE"):
-        assignment("method.tau")
+        parse_assignment("method.tau")
 
 
 def test_tables_are_merged_key_by_key() -> None:
-    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, nested(["a", "b"], 5)) == {"a": {"b": 5, "c": 2}, "d": 3}
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, nest(["a", "b"], 5)) == {"a": {"b": 5, "c": 2}, "d": 3}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_field_of_a_method_has_a_comment_a_default_and_a_range(name: str) -> None:
-    for cls, path in ((METHODS[name], name), (Stage, "stage"), (Reshape, "reshape")):
-        for field in describe(cls):
+    for cls, path in ((METHODS[name], name), (Stage, "stage"), (MLPHeadConfig, "reshape")):
+        for field in describe_fields(cls):
             assert field.help, f"{path}.{field.name} has no comment"
             assert field.default is not MISSING, f"{path}.{field.name} has no default"
-            free = field.kind in (bool, str, Stage, Reshape)
+            free = field.kind in (bool, str, Stage, MLPHeadConfig)
             assert free or field.allowed is not None, f"{path}.{field.name} has no range"
 
 
@@ -114,7 +114,7 @@ def test_a_method_survives_its_spelling_in_every_preset(name: str) -> None:
     for preset in [None, *METHODS[name].presets]:
         table = {"data": {"data": "x.csv"}, "method": {"name": name} | ({"preset": preset} if preset else {})}
         config = configure(table, "vit")
-        assert configure(to_table(config), "vit").method == config.method
+        assert configure(config_to_dict(config), "vit").method == config.method
 
 
 def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default() -> None:
@@ -137,7 +137,7 @@ def test_an_unknown_name_is_met_with_the_nearest(method: dict[str, object], said
         configure({"data": {"data": "x.csv"}, "method": method})
 
 
-@pytest.mark.parametrize("read", [read_toml, toml_of, read_map, transfer.read, experiment.read])
+@pytest.mark.parametrize("read", [read_config, load_toml, read_map, transfer.read, experiment.read])
 def test_a_toml_file_that_is_missing_a_folder_or_torn_is_one_sentence_that_names_it(
     read: Callable[[Path], object], tmp_path: Path
 ) -> None:
@@ -156,8 +156,8 @@ def test_a_toml_file_that_is_missing_a_folder_or_torn_is_one_sentence_that_names
 def test_what_a_config_says_of_the_past_is_not_read_back(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[run]\nnoise_seed = 1\n[record]\nfingerprint = "f"\n')
-    assert read_toml(path) == {"run": {"noise_seed": 1}}
-    assert toml_of(path) == {"run": {"noise_seed": 1}, "record": {"fingerprint": "f"}}
+    assert read_config(path) == {"run": {"noise_seed": 1}}
+    assert load_toml(path) == {"run": {"noise_seed": 1}, "record": {"fingerprint": "f"}}
 
 
 def test_embeddings_are_tuned_on_the_head_unless_asked_otherwise() -> None:

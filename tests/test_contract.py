@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from cleantune.backbones import Backbone, open_backbone
 from cleantune.data import Data, Rows
 from cleantune.features.precision import Precision
-from cleantune.functional.standardize import standardization
+from cleantune.functional.standardize import mean_and_std
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Method, Phase, Row, Scope, Stage
+from cleantune.methods.protocol import EpochMetrics, Method, Phase, Scope, Stage
 from cleantune.methods.turn import TURN
 from cleantune.training import batches
-from cleantune.training.batches import FeatureSource, SampleSource
-from cleantune.training.checkpoint import Split
+from cleantune.training.batches import FeatureBatches, SampleBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases, train
-from cleantune.training.evaluator import Judge
+from cleantune.training.evaluator import Evaluator
 from cleantune.training.models import LinearHead, Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 WIDTH = 8
 TOLD_OF_NOISE: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
@@ -113,7 +113,7 @@ def backbone(seed: int = 0, dropout: float = 0.1) -> Backbone:
 
 def new_head(features: Any, k: int) -> LinearHead:
     """Zeros on standardized features; a second net begins elsewhere."""
-    scale = standardization(features)
+    scale = mean_and_std(features)
     rng = torch.Generator().manual_seed(k)
     return LinearHead(len(scale[0]), CLASSES, init="normal" if k else "zeros", standardize=scale, generator=rng)
 
@@ -121,19 +121,19 @@ def new_head(features: Any, k: int) -> LinearHead:
 CLASSES = 4
 
 
-def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None, nets: int = 1) -> Loop:
+def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None, nets: int = 1) -> Trainer:
     """A run before its first phase: on features alone in scope head, on samples through a backbone in scope all."""
     body = (body or backbone()) if scope == "all" else None
     splits = {}
     for split, x in problem.x.items():
         with torch.no_grad():
-            features = FeatureSource(x if body is None else body.eval()(x))
-        splits[split] = Split(problem.y[split], features, None if body is None else SampleSource(Vectors(x)))
+            features = FeatureBatches(x if body is None else body.eval()(x))
+        splits[split] = SplitData(problem.y[split], features, None if body is None else SampleBatches(Vectors(x)))
     made = [Net(copy.deepcopy(body), new_head(splits["train"].features.plain, k)) for k in range(nets)]  # type: ignore[attr-defined]
-    return Loop(made, splits, problem.classes, seed, new_head)
+    return Trainer(made, splits, problem.classes, seed, new_head)
 
 
-def loop_for(method: Method, problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Loop:
+def loop_for(method: Method, problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Trainer:
     """A run with as many nets as the method trains."""
     return loop_on(problem, scope, seed, body, method.phases()[0].nets)
 
@@ -150,7 +150,7 @@ class InMemory:
 
     def __init__(self) -> None:
         self.saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
-        self.rows: list[Row] = []
+        self.rows: list[EpochMetrics] = []
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return self.saved[-1] if self.saved else None
@@ -160,20 +160,22 @@ class InMemory:
         copies = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
         self.saved.append((copies, copy.deepcopy(dict(counters))))
 
-    def due(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         return True
 
-    def add_row(self, row: Row) -> None:
+    def append_metrics(self, row: EpochMetrics) -> None:
         self.rows.append(row)
 
 
-def trained(problem: Problem, method: Method, run: Loop, memory: InMemory | None = None) -> tuple[Loop, list[Row]]:
+def trained(
+    problem: Problem, method: Method, run: Trainer, memory: InMemory | None = None
+) -> tuple[Trainer, list[EpochMetrics]]:
     """The run after its last epoch, and its rows."""
     todo = phases(method, BACKBONE_RATE)
-    return run, list(train(todo, run, Judge(problem.data()), memory))
+    return run, list(train(todo, run, Evaluator(problem.data()), memory))
 
 
-def bits(run: Loop) -> dict[str, Tensor]:
+def bits(run: Trainer) -> dict[str, Tensor]:
     """All that a run has learned and remembers."""
     tensors = {f"{k}.{name}": value for k, net in enumerate(run.whole) for name, value in net.state_dict().items()}
     tensors |= {f"ledger.{name}": value for name, value in run.ledger.state_dict().items()}
@@ -234,17 +236,17 @@ def _only_new_objects() -> Iterator[None]:
 @pytest.mark.parametrize(("name", "scope"), TABLE)
 def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[tuple[int, int]] = []
-    own = Loop._take_down
+    own = Trainer._take_down
 
-    def counted(run: Loop, made: Any, taken: dict[str, Tensor], j: int) -> None:
+    def counted(run: Trainer, made: Any, taken: dict[str, Tensor], j: int) -> None:
         if j in (4, 14):
             gc.collect()
             # By type: isinstance asks the thing itself, and a proxy whose referent is gone raises.
             alive.append((j, sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())))
         own(run, made, taken, j)
 
-    monkeypatch.setattr(Loop, "_take_down", counted)
-    monkeypatch.setattr(batches, "ahead", iter)  # what a thread is making must not be asked for
+    monkeypatch.setattr(Trainer, "_take_down", counted)
+    monkeypatch.setattr(batches, "prefetch", iter)  # what a thread is making must not be asked for
     short = Stage(epochs=1, learning_rate=1e-2, batch_size=8)
     problem, method = blobs(0.4, size=320), quick(name, scope, probe=short, tune=short)
     trained(problem, method, loop_for(method, problem, scope))
@@ -280,7 +282,7 @@ def test_a_resumed_net_in_channels_last_is_never_stopped() -> None:
     module = nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(1))
     body = open_backbone(module, feature="convolution", width=32).eval()
 
-    def fresh() -> Loop:
+    def fresh() -> Trainer:
         run = loop_on(problem, "all", body=body)
         run.whole[0] = Net(copy.deepcopy(body), run.whole[0].head, Precision(channels_last=True))
         return run
@@ -300,21 +302,21 @@ def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -
     trained(problem, method, run)
     assert run.whole[0].backbone is not None
     assert_same(dict(run.whole[0].backbone.state_dict()), dict(body.state_dict()))
-    assert (run.cost.forwards, run.cost.evaluation_forwards, run.touched) == (0, 0, False)
+    assert (run.cost.forward_passes, run.cost.evaluation_forward_passes, run.backbone_changed) == (0, 0, False)
 
 
 @pytest.mark.parametrize("name", ["ce", "unicon"])
 def test_views_have_a_thread_beside_only_where_halves_learn_from_several(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, own = [], SampleSource.batches
+    told, own = [], SampleBatches.batches
 
-    def batches(self: SampleSource, batches: Any, views: Any, seed: int, *, in_turns: bool = False) -> Any:
+    def batches(self: SampleBatches, batches: Any, views: Any, seed: int, *, in_turns: bool = False) -> Any:
         if "plain" not in views:
             told.append((len(views), in_turns))
         return own(self, batches, views, seed, in_turns=in_turns)
 
-    monkeypatch.setattr(SampleSource, "batches", batches)
+    monkeypatch.setattr(SampleBatches, "batches", batches)
     problem, method = blobs(0.3), quick(name, "all")
     trained(problem, method, loop_for(method, problem, "all", body=backbone(dropout=0.0)))
     assert told
@@ -365,12 +367,12 @@ def test_true_labels_cannot_be_reached_from_what_a_method_sees(name: str, scope:
     def spying(phase: Phase) -> Phase:
         def epoch(given: Any) -> None:
             phase.epoch(given)
-            seen.append([given, given.plan])
+            seen.append([given, given.selection])
 
         return replace(phase, epoch=epoch)
 
     todo = tuple(spying(p) for p in phases(method, BACKBONE_RATE))
-    list(train(todo, run, Judge(problem.data())))
+    list(train(todo, run, Evaluator(problem.data())))
     assert clean["train"] != truth[0]
     for thing in reachable(seen[-1]):
         if isinstance(thing, Tensor | np.ndarray) and thing.ndim == 1 and len(thing) == 160:
@@ -380,7 +382,7 @@ def test_true_labels_cannot_be_reached_from_what_a_method_sees(name: str, scope:
 def test_at_sixty_percent_noise_gce_is_not_below_ce_nor_turn_below_gce_and_what_is_kept_is_pure() -> None:
     """Acceptance check 12 of the spec."""
 
-    def last(name: str, scope: Scope) -> tuple[float, Row]:
+    def last(name: str, scope: Scope) -> tuple[float, EpochMetrics]:
         found = []
         for seed in range(2):
             problem = blobs(0.6, seed, size=960, spread=0.35)

@@ -16,15 +16,15 @@ from tiny import save_tiny
 import cleantune
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Phase
-from cleantune.pipeline.cost_model import Rehearsal, Sizes, expected
-from cleantune.pipeline.throughput import FEWEST, Speed, measure
+from cleantune.pipeline.cost_model import DryRun, Workload, estimate_cost
+from cleantune.pipeline.throughput import FIRST_PASS_SAMPLES, Throughput, measure_throughput
 from cleantune.studies.compare import estimate
 from cleantune.training.epochs import phases
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 FORESEEN = ("ce", "gce", "elr", "coteaching", "turn")
 """Methods whose cost does not hang on what is selected."""
-SIZES = Sizes(9000, 1000, 2000, 10)
+SIZES = Workload(9000, 1000, 2000, 10)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,11 +51,11 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estim
         patch.setattr(estimate, "BUDGET", 0.1)
         patch.setattr("cleantune.studies.compare.running.planned", remembered)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
-        settings = {"method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2,
+        settings = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2,
                     "method.tune.batch_size": 16, "method.probe.batch_size": 16}  # fmt: skip
         done = cleantune.compare(
             colors(folder, 200), folder / "model", out=folder / "out", methods=list(METHODS), scopes=["head", "all"],
-            seeds=1, true_label="true", test_fraction=0.2, settings=settings, silent=True, precision="float32",
+            seeds=1, true_label="true", test_fraction=0.2, settings=settings, quiet=True, precision="float32",
         )  # fmt: skip
     return done.table, plans[0]
 
@@ -75,25 +75,25 @@ def test_the_cost_model_foresees_what_a_run_spends(
     foreseen = plan.spent[entry, 0]
     assert foreseen is not None
     if method in FORESEEN or scope == "head":
-        assert foreseen.forwards == pytest.approx(row["forwards"], rel=0.02)
+        assert foreseen.forward_passes == pytest.approx(row["forward_passes"], rel=0.02)
     else:  # as much as the selection of a tiny network on 144 samples can be foreseen
-        assert row["forwards"] / 2 < foreseen.forwards < 2 * row["forwards"]
+        assert row["forward_passes"] / 2 < foreseen.forward_passes < 2 * row["forward_passes"]
     if method in FORESEEN:
         assert foreseen.training_samples == pytest.approx(row["training_samples"], rel=0.02)
         assert foreseen.optimizer_steps == pytest.approx(row["optimizer_steps"], rel=0.05)
 
 
-class Whole(Rehearsal):
+class Whole(DryRun):
     """The same nets and samples in the loop as it is: every batch is learned from."""
 
-    _one_pass = Loop._one_pass
-    _pass_over = Loop._pass_over
-    _least_passes = Loop._least_passes
+    _one_pass = Trainer._one_pass
+    _pass_over = Trainer._pass_over
+    _least_passes = Trainer._least_passes
 
 
 def slow(phase: Phase) -> Phase:
     """The phase at a rate at which nothing changes, so that the selection stays."""
-    stage = replace(phase.stage, learning_rate=1e-12, backbone_learning_rate=1e-12, least_steps=0)
+    stage = replace(phase.stage, learning_rate=1e-12, backbone_learning_rate=1e-12, min_steps=0)
     return replace(phase, stage=replace(stage, epochs=min(stage.epochs, 7), batch_size=32))
 
 
@@ -101,26 +101,26 @@ def slow(phase: Phase) -> Phase:
 @pytest.mark.parametrize("method", METHODS)
 def test_one_batch_of_each_pass_counts_as_all_of_them_do(method: str, scope: str) -> None:
     todo = [slow(p) for p in phases(METHODS[method](scope=scope), 1e-3)]  # type: ignore[call-arg]
-    sizes = Sizes(397, 40, 40, 5)
+    sizes = Workload(397, 40, 40, 5)
     whole = Whole(sizes, 0.4, sizes.train, todo[0].nets)
     for phase in todo:
         whole.rehearse(phase)
-    found = expected(todo, sizes, 0.4)
+    found = estimate_cost(todo, sizes, 0.4)
     assert found.looked == pytest.approx(sum(net.looked for net in whole.whole), rel=0.03)
     assert found.trained == pytest.approx(sum(net.trained for net in whole.whole), rel=0.03)
     assert found.training_samples == whole.cost.training_samples
     assert found.optimizer_steps == whole.cost.optimizer_steps
 
 
-@pytest.mark.parametrize(("scope", "forwards", "uncached"), [("head", 1, 20), ("all", 15, 15)])
+@pytest.mark.parametrize(("scope", "forward_passes", "uncached"), [("head", 1, 20), ("all", 15, 15)])
 def test_one_net_on_every_label_costs_three_forwards_a_sample_and_epoch_or_one_look(
-    scope: str, forwards: int, uncached: int
+    scope: str, forward_passes: int, uncached: int
 ) -> None:
     for name in ("ce", "gce"):
         todo = phases(METHODS[name](scope=scope), 1e-3)  # type: ignore[call-arg]
-        found = expected(todo, SIZES, 0.5)
-        assert found.forwards == forwards * SIZES.train
-        assert found.forwards_uncached == uncached * SIZES.train
+        found = estimate_cost(todo, SIZES, 0.5)
+        assert found.forward_passes == forward_passes * SIZES.train
+        assert found.forward_passes_uncached == uncached * SIZES.train
 
 
 @pytest.mark.parametrize("wrong", [0.2, 0.6])
@@ -130,38 +130,38 @@ def test_dividemix_in_full_costs_two_looks_and_thirty_six_forwards_a_labeled_sam
         pytest.skip("not there yet")
     method = METHODS["dividemix"](scope="all")  # type: ignore[call-arg]
     todo = phases(method, 1e-3)
-    found = expected(todo, SIZES, wrong)
+    found = estimate_cost(todo, SIZES, wrong)
     epochs, warm = todo[0].stage.epochs, method.warm_up  # type: ignore[attr-defined]
     rho = (found.training_samples / SIZES.train - 2 * warm) / (2 * (epochs - warm))
     assert rho == pytest.approx(1 - wrong, abs=0.12)
     formula = 6 * warm + (epochs - warm) * (2 + 36 * rho)
-    assert found.forwards / SIZES.train == pytest.approx(formula, rel=0.01)
+    assert found.forward_passes / SIZES.train == pytest.approx(formula, rel=0.01)
 
 
 def test_a_rehearsal_draws_nothing_from_the_global_generator_and_costs_the_same_again() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     todo = phases(METHODS["turn"](), 1e-3)
-    first = expected(todo, SIZES, 0.5)
+    first = estimate_cost(todo, SIZES, 0.5)
     assert torch.equal(torch.get_rng_state(), before)
-    assert expected(todo, SIZES, 0.5) == first
+    assert estimate_cost(todo, SIZES, 0.5) == first
 
 
 def test_a_rehearsal_of_few_samples_stands_for_many() -> None:
     todo = phases(METHODS["turn"](), 1e-3)
-    few, many = expected(todo, SIZES, 0.5, rows=600), expected(todo, SIZES, 0.5, rows=9000)
-    assert few.forwards == pytest.approx(many.forwards, rel=0.01)
+    few, many = estimate_cost(todo, SIZES, 0.5, rows=600), estimate_cost(todo, SIZES, 0.5, rows=9000)
+    assert few.forward_passes == pytest.approx(many.forward_passes, rel=0.01)
 
 
 def test_cached_views_are_looks_once() -> None:
     todo = phases(METHODS["ce"](), 1e-3)
-    assert expected(todo, SIZES, views=4).forwards == 5 * SIZES.train
+    assert estimate_cost(todo, SIZES, views=4).forward_passes == 5 * SIZES.train
 
 
 def test_seconds_are_samples_over_speed() -> None:
-    found = expected(phases(METHODS["ce"](scope="all"), 1e-3), SIZES)  # type: ignore[call-arg]
+    found = estimate_cost(phases(METHODS["ce"](scope="all"), 1e-3), SIZES)  # type: ignore[call-arg]
     looks = found.looked + found.evaluated
-    assert Speed(100, 10, 1000).seconds(found) == pytest.approx(
+    assert Throughput(100, 10, 1000).seconds(found) == pytest.approx(
         looks / 100 + 5 * SIZES.train / 10 + found.cached / 1000
     )
 
@@ -170,7 +170,7 @@ def test_a_probe_of_the_machine_ends_in_time_and_finds_a_speed() -> None:
     import time
 
     start = time.perf_counter()
-    speed = measure(None, None, 64, 10, budget=0.3)
+    speed = measure_throughput(None, None, 64, 10, budget=0.3)
     assert time.perf_counter() - start < 5
     assert speed.cached > 100
     assert np.isfinite(speed.looks)
@@ -178,17 +178,17 @@ def test_a_probe_of_the_machine_ends_in_time_and_finds_a_speed() -> None:
 
 def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
     from cleantune.backbones import open_backbone
-    from cleantune.data import DataSpec, load
-    from cleantune.data.model_inputs import prepare
+    from cleantune.data import DataConfig, load
+    from cleantune.data.model_inputs import make_model_inputs
     from cleantune.training.models import LinearHead, Net
 
     save_tiny("resnet", tmp_path / "model")
     backbone = open_backbone(tmp_path / "model")
-    data = load(DataSpec(colors(tmp_path, 40), true_label="true"))
-    samples = prepare(data.rows["train"].samples, backbone.preprocess, tmp_path)  # type: ignore[arg-type]
+    data = load(DataConfig(colors(tmp_path, 40), true_label="true"))
+    samples = make_model_inputs(data.rows["train"].samples, backbone.preprocess, tmp_path)  # type: ignore[arg-type]
     net = Net(backbone, LinearHead(backbone.width, 3, init="zeros"))
     before = net.head.linear.weight.clone()
-    speed = measure(net, samples, backbone.width, 3, 0.2)
+    speed = measure_throughput(net, samples, backbone.width, 3, 0.2)
     assert min(speed.looks, speed.trained) > 0
-    assert min(net.looked, net.trained) >= 2 * min(FEWEST, 40)
+    assert min(net.looked, net.trained) >= 2 * min(FIRST_PASS_SAMPLES, 40)
     assert not torch.equal(net.head.linear.weight, before)

@@ -11,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cleantune.audit.score_labels import judge_features, judge_probabilities
-from cleantune.label_quality.noise_model import balanced_cut, calibrated, fit_noise, fitted_rows, label_scores
+from cleantune.audit.score_labels import score_features, score_probabilities
+from cleantune.label_quality.noise_model import (
+    calibrate,
+    f_beta_threshold,
+    fit_noise_model,
+    label_scores,
+    subsample_rows,
+)
 
 
 def problem(count: int = 4000, classes: int = 4, noise: float = 0.2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +51,7 @@ def features(noise: float, count: int = 3000, classes: int = 4, seed: int = 0) -
 @pytest.mark.parametrize("noise", [0.05, 0.2, 0.4])
 def test_a_known_noise_rate_lies_in_the_interval_and_its_labels_are_found(noise: float) -> None:
     x, y, true = features(noise)
-    said = judge_features(x, y, 4)
+    said = score_features(x, y, 4)
     wrong = y != true
     assert said.interval[0] <= float(wrong.float().mean()) <= said.interval[1]
     assert abs(said.rate - noise) < 0.05
@@ -57,14 +63,14 @@ def test_labels_drawn_from_calibrated_probabilities_are_hardly_called_wrong() ->
     rng = torch.Generator().manual_seed(1)
     p = torch.softmax(2 * torch.randn(4000, 4, generator=rng), 1)
     y = torch.multinomial(p, 1, generator=rng)[:, 0]
-    assert judge_probabilities(p, y, "probe").rate < 0.03
+    assert score_probabilities(p, y, "probe").rate < 0.03
 
 
 def test_the_transition_matrix_names_the_pair_that_is_confused() -> None:
     p, _, true = problem(classes=3, noise=0.0)
     rng = torch.Generator().manual_seed(2)
     y = torch.where((true == 0) & (torch.rand(len(true), generator=rng) < 0.3), torch.ones_like(true), true)
-    said = judge_probabilities(p, y, "probe")
+    said = score_probabilities(p, y, "probe")
     off = said.transition.clone().fill_diagonal_(0)
     assert divmod(int(off.argmax()), 3) == (0, 1)
     assert float(said.transition[0, 1]) == pytest.approx(0.3, abs=0.05)
@@ -76,14 +82,14 @@ def test_the_transition_matrix_names_the_pair_that_is_confused() -> None:
 def test_probabilities_that_ignore_the_labels_cannot_tell() -> None:
     rng = torch.Generator().manual_seed(3)
     p, y = torch.softmax(torch.randn(2000, 5, generator=rng), 1), torch.randint(5, (2000,), generator=rng)
-    said = judge_probabilities(p, y)
+    said = score_probabilities(p, y)
     assert "chance" in said.doubt
     assert not said.issue.any()
 
 
 def test_bayes_rule_is_that_of_a_naive_loop() -> None:
     p, y, _ = problem(count=300)
-    model = fit_noise(p, y, 1.5, strata=4)
+    model = fit_noise_model(p, y, 1.5, strata=4)
     said = model.judge(p, y)
     for i in range(0, 300, 37):
         logs = np.log(np.clip(p[i].double().numpy(), 1e-6, None))
@@ -104,21 +110,21 @@ def test_bayes_rule_is_that_of_a_naive_loop() -> None:
 def test_the_balanced_cut_has_the_highest_expected_f_of_all_cuts(values: list[float], beta: float) -> None:
     p = torch.tensor(values, dtype=torch.float64)
     if float(p.sum()) <= 0.5:
-        assert balanced_cut(p, beta) > 1
+        assert f_beta_threshold(p, beta) > 1
         return
 
     def expected(cut: float) -> float:
         found = p >= cut
         return (1 + beta**2) * float(p[found].sum()) / (beta**2 * float(p.sum()) + int(found.sum()))
 
-    assert expected(balanced_cut(p, beta)) >= max(expected(float(v)) for v in p) - 1e-9
+    assert expected(f_beta_threshold(p, beta)) >= max(expected(float(v)) for v in p) - 1e-9
 
 
 def test_calibrated_probabilities_fall_with_the_score_and_keep_their_mean() -> None:
     p, y, _ = problem()
-    wrong = fit_noise(p, y).judge(p, y).p_wrong
+    wrong = fit_noise_model(p, y).judge(p, y).p_wrong
     score = label_scores(p, y, wrong)
-    smooth = calibrated(score, wrong)
+    smooth = calibrate(score, wrong)
     assert (smooth[score.argsort()].diff() <= 1e-6).all()
     assert float(smooth.mean()) == pytest.approx(float(wrong.mean()), abs=1e-4)
     assert ((score >= 0) & (score <= 1)).all()
@@ -126,7 +132,7 @@ def test_calibrated_probabilities_fall_with_the_score_and_keep_their_mean() -> N
 
 def test_calibrated_probabilities_come_true() -> None:
     p, y, true = problem(count=12_000)
-    said = judge_probabilities(p, y, "probe")
+    said = score_probabilities(p, y, "probe")
     wrong = (y != true).float()
     for low, high in ((0.0, 0.1), (0.1, 0.9), (0.9, 1.01)):
         inside = (said.p_wrong >= low) & (said.p_wrong < high)
@@ -135,8 +141,8 @@ def test_calibrated_probabilities_come_true() -> None:
 
 
 def test_the_model_is_fitted_on_a_bounded_part() -> None:
-    assert len(fitted_rows(1_000_000, 1000)) == 2000
-    assert len(fitted_rows(100, 10)) == 100
+    assert len(subsample_rows(1_000_000, 1000)) == 2000
+    assert len(subsample_rows(100, 10)) == 100
 
 
 TARGETS = {
@@ -150,7 +156,7 @@ TARGETS = {
 def test_the_default_reaches_its_targets_on_the_detection_arrays(name: str, shared: Path) -> None:
     with np.load(shared / "data" / "detection" / f"{name}.npz") as file:
         p, y, true = (file[key] for key in ("pred_probs", "given", "true"))
-    said = judge_probabilities(p, torch.from_numpy(y.astype(np.int64)))
+    said = score_probabilities(p, torch.from_numpy(y.astype(np.int64)))
     wrong = torch.from_numpy(y != true)
     want, within = TARGETS[name]
     assert f1(said.issue, wrong) >= want

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cleantune.data import DataSpec, corrupt, load, write_like, write_swapped
+from cleantune.data import DataConfig, corrupt, load, write_corrupted, write_swapped
 from cleantune.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(300)]
@@ -18,7 +18,7 @@ def frame(**columns) -> pd.DataFrame:
 
 
 def test_noise_reaches_train_and_validation_alone_and_truth_is_what_was_there():
-    data = load(DataSpec(frame()))
+    data = load(DataConfig(frame()))
     before = {split: rows.y.copy() for split, rows in data.rows.items()}
     noisy, measured = corrupt(data, "symmetric:0.6,include_self=false", 0)
     for split in ("train", "validation"):
@@ -35,7 +35,7 @@ def test_noise_reaches_train_and_validation_alone_and_truth_is_what_was_there():
 
 
 def test_no_noise_claims_no_truth():
-    data = load(DataSpec(frame()))
+    data = load(DataConfig(frame()))
     same, measured = corrupt(data, "none", 0)
     assert same is data
     assert not same.truth
@@ -44,14 +44,14 @@ def test_no_noise_claims_no_truth():
 
 def test_known_true_labels_stay_true_and_noise_is_added_to_given_ones():
     given = LABELS[1:] + LABELS[:1]
-    data = load(DataSpec(frame(given=given), label="given", true_label="label"))
+    data = load(DataConfig(frame(given=given), label="given", true_label="label"))
     noisy, measured = corrupt(data, "pair:0.0", 0)
     assert (noisy.truth["train"] == data.truth["train"]).all()
     assert measured["rate"] == 1.0
 
 
 def test_noise_is_the_same_for_the_same_seed_and_another_for_another():
-    data = load(DataSpec(frame()))
+    data = load(DataConfig(frame()))
     one, two, other = (corrupt(data, "symmetric:0.5", seed)[0].rows["train"].y for seed in (3, 3, 4))
     assert (one == two).all()
     assert (one != other).any()
@@ -59,13 +59,13 @@ def test_noise_is_the_same_for_the_same_seed_and_another_for_another():
 
 def test_instance_noise_sees_features_and_images_and_refuses_text():
     rng = np.random.default_rng(0)
-    features = load(DataSpec((rng.normal(size=(300, 5)), np.arange(300) % 3)))
+    features = load(DataConfig((rng.normal(size=(300, 5)), np.arange(300) % 3)))
     assert corrupt(features, "instance:0.4", 0)[1]["rate"] == pytest.approx(0.4, abs=0.1)
     pictures = [rng.integers(0, 255, (8 + i % 2, 8, 3), dtype=np.uint8) for i in range(60)]
-    images = load(DataSpec({"image": pictures, "label": np.arange(60) % 3}))
+    images = load(DataConfig({"image": pictures, "label": np.arange(60) % 3}))
     assert corrupt(images, "instance:0.4,kind=pdn", 0)[1]["rate"] > 0.2
     with pytest.raises(UserError, match="for text take"):
-        corrupt(load(DataSpec(frame())), "instance:0.4", 0)
+        corrupt(load(DataConfig(frame())), "instance:0.4", 0)
 
 
 @pytest.mark.parametrize("end", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -73,8 +73,8 @@ def test_a_written_table_keeps_everything_but_the_labels(tmp_path, end):
     source = tmp_path / "source.parquet"
     frame().to_parquet(source)
     out = tmp_path / "deep" / f"noisy{end}"
-    measured = write_like(DataSpec(source), "symmetric:0.6", 0, out)
-    data = load(DataSpec(out, true_label="true_label"))
+    measured = write_corrupted(DataConfig(source), "symmetric:0.6", 0, out)
+    data = load(DataConfig(out, true_label="true_label"))
     assert len(data.rows["train"]) == 200
     for split, labels in (("train", LABELS[:200]), ("validation", LABELS[200:250]), ("test", LABELS[250:])):
         assert [data.classes[t] for t in data.truth[split]] == labels
@@ -93,24 +93,24 @@ def test_a_written_image_folder_opens_from_its_new_place(tmp_path):
         (tmp_path / "in" / place).mkdir(parents=True)
         for i in range(10):
             Image.new("L", (4, 4), i).save(tmp_path / "in" / place / f"{i}.png")
-    write_like(DataSpec(tmp_path / "in"), "pair:0.5", 0, tmp_path / "out" / "t.parquet")
-    data = load(DataSpec(tmp_path / "out" / "t.parquet", true_label="true_label"))
+    write_corrupted(DataConfig(tmp_path / "in"), "pair:0.5", 0, tmp_path / "out" / "t.parquet")
+    data = load(DataConfig(tmp_path / "out" / "t.parquet", true_label="true_label"))
     assert {s: len(r) for s, r in data.rows.items()} == {"train": 18, "validation": 2, "test": 10}
     assert data.rows["test"].samples.read([3])[0].getpixel((0, 0)) == (3, 3, 3)
 
 
 def test_written_features_are_the_same_and_wrong_forms_are_refused(tmp_path):
     f = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
-    write_like(DataSpec((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.npz")
+    write_corrupted(DataConfig((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.npz")
     with np.load(tmp_path / "f.npz") as file:
         np.testing.assert_array_equal(file["features"], f)
         assert (file["true_label"] == np.arange(30) % 3).all()
         assert (file["label"] != file["true_label"]).any()
     for name, word in (("t.npz", "features alone"), ("t.xyz", ".parquet"), ("t", "without a suffix")):
         with pytest.raises(UserError, match=word):
-            write_like(DataSpec(frame()), "symmetric:0.5", 0, tmp_path / name)
+            write_corrupted(DataConfig(frame()), "symmetric:0.5", 0, tmp_path / name)
     with pytest.raises(UserError, match=r"write \.parquet"):
-        write_like(DataSpec((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.csv")
+        write_corrupted(DataConfig((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.csv")
 
 
 def test_captions_change_places_and_the_right_ones_stand_beside_them(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cleantune.data import Bad, Data, DataSpec, Rows, load, load_unlabeled, tables
+from cleantune.data import Data, DataConfig, Rows, UnreadableImage, load, load_unlabeled, tables
 from cleantune.errors import UserError
 
 WORDS = ["cat", "dog", "fly"]
@@ -27,12 +27,12 @@ def frame(**columns) -> pd.DataFrame:
 
 
 def everything(data, **options) -> Data:
-    return load(DataSpec(data, validation_fraction=0.0, **options))
+    return load(DataConfig(data, validation_fraction=0.0, **options))
 
 
 def refused(data, **options) -> str:
     with pytest.raises(UserError) as error:
-        load(DataSpec(data, **options))
+        load(DataConfig(data, **options))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -73,7 +73,7 @@ def table_in_every_form(tmp_path):
 
 
 def test_every_form_of_a_table_gives_the_same_data(tmp_path):
-    loaded = [load(DataSpec(form)) for form in table_in_every_form(tmp_path)]
+    loaded = [load(DataConfig(form)) for form in table_in_every_form(tmp_path)]
     assert {data.fingerprint for data in loaded} == {loaded[0].fingerprint}
     first = loaded[0]
     assert first.kind == "text"
@@ -90,10 +90,10 @@ def test_every_form_of_a_table_gives_the_same_data(tmp_path):
 def test_arrays_of_an_npz_file_are_columns_whatever_their_names_and_a_matrix_beside_the_features_is_not_read(tmp_path):
     f, y = np.random.default_rng(0).normal(size=(90, 4)).astype(np.float32), np.arange(90) % 3
     np.savez(tmp_path / "f.npz", features=f, labels=y, by_anna=(y + 1) % 3, pred_probs=np.ones((90, 3)), few=y[:5])
-    given = [load(DataSpec(tmp_path / "f.npz", label=label)).rows["train"] for label in (None, "labels", "by_anna")]
+    given = [load(DataConfig(tmp_path / "f.npz", label=label)).rows["train"] for label in (None, "labels", "by_anna")]
     for rows, shift in zip(given, (0, 0, 1), strict=True):
         assert all(int(label) == (int(i) + shift) % 3 for i, label in zip(rows.ids, rows.y, strict=True))
-    assert 'known: by_anna, features, labels' in refused(tmp_path / "f.npz", label="pred_probs")
+    assert "known: by_anna, features, labels" in refused(tmp_path / "f.npz", label="pred_probs")
 
 
 def test_features_of_npz_arrays_and_columns_are_the_same(tmp_path):
@@ -112,7 +112,7 @@ def test_features_of_npz_arrays_and_columns_are_the_same(tmp_path):
 
 def test_an_image_folder_with_splits_and_one_without(tmp_path):
     image_tree(tmp_path / "a", {"train/cat": 4, "train/dog": 4, "val/cat": 1, "test/dog": 2})
-    data = load(DataSpec(tmp_path / "a"))
+    data = load(DataConfig(tmp_path / "a"))
     assert {split: len(rows) for split, rows in data.rows.items()} == {"train": 8, "validation": 1, "test": 2}
     assert data.rows["train"].ids[0] == "train/cat/0.png"
     assert data.rows["train"].samples.describe(0) == str(tmp_path / "a" / "train/cat/0.png")
@@ -149,7 +149,7 @@ def test_unreadable_images_are_named_in_their_place_and_the_rest_is_read(tmp_pat
     cells = [jpeg(1), b"broken", None, jpeg(2)]
     data = everything({"image": cells, "label": ["a", "b", "a", "b"]})
     read = data.rows["train"].samples.read(range(4))
-    assert [isinstance(picture, Bad) for picture in read] == [False, True, True, False]
+    assert [isinstance(picture, UnreadableImage) for picture in read] == [False, True, True, False]
     assert data.rows["train"].samples.describe(1) == "row 1 of the data"
 
 
@@ -162,11 +162,11 @@ def test_class_names_of_a_dataset_are_kept_in_their_order(tmp_path):
     dataset.to_parquet(tmp_path / "c.parquet")
     both = datasets.DatasetDict({"train": dataset, "validation": dataset.select([0, 1]), "unsupervised": dataset})
     for form in (dataset, tmp_path / "c.parquet", both, dataset.select(range(8))):
-        data = load(DataSpec(form))
+        data = load(DataConfig(form))
         assert data.classes == ("z", "a")
         assert data.class_values == (0, 1)
         assert len(data.rows["unlabeled"]) == 1
-    assert any("unsupervised" in note for note in load(DataSpec(both)).notes)
+    assert any("unsupervised" in note for note in load(DataConfig(both)).notes)
 
 
 def test_whole_numbers_sort_by_size_and_booleans_are_classes():
@@ -190,24 +190,24 @@ def test_csv_keeps_what_was_written(tmp_path):
 
 def test_the_split_column_divides_and_other_names_are_counted():
     split = (["train"] * 20) + ["dev"] * 4 + ["test"] * 3 + ["oos_test"] * 3
-    data = load(DataSpec(frame(part=split), split_column="part"))
+    data = load(DataConfig(frame(part=split), split_column="part"))
     assert {s: len(r) for s, r in data.rows.items()} == {"train": 20, "validation": 4, "test": 3}
     assert any('"oos_test" (3)' in note for note in data.notes)
-    guessed = load(DataSpec(frame(split=split)))
+    guessed = load(DataConfig(frame(split=split)))
     assert len(guessed.rows["test"]) == 3
     assert any("--split-column" in note for note in guessed.notes)
-    assert "test" not in load(DataSpec(frame(split=split), split_column="")).rows
+    assert "test" not in load(DataConfig(frame(split=split), split_column="")).rows
 
 
 def test_test_rows_are_judged_by_true_labels_where_they_have_them():
     split = ["train"] * 20 + ["test"] * 10
     noisy = ["cat"] * 15 + ["dog"] * 15
-    data = load(DataSpec(frame(noisy=noisy, split=split), label="noisy", true_label="label", split_column="split"))
+    data = load(DataConfig(frame(noisy=noisy, split=split), label="noisy", true_label="label", split_column="split"))
     assert [data.classes[y] for y in data.rows["test"].y] == LABELS[20:]
     assert set(data.truth) == {"train", "validation", "test"}
     assert data.classes == ("cat", "dog", "fly")
     assert any("only true ones: fly" in note for note in data.notes)
-    named = load(DataSpec(frame(noisy=noisy, split=split), label="noisy", true_label="label", test_label="noisy"))
+    named = load(DataConfig(frame(noisy=noisy, split=split), label="noisy", true_label="label", test_label="noisy"))
     assert [named.classes[y] for y in named.rows["test"].y] == ["dog"] * 10
 
 
@@ -215,7 +215,7 @@ def test_rows_without_a_label_are_kept_apart_with_their_truth(tmp_path):
     some = frame(weak=[None if i % 5 == 0 else LABELS[(i + i % 2) % 30] for i in range(30)])
     some.to_csv(tmp_path / "some.csv", index=False)
     for form in (some, tmp_path / "some.csv"):
-        data = load(DataSpec(form, label="weak", true_label="label"))
+        data = load(DataConfig(form, label="weak", true_label="label"))
         assert data.rows["unlabeled"].ids.tolist() == [0, 5, 10, 15, 20, 25]
         assert (data.rows["unlabeled"].y == -1).all()
         assert [data.classes[t] for t in data.truth["unlabeled"]] == [LABELS[i] for i in range(0, 30, 5)]
@@ -223,18 +223,18 @@ def test_rows_without_a_label_are_kept_apart_with_their_truth(tmp_path):
 
 
 def test_numbers_with_gaps_are_labels_all_the_same():
-    data = load(DataSpec(pd.DataFrame({"text": TEXTS, "label": [np.nan, 1.0, 2.0] * 10})))
+    data = load(DataConfig(pd.DataFrame({"text": TEXTS, "label": [np.nan, 1.0, 2.0] * 10})))
     assert data.class_values == (1, 2)
     assert len(data.rows["unlabeled"]) == 10
 
 
 def test_files_beside_the_data_become_its_splits_and_their_clashing_ids_are_told_apart():
     other = frame(id=range(30))
-    data = load(DataSpec(frame(id=range(30)), validation=other, test=other))
+    data = load(DataConfig(frame(id=range(30)), validation=other, test=other))
     assert data.rows["train"].ids[3] == "3"
     assert data.rows["validation"].ids[3] == "validation/3"
     assert data.rows["test"].ids[3] == "test/3"
-    alone = load(DataSpec(frame(id=range(30)), test=other))
+    alone = load(DataConfig(frame(id=range(30)), test=other))
     assert alone.rows["train"].ids.dtype == np.int64
     assert alone.rows["test"].ids[0] == "test/0"
 
@@ -242,7 +242,7 @@ def test_files_beside_the_data_become_its_splits_and_their_clashing_ids_are_told
 @settings(max_examples=15, deadline=None)
 @given(st.integers(6, 30), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from([0.0, 0.2]), st.integers(0, 50))
 def test_draws_are_disjoint_seeded_and_of_the_stated_size(limit, validation, test, seed):
-    spec = DataSpec(frame(), limit=limit, validation_fraction=validation, test_fraction=test, split_seed=seed)
+    spec = DataConfig(frame(), limit=limit, validation_fraction=validation, test_fraction=test, split_seed=seed)
     data = load(spec)
     ids = [i for rows in data.rows.values() for i in rows.ids.tolist()]
     assert len(ids) == len(set(ids))
@@ -253,7 +253,7 @@ def test_draws_are_disjoint_seeded_and_of_the_stated_size(limit, validation, tes
 
 
 def test_training_rows_cannot_reach_a_true_label():
-    data = load(DataSpec(frame(noisy=LABELS[1:] + LABELS[:1]), label="noisy", true_label="label"))
+    data = load(DataConfig(frame(noisy=LABELS[1:] + LABELS[:1]), label="noisy", true_label="label"))
     truth = data.truth["train"]
 
     def reached(value, depth=0) -> bool:
@@ -369,7 +369,7 @@ def test_damaged_tables_are_refused_by_place(tmp_path):
 
 def test_one_class_is_refused_and_one_sample_a_class_goes_on():
     assert "one class only" in refused(frame(label=["cat"] * 30))
-    data = load(DataSpec(frame(label=["cat"] * 29 + ["owl"]), validation_fraction=0.5))
+    data = load(DataConfig(frame(label=["cat"] * 29 + ["owl"]), validation_fraction=0.5))
     assert any("owl" in note for note in data.notes)
     assert data.classes[data.rows["train"].y.max()] == "owl"
 
@@ -405,7 +405,7 @@ def test_duplicate_and_missing_ids_are_refused_by_name():
     message = refused(frame(id=[*range(29), 4]))
     assert 'id "4"' in message
     assert "rows 4 and 29" in message
-    assert len(load(DataSpec(frame(id=[*range(29), 4]), id="")).rows["train"]) == 27
+    assert len(load(DataConfig(frame(id=[*range(29), 4]), id="")).rows["train"]) == 27
     assert "row 2" in refused(frame(key=["a", "b", None] * 10), id="key")
 
 
@@ -415,7 +415,7 @@ def test_image_files_that_are_nowhere_are_refused_and_some_missing_ones_are_not(
     assert str(tmp_path / "a.png") in refused(tmp_path / "t.csv")
     (tmp_path / "b.png").write_bytes(jpeg(1))
     read = everything(tmp_path / "t.csv").rows["train"].samples.read(range(4))
-    assert [isinstance(r, Bad) for r in read] == [True, False, True, True]
+    assert [isinstance(r, UnreadableImage) for r in read] == [True, False, True, True]
 
 
 def test_hub_names_that_cannot_be_had_end_in_a_sentence(monkeypatch):
@@ -457,7 +457,7 @@ def test_real_tables_load_within_a_second_and_as_described(shared):
     started = time.perf_counter()
     images = shared / "data/images"
     data = load(
-        DataSpec(
+        DataConfig(
             images / "cifar10_train.parquet",
             label="human_worst",
             true_label="label",
@@ -469,7 +469,7 @@ def test_real_tables_load_within_a_second_and_as_described(shared):
     assert {s: len(r) for s, r in data.rows.items()} == {"train": 9000, "validation": 1000, "test": 10_000}
     assert (data.rows["train"].y != data.truth["train"]).mean() == pytest.approx(0.402, abs=0.02)
     text = load(
-        DataSpec(
+        DataConfig(
             shared / "data/text/trec6.parquet",
             text="text",
             label="weak_label",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cleantune.data.dataset import Bad
-from cleantune.data.images import encode_png, open_picture
+from cleantune.data.dataset import UnreadableImage
+from cleantune.data.images import encode_png, load_image
 
 
 def stored(image: Image.Image, form: str, **options) -> memoryview:
@@ -22,31 +22,31 @@ def gradient(top: int) -> np.ndarray:
 
 def test_sixteen_bits_are_scaled_not_clipped():
     deep = gradient(65535).astype(np.uint16)
-    picture = open_picture(stored(Image.fromarray(deep), "PNG"))
+    picture = load_image(stored(Image.fromarray(deep), "PNG"))
     np.testing.assert_array_equal(np.asarray(picture)[..., 0], np.rint(deep * (255 / 65535)))
     assert picture.mode == "RGB"
 
 
 @pytest.mark.parametrize("values", [gradient(65535).astype(np.int32), gradient(1).astype(np.float32)])
 def test_deeper_numbers_are_scaled_too(values):
-    picture = open_picture(stored(Image.fromarray(values), "TIFF"))
+    picture = load_image(stored(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(np.asarray(picture)[..., 1], np.rint(values * (255 / values.max())))
 
 
 def test_grayscale_palette_and_cmyk_show_their_color():
     red = Image.new("RGB", (4, 4), (250, 10, 20))
     for image, form in ((red.convert("P"), "PNG"), (red.convert("CMYK"), "TIFF"), (red.convert("RGBA"), "PNG")):
-        picture = open_picture(stored(image, form))
+        picture = load_image(stored(image, form))
         assert picture.mode == "RGB"
         np.testing.assert_allclose(np.asarray(picture)[0, 0], (250, 10, 20), atol=20)
-    gray = open_picture(stored(Image.new("L", (4, 4), 77), "PNG"))
+    gray = load_image(stored(Image.new("L", (4, 4), 77), "PNG"))
     assert np.asarray(gray)[0, 0].tolist() == [77, 77, 77]
 
 
 def test_a_transparent_palette_opens_without_a_warning():
     image = Image.new("P", (4, 4), 0)
     image.info["transparency"] = bytes([0] * 256)
-    assert open_picture(stored(image, "PNG", transparency=bytes([0] * 256))).mode == "RGB"
+    assert load_image(stored(image, "PNG", transparency=bytes([0] * 256))).mode == "RGB"
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -55,7 +55,7 @@ def test_exif_turns_the_picture_the_right_way_up(turn):
     pixels[:8, :8] = 255
     exif = Image.Exif()
     exif[0x0112] = turn
-    picture = open_picture(stored(Image.fromarray(pixels), "PNG", exif=exif))
+    picture = load_image(stored(Image.fromarray(pixels), "PNG", exif=exif))
     naive = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -72,15 +72,15 @@ def test_exif_turns_the_picture_the_right_way_up(turn):
 def test_damaged_files_give_a_reason_in_their_place(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     whole = stored(Image.fromarray(noise), "JPEG")
-    assert isinstance(open_picture(whole[: len(whole) // 2]), Bad)
-    assert isinstance(open_picture(memoryview(b"no picture")), Bad)
-    assert isinstance(open_picture(memoryview(b"")), Bad)
-    assert "does not exist" in open_picture(tmp_path / "no.jpg").reason
+    assert isinstance(load_image(whole[: len(whole) // 2]), UnreadableImage)
+    assert isinstance(load_image(memoryview(b"no picture")), UnreadableImage)
+    assert isinstance(load_image(memoryview(b"")), UnreadableImage)
+    assert "does not exist" in load_image(tmp_path / "no.jpg").reason
 
 
 def test_png_of_memory_gives_every_pixel_back():
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(np.asarray(open_picture(memoryview(encode_png(pixels)))), pixels)
+    np.testing.assert_array_equal(np.asarray(load_image(memoryview(encode_png(pixels)))), pixels)
 
 
 def by_pillow(content: memoryview) -> np.ndarray:
@@ -95,21 +95,21 @@ def test_a_plain_jpeg_is_decoded_without_its_tables_being_read_to_the_same_pixel
     expected = by_pillow(content)
     monkeypatch.setattr(Image, "open", None)
     for given in (content, content.cast("b")):  # Arrow's bytes have a sign
-        np.testing.assert_array_equal(np.asarray(open_picture(given)), expected)
+        np.testing.assert_array_equal(np.asarray(load_image(given)), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_jpegs_that_are_not_plain_are_opened_as_any_file(mode):
     noise = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
     content = stored(Image.fromarray(noise).convert(mode), "JPEG")
-    np.testing.assert_array_equal(np.asarray(open_picture(content)), by_pillow(content))
+    np.testing.assert_array_equal(np.asarray(load_image(content)), by_pillow(content))
 
 
 @pytest.mark.parametrize("turn", [3, 6])
 def test_the_exif_of_a_jpeg_is_heeded(turn):
     exif = Image.Exif()
     exif[0x0112] = turn
-    picture = open_picture(stored(Image.new("RGB", (32, 16), (9, 99, 199)), "JPEG", exif=exif))
+    picture = load_image(stored(Image.new("RGB", (32, 16), (9, 99, 199)), "JPEG", exif=exif))
     assert picture.size == ((32, 16) if turn == 3 else (16, 32))
 
 
@@ -120,6 +120,6 @@ def test_a_jpeg_cut_anywhere_is_a_picture_only_where_pillow_says_so():
         try:
             expected = by_pillow(whole[:end])
         except OSError:
-            assert isinstance(open_picture(whole[:end]), Bad)
+            assert isinstance(load_image(whole[:end]), UnreadableImage)
         else:
-            np.testing.assert_array_equal(np.asarray(open_picture(whole[:end])), expected)
+            np.testing.assert_array_equal(np.asarray(load_image(whole[:end])), expected)

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cleantune.data import DataSpec, load
-from cleantune.data.remote import fetched
+from cleantune.data import DataConfig, load
+from cleantune.data.remote import fetch_to_cache
 from cleantune.errors import UserError
 
 WORDS = ["cat", "dog", "fly"]
@@ -39,7 +39,6 @@ def counted(system: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) 
     seen: list[str] = []
     copy = type(system).get_file
 
-
     def noted(self: object, path: str, *a: object, **k: object) -> None:
         seen.append(path)
         copy(self, path, *a, **k)
@@ -53,20 +52,20 @@ def test_a_table_is_copied_once_and_anew_when_it_changes(
 ) -> None:
     put(memory, "/bucket/talk.parquet", 30)
     seen = counted(memory, monkeypatch)
-    data = load(DataSpec("memory://bucket/talk.parquet"))
+    data = load(DataConfig("memory://bucket/talk.parquet"))
     assert data.kind == "text"
     assert sum(map(len, data.rows.values())) == 30
     assert any("copied memory://bucket/talk.parquet (1 files" in note for note in data.notes)
-    again = load(DataSpec("memory://bucket/talk.parquet"))
+    again = load(DataConfig("memory://bucket/talk.parquet"))
     assert again.rows["train"].samples.fingerprint == data.rows["train"].samples.fingerprint
     assert seen == ["/bucket/talk.parquet"]
     put(memory, "/bucket/talk.parquet", 60)
-    assert sum(map(len, load(DataSpec("memory://bucket/talk.parquet")).rows.values())) == 60
+    assert sum(map(len, load(DataConfig("memory://bucket/talk.parquet")).rows.values())) == 60
 
 
 def test_copies_are_kept_where_the_user_says(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     put(memory, "/bucket/talk.parquet", 30)
-    load(DataSpec("memory://bucket/talk.parquet", test="memory://bucket/talk.parquet"), str(tmp_path / "elsewhere"))
+    load(DataConfig("memory://bucket/talk.parquet", test="memory://bucket/talk.parquet"), str(tmp_path / "elsewhere"))
     assert len(list((tmp_path / "elsewhere" / "remote").iterdir())) == 1
     assert not (tmp_path / "cache").exists()
 
@@ -77,16 +76,16 @@ def test_a_folder_of_images_is_what_it_is_on_disk(memory: fsspec.AbstractFileSys
         Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(out, "png")
         memory.pipe_file(f"/bucket/photos/{WORDS[i % 3]}/{i}.png", out.getvalue())
     memory.get("/bucket/photos/", f"{tmp_path}/photos/", recursive=True)
-    there, here = load(DataSpec("memory://bucket/photos")), load(DataSpec(tmp_path / "photos"))
+    there, here = load(DataConfig("memory://bucket/photos")), load(DataConfig(tmp_path / "photos"))
     assert there.classes == here.classes == tuple(WORDS)
     for split, rows in here.rows.items():
         assert list(there.rows[split].ids) == list(rows.ids)
         assert list(there.rows[split].y) == list(rows.y)
     shutil.rmtree(tmp_path / "cache")
-    again = load(DataSpec("memory://bucket/photos"))
+    again = load(DataConfig("memory://bucket/photos"))
     assert again.fingerprint == there.fingerprint, "another machine finds the features of this one"
     memory.pipe_file("/bucket/photos/cat/0.png", out.getvalue())
-    assert load(DataSpec("memory://bucket/photos")).fingerprint != there.fingerprint
+    assert load(DataConfig("memory://bucket/photos")).fingerprint != there.fingerprint
 
 
 def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
@@ -101,9 +100,9 @@ def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
     with monkeypatch.context() as patch:
         patch.setattr(type(memory), "get_file", broken)
         with pytest.raises(UserError, match=r"could not be copied \(the line is dead\); .* tries again"):
-            fetched("memory://bucket/talk.parquet", [], tmp_path / "cache")
+            fetch_to_cache("memory://bucket/talk.parquet", [], tmp_path / "cache")
     assert list((tmp_path / "cache" / "remote").iterdir()) == []
-    assert fetched("memory://bucket/talk.parquet", [], tmp_path / "cache").is_file()
+    assert fetch_to_cache("memory://bucket/talk.parquet", [], tmp_path / "cache").is_file()
 
 
 def test_a_process_that_was_slower_takes_the_copy_of_the_other(
@@ -115,12 +114,12 @@ def test_a_process_that_was_slower_takes_the_copy_of_the_other(
     def slow(self: fsspec.AbstractFileSystem, path: str, local: str, **options: object) -> None:
         if not first:
             first.append(local)
-            fetched("memory://bucket/talk.parquet", [], tmp_path / "cache")
+            fetch_to_cache("memory://bucket/talk.parquet", [], tmp_path / "cache")
         copy(self, path, local, **options)
 
     monkeypatch.setattr(type(memory), "get_file", slow)
     notes: list[str] = []
-    assert len(pd.read_parquet(fetched("memory://bucket/talk.parquet", notes, tmp_path / "cache"))) == 30
+    assert len(pd.read_parquet(fetch_to_cache("memory://bucket/talk.parquet", notes, tmp_path / "cache"))) == 30
     assert len(list((tmp_path / "cache" / "remote").iterdir())) == 1
 
 
@@ -132,5 +131,5 @@ def test_a_process_that_was_slower_takes_the_copy_of_the_other(
 def test_what_cannot_be_had_is_one_sentence(memory: fsspec.AbstractFileSystem, address: str, words: str) -> None:
     memory.pipe_file("/bucket/talk.xyz", b"0")
     with pytest.raises(UserError, match=words) as error:
-        load(DataSpec(address))
+        load(DataConfig(address))
     assert "\n" not in str(error.value)

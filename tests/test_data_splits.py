@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleantune.data.splits import draw_count, draw_share, quotas, split_named
+from cleantune.data.splits import canonical_split, draw_count, draw_fraction, quotas
 
 class_sizes = st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(lambda s: sum(s) > 0)
 
@@ -35,10 +35,10 @@ def test_quotas_without_bounds_are_the_largest_remainder(sizes, share):
 @given(class_sizes, st.floats(0, 0.99), st.integers(0, 99))
 def test_a_share_leaves_every_class_a_row_and_draws_by_seed_alone(sizes, share, seed):
     y = rows(sizes)
-    drawn = draw_share(y, share, np.random.default_rng(seed))
+    drawn = draw_fraction(y, share, np.random.default_rng(seed))
     left = np.bincount(y[~drawn], minlength=len(sizes))
     assert all(left[c] >= 1 for c in range(len(sizes)) if sizes[c])
-    assert (drawn == draw_share(y, share, np.random.default_rng(seed))).all()
+    assert (drawn == draw_fraction(y, share, np.random.default_rng(seed))).all()
     assert drawn.sum() <= round(share * len(y))
 
 
@@ -54,14 +54,14 @@ def test_a_count_is_met_exactly_with_every_class_where_it_can_be(sizes, count, s
 def test_ten_thousand_of_cifar_give_nine_and_one_thousand_evenly():
     y = rows([5000] * 10)
     pool = y[draw_count(y, 10_000, np.random.default_rng(0))]
-    drawn = draw_share(pool, 0.1, np.random.default_rng(0))
+    drawn = draw_fraction(pool, 0.1, np.random.default_rng(0))
     assert np.bincount(pool[drawn]).tolist() == [100] * 10
     assert np.bincount(pool[~drawn]).tolist() == [900] * 10
 
 
 def test_another_seed_draws_other_rows():
     y = rows([100, 100])
-    assert (draw_share(y, 0.5, np.random.default_rng(0)) != draw_share(y, 0.5, np.random.default_rng(1))).any()
+    assert (draw_fraction(y, 0.5, np.random.default_rng(0)) != draw_fraction(y, 0.5, np.random.default_rng(1))).any()
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_another_seed_draws_other_rows():
     ],
 )
 def test_usual_names_of_splits_are_known(value, split):
-    assert split_named(value) == split
+    assert canonical_split(value) == split

@@ -18,39 +18,39 @@ from test_contract import (  # noqa: F401 - a fixture
     quick,
 )
 
-from cleantune.config.run import RunSpec
-from cleantune.pipeline.model_selection import Delivery, deliver
+from cleantune.config.run import RunConfig
+from cleantune.pipeline.model_selection import SelectedModel, deliver
 from cleantune.training.epochs import phases, train
-from cleantune.training.evaluator import Judge
+from cleantune.training.evaluator import Evaluator
 from cleantune.training.models import Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 
-def run_turn(problem: Problem, choose: str = "last") -> tuple[Loop, list[Any]]:
+def run_turn(problem: Problem, model_selection: str = "last") -> tuple[Trainer, list[Any]]:
     """TURN in scope all, to its last epoch."""
     run = loop_on(problem, "all")
     todo = phases(quick("turn", "all"), BACKBONE_RATE)
-    return run, list(train(todo, run, Judge(problem.data()), choose=choose))  # type: ignore[arg-type]
+    return run, list(train(todo, run, Evaluator(problem.data()), model_selection=model_selection))  # type: ignore[arg-type]
 
 
-def handed(run: Loop, problem: Problem, **spec: Any) -> Delivery:
+def handed(run: Trainer, problem: Problem, **spec: Any) -> SelectedModel:
     """What is delivered of a run."""
     features = {split: data.features.features for split, data in loop_on(problem, "all").splits.items()}  # type: ignore[attr-defined]
 
     def fresh() -> list[Net]:
         return [Net(backbone(), run.new_head(features["train"], 0))]
 
-    return deliver(run, SimpleNamespace(features=features), fresh, RunSpec(**spec), "probe")  # type: ignore[arg-type]
+    return deliver(run, SimpleNamespace(features=features), fresh, RunConfig(**spec), "probe")  # type: ignore[arg-type]
 
 
-def wreck(run: Loop) -> None:
+def wreck(run: Trainer) -> None:
     """Make the tuned net predict one class."""
     with torch.no_grad():
         run.whole[0].head.linear.weight.zero_()  # type: ignore[union-attr, operator]
         run.whole[0].head.linear.bias.copy_(torch.tensor([5.0, 0, 0, 0]))  # type: ignore[union-attr, operator]
 
 
-def accuracy(run: Loop, problem: Problem) -> float:
+def accuracy(run: Trainer, problem: Problem) -> float:
     return float((run.probabilities("test").argmax(1) == problem.y["test"]).float().mean())
 
 
@@ -104,16 +104,16 @@ def test_do_no_harm_can_be_turned_off() -> None:
     problem = blobs(0.3, spread=0.4)
     run, _ = run_turn(problem)
     wreck(run)
-    said = handed(run, problem, do_no_harm=False)
-    assert said == Delivery("probe", "the model of the last epoch")
+    said = handed(run, problem, fallback_to_probe=False)
+    assert said == SelectedModel("probe", "the model of the last epoch")
     assert accuracy(run, problem) < 0.3
 
 
 def test_the_best_epoch_on_noisy_validation_is_delivered_where_asked_for() -> None:
     problem = blobs(0.3, spread=0.4)
-    run, rows = run_turn(problem, choose="noisy-validation")
+    run, rows = run_turn(problem, model_selection="noisy-val")
     wreck(run)
-    said = handed(run, problem, choose="noisy-validation")
+    said = handed(run, problem, model_selection="noisy-val")
     assert said.phase == "best"
     best = max(rows, key=lambda row: row["accuracy_validation"])
     agreed = float((run.probabilities("validation").argmax(1) == problem.y["validation"]).float().mean())
@@ -124,5 +124,5 @@ def test_the_best_epoch_on_noisy_validation_is_delivered_where_asked_for() -> No
 def test_a_run_without_fine_tuning_delivers_its_last_epoch() -> None:
     problem = blobs(0.3)
     run = loop_on(problem, "all")
-    list(train(phases(quick("gce", "head"), 0.0), run, Judge(problem.data())))
-    assert handed(run, problem) == Delivery("probe", "the model of the last epoch")
+    list(train(phases(quick("gce", "head"), 0.0), run, Evaluator(problem.data())))
+    assert handed(run, problem) == SelectedModel("probe", "the model of the last epoch")

@@ -53,7 +53,7 @@ def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def test_loss_and_targets_equal_a_loop_in_float64() -> None:
     targets, rows, logits, y = problem()
-    method = ELR(beta=0.8, strength=5.0)
+    method = ELR(elr_beta=0.8, elr_lambda=5.0)
     value, _, after = step(method, targets, rows, logits, y)
     total, expected = 0.0, targets.double().clone()
     for k, row in enumerate(rows.tolist()):
@@ -71,7 +71,7 @@ def test_loss_and_targets_equal_a_loop_in_float64() -> None:
 def test_with_lambda_zero_it_is_cross_entropy() -> None:
     """Acceptance check 2 of the spec."""
     targets, rows, logits, y = problem()
-    value, gradient, _ = step(ELR(strength=0.0), targets, rows, logits, y)
+    value, gradient, _ = step(ELR(elr_lambda=0.0), targets, rows, logits, y)
     plain = logits.clone().requires_grad_()
     losses.cross_entropy(plain, y).mean().backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(value, losses.cross_entropy(logits, y).mean())
@@ -80,7 +80,7 @@ def test_with_lambda_zero_it_is_cross_entropy() -> None:
 
 def test_after_k_visits_of_a_constant_prediction_a_target_sums_to_one_minus_beta_to_the_k() -> None:
     """Acceptance check 2 of the spec."""
-    method, p, target = ELR(beta=0.9), torch.tensor([[0.7, 0.2, 0.1]]), torch.zeros(1, 3)
+    method, p, target = ELR(elr_beta=0.9), torch.tensor([[0.7, 0.2, 0.1]]), torch.zeros(1, 3)
     for k in range(1, 8):
         target = method.moved(target, p)
         assert float(target.sum()) == pytest.approx(1 - 0.9**k, abs=1e-6)
@@ -90,13 +90,13 @@ def test_after_k_visits_of_a_constant_prediction_a_target_sums_to_one_minus_beta
 def test_no_gradient_flows_through_the_target() -> None:
     """Acceptance check 2 of the spec."""
     target = torch.rand(3, 4).softmax(1).requires_grad_()
-    losses.elr_penalty(torch.rand(3, 4).softmax(1).requires_grad_(), target).sum().backward()  # type: ignore[no-untyped-call]
+    losses.elr_regularizer(torch.rand(3, 4).softmax(1).requires_grad_(), target).sum().backward()  # type: ignore[no-untyped-call]
     assert target.grad is None
 
 
 def test_the_regularizer_pushes_the_prediction_towards_the_target() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
-    losses.elr_penalty(logits.softmax(1), torch.tensor([[0.1, 0.8, 0.1]])).sum().backward()  # type: ignore[no-untyped-call]
+    losses.elr_regularizer(logits.softmax(1), torch.tensor([[0.1, 0.8, 0.1]])).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad[0].argmin() == 1
     assert logits.grad[0, 1] < 0

@@ -10,11 +10,11 @@ from tiny import IMAGES, TEXTS, save_tiny
 from torch import nn
 
 from cleantune.backbones import open_backbone
-from cleantune.data.model_inputs import PreparedImages, prepare
+from cleantune.data.model_inputs import ImageInputs, make_model_inputs
 from cleantune.errors import UserError
 from cleantune.features import cache, openvino
-from cleantune.features.cache import Seen, extract, features_key
-from cleantune.features.openvino import AGREES, choose
+from cleantune.features.cache import ViewSpec, extract, features_key
+from cleantune.features.openvino import MAX_REL_ERROR, select_backend
 from cleantune.features.precision import Precision
 
 needs_openvino = pytest.mark.skipif(not openvino.installed(), reason="needs openvino")
@@ -28,7 +28,7 @@ def forgotten():
 
 def prepared_of(backbone, cache, count=50):
     samples = fake_images(count) if backbone.architecture.kind == "image" else fake_texts(count)
-    return prepare(samples, backbone.preprocess, cache)
+    return make_model_inputs(samples, backbone.preprocess, cache)
 
 
 def error(a, b):
@@ -42,43 +42,43 @@ def test_engines_agree_on_every_architecture(name, tmp_path):
     prepared = prepared_of(backbone, tmp_path, 40)
     for dtype in ("float32", "bfloat16"):
         theirs = extract(backbone, prepared, Precision(dtype), tmp_path, f"torch-{dtype}")
-        ours = extract(backbone, prepared, Precision(dtype, engine="openvino"), tmp_path, f"openvino-{dtype}")
-        assert error(ours, theirs) < AGREES[dtype], dtype
+        ours = extract(backbone, prepared, Precision(dtype, backend="openvino"), tmp_path, f"openvino-{dtype}")
+        assert error(ours, theirs) < MAX_REL_ERROR[dtype], dtype
 
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["resnet", "bert"])
 def test_streams_and_kills_leave_the_bits_alone(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "SHARD", 16)
+    monkeypatch.setattr(cache, "SHARD_ROWS", 16)
     backbone = open_backbone(save_tiny(name, tmp_path / "m"))
     prepared = prepared_of(backbone, tmp_path)
-    one = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "one")
-    two = extract(backbone, prepared, Precision(engine="openvino", streams=2), tmp_path, "two")
+    one = extract(backbone, prepared, Precision(backend="openvino"), tmp_path, "one")
+    two = extract(backbone, prepared, Precision(backend="openvino", streams=2), tmp_path, "two")
     assert np.array_equal(one, two)
     (tmp_path / "features-two" / "index.json").unlink()
     (tmp_path / "features-two" / "000001.npy").unlink()
-    assert np.array_equal(one, extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "two"))
+    assert np.array_equal(one, extract(backbone, prepared, Precision(backend="openvino"), tmp_path, "two"))
 
 
 @needs_openvino
 def test_augmented_views_are_made_by_the_engine_too(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
-    prepared, weak = prepared_of(backbone, tmp_path), Seen("weak", 0)
+    prepared, weak = prepared_of(backbone, tmp_path), ViewSpec("weak", 0)
     theirs = extract(backbone, prepared, Precision(), tmp_path, "torch", None, weak)
-    ours = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "openvino", None, weak)
-    assert error(ours, theirs) < AGREES["float32"]
+    ours = extract(backbone, prepared, Precision(backend="openvino"), tmp_path, "openvino", None, weak)
+    assert error(ours, theirs) < MAX_REL_ERROR["float32"]
 
 
 @needs_openvino
 def test_new_weights_are_compiled_anew(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
-    prepared, way = prepared_of(backbone, tmp_path), Precision(engine="openvino")
+    prepared, way = prepared_of(backbone, tmp_path), Precision(backend="openvino")
     before = np.asarray(extract(backbone, prepared, way, tmp_path, "a"))
     with torch.no_grad():
         next(backbone.parameters()).mul_(2)
     after, torchs = (extract(backbone, prepared, p, tmp_path, k) for p, k in ((way, "b"), (Precision(), "c")))
     assert error(after, before) > 0.01
-    assert error(after, torchs) < AGREES["float32"]
+    assert error(after, torchs) < MAX_REL_ERROR["float32"]
 
 
 @needs_openvino
@@ -115,15 +115,15 @@ def threads():
 @needs_openvino
 def test_auto_takes_what_is_faster_says_why_and_remembers_it(probed, tmp_path):
     backbone, x = probed(0.5)
-    picked = choose(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory")
-    assert picked.engine == "openvino"
+    picked = select_backend(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory")
+    assert picked.backend == "openvino"
     assert "0.50 of torch's time" in picked.why
     stored = [json.loads(p.read_text()) for p in (tmp_path / "memory").glob("engine-*.json")]
     assert [s["chosen"]["engine"] for s in stored] == ["openvino"]
     backbone, x = probed(2.0)
-    assert choose(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory") == picked
-    slower = choose(backbone, x, precision="float32", count=1000)
-    assert slower.engine == "torch"
+    assert select_backend(backbone, x, precision="float32", count=1000, memory=tmp_path / "memory") == picked
+    slower = select_backend(backbone, x, precision="float32", count=1000)
+    assert slower.backend == "torch"
     assert "2.00 of torch's time" in slower.why
 
 
@@ -149,16 +149,16 @@ def both_formats(probed, monkeypatch):
 @needs_openvino
 @pytest.mark.parametrize(("share", "dtype"), [(0.5, "bfloat16"), (0.9, "float32")])
 def test_openvino_takes_bfloat16_where_it_pays_even_if_torch_does_not(both_formats, share, dtype):
-    picked = choose(*both_formats(share), count=1000)
-    assert (picked.engine, picked.dtype) == ("openvino", dtype)
+    picked = select_backend(*both_formats(share), count=1000)
+    assert (picked.backend, picked.dtype) == ("openvino", dtype)
     assert f"OpenVINO in {dtype}" in picked.why
 
 
 @needs_openvino
 def test_a_format_in_which_features_differ_leaves_the_other_one(both_formats, monkeypatch):
     monkeypatch.setattr(openvino, "_error", lambda *given: 1.0 if given[-1].dtype == "bfloat16" else 0.0)
-    picked = choose(*both_formats(0.5), count=1000)
-    assert (picked.engine, picked.dtype) == ("openvino", "float32")
+    picked = select_backend(*both_formats(0.5), count=1000)
+    assert (picked.backend, picked.dtype) == ("openvino", "float32")
 
 
 @needs_openvino
@@ -168,7 +168,7 @@ def test_one_stream_is_taken_only_where_it_is_much_faster(probed, threads, monke
     backbone, x = probed(0.5)
     torch.set_num_threads(2)
     monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: 0.1 * (share if streams == 1 else 1))
-    assert choose(backbone, x, precision="float32", count=1000).streams == streams
+    assert select_backend(backbone, x, precision="float32", count=1000).streams == streams
 
 
 @needs_openvino
@@ -178,7 +178,7 @@ def test_several_streams_that_lose_are_timed_again(probed, threads, monkeypatch,
     torch.set_num_threads(2)
     told = iter([0.3, 0.15, later])
     monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: next(told))
-    assert choose(backbone, x, precision="float32", count=1000).streams == streams
+    assert select_backend(backbone, x, precision="float32", count=1000).streams == streams
     assert next(told, None) is None
 
 
@@ -190,7 +190,7 @@ def test_streams_may_take_longer_than_torch_which_waits_for_whichever_core_decod
     backbone, x = probed(1.0)
     torch.set_num_threads(cores)
     monkeypatch.setattr(openvino, "_timed", lambda network, some, streams: share if streams == cores else 2.0)
-    assert choose(backbone, x, precision="float32", count=1000).engine == engine_
+    assert select_backend(backbone, x, precision="float32", count=1000).backend == engine_
 
 
 @needs_openvino
@@ -199,11 +199,11 @@ def test_a_process_with_fewer_threads_makes_the_same_choice(probed, tmp_path, th
     """Ranks on one machine share its cores; what they and one process compute must not differ by the program."""
     backbone, x = probed(0.5)
     torch.set_num_threads(2)
-    first = choose(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
+    first = select_backend(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
     backbone, x = probed(0.5, seconds=100.0 if count == 4 else 0.01)  # would now fall to the other side
     torch.set_num_threads(1)
-    again = choose(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
-    assert (again.engine, again.dtype) == (first.engine, first.dtype) == (("torch", "openvino")[count > 5], "float32")
+    again = select_backend(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
+    assert (again.backend, again.dtype) == (first.backend, first.dtype) == (("torch", "openvino")[count > 5], "float32")
     assert again.streams == 1
 
 
@@ -211,30 +211,30 @@ def test_a_process_with_fewer_threads_makes_the_same_choice(probed, tmp_path, th
 def test_a_choice_that_did_not_pay_is_made_anew_for_more_samples(probed, tmp_path):
     backbone, x = probed(0.5)
     for count, engine_ in ((4, "torch"), (1000, "openvino"), (4, "torch"), (1000, "openvino")):
-        picked = choose(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
-        assert picked.engine == engine_
+        picked = select_backend(backbone, x, precision="float32", count=count, memory=tmp_path / "memory")
+        assert picked.backend == engine_
 
 
 @needs_openvino
 def test_few_samples_are_not_worth_a_conversion(probed):
     backbone, x = probed(0.01)
-    assert choose(backbone, x, precision="float32", count=4).engine == "torch"
-    assert choose(backbone, x, precision="float32", count=6).engine == "openvino"
-    assert choose(backbone, x, precision="float32", engine="torch", count=6).engine == "torch"
-    assert choose(backbone, x, precision="float32", engine="openvino", count=1).engine == "openvino"
+    assert select_backend(backbone, x, precision="float32", count=4).backend == "torch"
+    assert select_backend(backbone, x, precision="float32", count=6).backend == "openvino"
+    assert select_backend(backbone, x, precision="float32", backend="torch", count=6).backend == "torch"
+    assert select_backend(backbone, x, precision="float32", backend="openvino", count=1).backend == "openvino"
 
 
 def test_without_openvino_auto_is_torch_and_asking_for_it_says_how_to_get_it(probed, monkeypatch):
     monkeypatch.setattr(openvino, "installed", lambda: False)
     backbone, x = probed(0.01)
-    assert choose(backbone, x, precision="float32", count=1000).engine == "torch"
+    assert select_backend(backbone, x, precision="float32", count=1000).backend == "torch"
     with pytest.raises(UserError, match=r"pip install 'cleantune\[cpu\]'"):
-        choose(backbone, x, engine="openvino")
+        select_backend(backbone, x, backend="openvino")
 
 
 def test_unknown_engine_is_refused_with_the_nearest(probed):
     with pytest.raises(UserError, match='did you mean "openvino"'):
-        choose(*probed(1.0), engine="openvono")
+        select_backend(*probed(1.0), backend="openvono")
 
 
 @needs_openvino
@@ -247,11 +247,11 @@ def test_a_network_that_cannot_be_converted_falls_back_and_is_refused_when_force
     backbone = open_backbone(Odd(), feature="eigenvalues", width=3, preprocess=preprocess)
     x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
     monkeypatch.setattr(openvino, "seconds_a_sample", lambda *given: 1.0)
-    picked = choose(backbone, x, precision="float32", count=1000)
-    assert picked.engine == "torch"
+    picked = select_backend(backbone, x, precision="float32", count=1000)
+    assert picked.backend == "torch"
     assert "cannot take this network" in picked.why
     with pytest.raises(UserError, match="cannot be converted"):
-        choose(backbone, x, precision="float32", engine="openvino")
+        select_backend(backbone, x, precision="float32", backend="openvino")
 
 
 @needs_openvino
@@ -269,46 +269,46 @@ def test_features_that_differ_are_refused(probed, monkeypatch):
                 next(net.parameters()).div_(1.5)
 
     monkeypatch.setattr(openvino, "converted", wrong)
-    picked = choose(backbone, x, precision="float32", count=1000)
-    assert picked.engine == "torch"
+    picked = select_backend(backbone, x, precision="float32", count=1000)
+    assert picked.backend == "torch"
     assert "differ from torch's" in picked.why
 
 
 def test_the_key_knows_the_engine(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
-    ways = [Precision(), Precision(engine="openvino"), Precision("bfloat16", engine="openvino")]
+    ways = [Precision(), Precision(backend="openvino"), Precision("bfloat16", backend="openvino")]
     assert len({features_key(backbone, "data", way) for way in ways}) == 3
 
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["mobilenet_v2", "bert"])
 def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, tmp_path, monkeypatch):
-    from cleantune.training.batches import FeatureSource, SampleSource
-    from cleantune.training.checkpoint import Split
+    from cleantune.training.batches import FeatureBatches, SampleBatches
+    from cleantune.training.checkpoint import SplitData
     from cleantune.training.models import LinearHead, Net
-    from cleantune.training.trainer import Loop
+    from cleantune.training.trainer import Trainer
 
     backbone = open_backbone(save_tiny(name, tmp_path / "m"))
     prepared = prepared_of(backbone, tmp_path, 37)
-    source, made = SampleSource(prepared), {}
+    source, made = SampleBatches(prepared), {}
     for program in ("torch", "openvino"):
-        if program == "openvino" and isinstance(prepared, PreparedImages):
+        if program == "openvino" and isinstance(prepared, ImageInputs):
             monkeypatch.setattr(prepared, "plain", None)  # it is given bytes, which it normalizes
-        net = Net(backbone, LinearHead(backbone.width, 3), looking=Precision(engine=program))
-        split = Split(torch.arange(37) % 3, FeatureSource(torch.zeros(37, backbone.width)), source)
-        run = Loop([net], {"train": split}, 3, 0, lambda f, k: LinearHead(backbone.width, 3))
-        run.stale = True
+        net = Net(backbone, LinearHead(backbone.width, 3), eval_precision=Precision(backend=program))
+        split = SplitData(torch.arange(37) % 3, FeatureBatches(torch.zeros(37, backbone.width)), source)
+        run = Trainer([net], {"train": split}, 3, 0, lambda f, k: LinearHead(backbone.width, 3))
+        run.features_stale = True
         run._refresh()
         made[program] = run.splits["train"].features.plain
-        assert run.cost.forwards == 37
-    assert error(made["openvino"], made["torch"]) < AGREES["float32"]
+        assert run.cost.forward_passes == 37
+    assert error(made["openvino"], made["torch"]) < MAX_REL_ERROR["float32"]
 
 
 @needs_openvino
 def test_features_come_while_later_batches_are_still_to_be_asked_for(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
     x = prepared_of(backbone, tmp_path, 40).plain(torch.arange(40))
-    network, asked = openvino.Compiled(backbone, x, Precision(engine="openvino")), []
+    network, asked = openvino.OpenVINOEncoder(backbone, x, Precision(backend="openvino")), []
 
     def items():
         for k in range(100):
@@ -329,8 +329,8 @@ def test_bytes_are_normalized_in_the_network_channel_by_channel(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
     backbone.preprocess = replace(backbone.preprocess, mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.5))
     prepared = prepared_of(backbone, tmp_path)
-    ours = extract(backbone, prepared, Precision(engine="openvino"), tmp_path, "openvino")
-    assert error(ours, extract(backbone, prepared, Precision(), tmp_path, "torch")) < AGREES["float32"]
+    ours = extract(backbone, prepared, Precision(backend="openvino"), tmp_path, "openvino")
+    assert error(ours, extract(backbone, prepared, Precision(), tmp_path, "torch")) < MAX_REL_ERROR["float32"]
 
 
 @needs_openvino
@@ -341,4 +341,6 @@ def test_a_remembered_choice_is_found_by_one_sample(name, tmp_path):
     asked = {"precision": "float32", "engine": "openvino", "count": 8, "memory": memory}
     one = prepared.plain(torch.arange(1))
     assert openvino.remembered(backbone, one, **asked) is None
-    assert choose(backbone, prepared.plain(torch.arange(8)), **asked) == openvino.remembered(backbone, one, **asked)
+    assert select_backend(backbone, prepared.plain(torch.arange(8)), **asked) == openvino.remembered(
+        backbone, one, **asked
+    )

@@ -27,7 +27,7 @@ from cleantune.estimators.classifiers import (
 )
 from cleantune.functional.spectrum import lsvr, sve
 
-SHORT = {"probe.least_steps": 60}
+SHORT = {"probe.min_steps": 60}
 ALL = [LinearProbe, RobustProbe, MLPTune, NMTune]
 
 
@@ -59,8 +59,8 @@ def test_they_work_in_a_pipeline_a_grid_search_and_cross_val_predict() -> None:
     x, y = digits()
     found = cross_val_predict(make_pipeline(StandardScaler(), NMTune()), x, y, cv=2)
     assert (found == y).mean() > 0.8
-    grid = GridSearchCV(NMTune(settings=SHORT, epochs=3), {"covariance_weight": [0.0, 0.1]}, cv=2).fit(x, y)
-    assert set(grid.best_params_) == {"covariance_weight"}
+    grid = GridSearchCV(NMTune(settings=SHORT, epochs=3), {"cov_weight": [0.0, 0.1]}, cv=2).fit(x, y)
+    assert set(grid.best_params_) == {"cov_weight"}
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -86,7 +86,7 @@ def test_a_label_without_weight_is_not_learned_and_order_changes_nothing(cls: An
 
 def test_check_4_weights_of_zero_reproduce_mlp_tuning_bit_for_bit() -> None:
     x, y = blobs()
-    zeros = NMTune(consistency_weight=0.0, covariance_weight=0.0, dominance_weight=0.0, settings=SHORT).fit(x, y)
+    zeros = NMTune(mse_weight=0.0, cov_weight=0.0, svd_weight=0.0, settings=SHORT).fit(x, y)
     np.testing.assert_array_equal(zeros.transform(x), MLPTune(settings=SHORT).fit(x, y).transform(x))
 
 
@@ -95,7 +95,7 @@ def test_check_7_nmtune_uses_more_directions_than_mlp_tuning_and_its_dominant_on
     x, y = digits(1797)
     for seed in range(2):
         mlp, nm = (
-            cls(preset="official_code", random_state=seed).fit(x[::2], y[::2]).transform(x[1::2])
+            cls(preset="official", random_state=seed).fit(x[::2], y[::2]).transform(x[1::2])
             for cls in (MLPTune, NMTune)
         )
         assert sve(nm, normalize=None, center=None) > sve(mlp, normalize=None, center=None)
@@ -114,14 +114,14 @@ def test_check_7_more_noise_in_the_pre_training_spreads_the_spectrum_of_its_feat
     assert spread[1] >= spread[0]
 
 
-@pytest.mark.parametrize("preset", ["paper", "official_code"])
+@pytest.mark.parametrize("preset", ["paper", "official"])
 def test_the_rows_of_a_fit_hold_every_component_of_its_loss(preset: str) -> None:
     x, y = blobs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         row = NMTune(preset=preset, loss="gce", epochs=2).fit(x, y).history_[-1]
     assert {"loss_gce", "loss_consistency", "loss_covariance", "loss_dominance"} <= set(row)
-    weights = {"paper": (0.01, 0.01, 0.01), "official_code": (1.0, 0.04, 0.001)}[preset]
+    weights = {"paper": (0.01, 0.01, 0.01), "official": (1.0, 0.04, 0.001)}[preset]
     parts = [row[f"loss_{name}"] for name in ("consistency", "covariance", "dominance")]
     assert row["loss"] == pytest.approx(row["loss_gce"] + sum(w * p for w, p in zip(weights, parts, strict=True)), 1e-5)
 
@@ -179,7 +179,7 @@ def test_turns_cleansing_is_a_robust_probe() -> None:
     [
         (NMTune(preset="papers"), 'no preset "papers"; did you mean "paper"'),
         (NMTune(loss="mse"), 'key "method.loss" is "mse"'),
-        (NMTune(settings={"reshape.layer": 2}), 'unknown key "method.reshape.layer"; did you mean "layers"'),
+        (NMTune(settings={"mlp.layer": 2}), 'unknown key "method.mlp.layer"; did you mean "layers"'),
         (RobustProbe(method="gcee"), 'unknown method "gcee"; did you mean "gce"'),
     ],
 )

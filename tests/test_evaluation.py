@@ -41,11 +41,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, out = tmp_path_factory.mktemp("evaluation"), []
     x, y = drawn(0, 240)
     np.savez(folder / "train.npz", features=x, label=y)
-    short = {"method.probe.epochs": 8, "method.probe.least_steps": 0}
+    short = {"method.probe.epochs": 8, "method.probe.min_steps": 0}
     for seed in range(2):
         out.append(folder / f"run{seed}")
         fit(folder / "train.npz", out=out[-1], method="nmtune", test_fraction=0.3, seed=seed, settings=short,
-            silent=True)  # fmt: skip
+            quiet=True)  # fmt: skip
     return out
 
 
@@ -153,8 +153,8 @@ def test_metrics_equal_loops_and_scikit_learn(seed: int) -> None:
 def test_what_has_no_variation_has_no_correlation_and_numbers_of_classes_correlate() -> None:
     assert metrics.pearson(np.ones(3), np.arange(3.0)) is None
     assert metrics.pearson(2 * np.arange(4.0), np.arange(4.0)) == pytest.approx(1.0)
-    assert metrics.matthews(np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])) == pytest.approx(1.0)
-    for measure in (metrics.balanced_accuracy, metrics.macro_f1, metrics.matthews):
+    assert metrics.matthews_corrcoef(np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])) == pytest.approx(1.0)
+    for measure in (metrics.balanced_accuracy, metrics.macro_f1, metrics.matthews_corrcoef):
         assert measure(np.zeros(0, int), np.zeros(0, int)) is None
 
 
@@ -166,8 +166,8 @@ def test_runs_that_share_a_frozen_backbone_share_its_features_and_predict_the_sa
     texts = pd.DataFrame({"text": [f"w{i % 3} w{3 + i % 7}" for i in range(60)], "label": [i % 3 for i in range(60)]})
     other = texts.iloc[::-2].reset_index(drop=True)
     for method in ("ce", "mlp"):
-        fit(texts, model, out=tmp_path / method, method=method, silent=True, precision="float32",
-            settings={"method.probe.epochs": 2, "method.probe.least_steps": 0})  # fmt: skip
+        fit(texts, model, out=tmp_path / method, method=method, quiet=True, precision="float32",
+            settings={"method.probe.epochs": 2, "method.probe.min_steps": 0})  # fmt: skip
     first = load(tmp_path / "ce")
     rows = first.rows(other)
     plain = first.probabilities(rows)

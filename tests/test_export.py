@@ -9,13 +9,13 @@ from PIL import Image
 from tiny import IMAGES, SIZE, TEXTS, save_tiny
 from torch import nn
 
-from cleantune.backbones import ARCHITECTURES, open_backbone, quiet
+from cleantune.backbones import ARCHITECTURES, open_backbone, quiet_transformers
 from cleantune.errors import UserError
 from cleantune.pipeline.export import load_model, save_model
 from cleantune.training.models import LinearHead, Net
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
-SENTENCES = ["w1 w2 w3 w4", "w5 w9", "w30 w1 w1 w1 w7 w8 w9"]
+POOLING_DESCRIPTIONS = ["w1 w2 w3 w4", "w5 w9", "w30 w1 w1 w1 w7 w8 w9"]
 
 
 def net_of(name: str, folder: Path, image_size: int | None = None) -> Net:
@@ -39,7 +39,7 @@ def inputs_of(net: Net):
     preprocess = net.backbone.preprocess
     if net.backbone.architecture.kind == "image":
         return preprocess.inputs(torch.stack([preprocess.pixels(p) for p in pictures()]))
-    tokens = [torch.tensor(t) for t in preprocess.tokens(SENTENCES)]
+    tokens = [torch.tensor(t) for t in preprocess.tokens(POOLING_DESCRIPTIONS)]
     ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=preprocess.pad_id)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
     return {"input_ids": ids, "attention_mask": mask}
@@ -59,7 +59,7 @@ def is_native(name: str) -> bool:
 def test_pipeline_opens_native_image_model_and_gives_our_logits(name, image_size, tmp_path):
     net = net_of(name, tmp_path / "in", image_size)
     assert save_model(tmp_path / "model", net, classes=CLASSES, class_values=CLASSES) == "native"
-    with quiet():
+    with quiet_transformers():
         import transformers
 
         pipe = transformers.pipeline("image-classification", model=str(tmp_path / "model"), device="cpu")
@@ -72,13 +72,13 @@ def test_pipeline_opens_native_image_model_and_gives_our_logits(name, image_size
 def test_pipeline_opens_native_text_model_and_gives_our_logits(name, tmp_path):
     net = net_of(name, tmp_path / "in")
     assert save_model(tmp_path / "model", net, classes=CLASSES, class_values=CLASSES) == "native"
-    with quiet():
+    with quiet_transformers():
         import transformers
 
         model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
         batch = model(**inputs_of(net)).logits
         pipe = transformers.pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")
-        rows = pipe(SENTENCES, function_to_apply="none", top_k=None)
+        rows = pipe(POOLING_DESCRIPTIONS, function_to_apply="none", top_k=None)
     theirs = torch.tensor([[{r["label"]: r["score"] for r in row}[c] for c in CLASSES] for row in rows])
     torch.testing.assert_close(theirs, logits_of(net), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(batch.detach(), logits_of(net), rtol=1e-4, atol=1e-4)

@@ -15,7 +15,7 @@ from torch import nn
 
 from cleantune.backbones import open_backbone
 from cleantune.data import model_inputs
-from cleantune.data.model_inputs import prepare
+from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
 from cleantune.features import cache, encoder
 from cleantune.features.cache import Features, extract, features_key, find
@@ -24,9 +24,9 @@ from cleantune.features.precision import Precision
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cache, "SHARD", 16)
+    monkeypatch.setattr(cache, "SHARD_ROWS", 16)
     monkeypatch.setattr(cache, "BATCH", 4)
-    monkeypatch.setattr(cache, "MOST", 4)
+    monkeypatch.setattr(cache, "MAX_BATCH_SIZE", 4)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def text(tmp_path_factory):
     return open_backbone(save_tiny("bert", tmp_path_factory.mktemp("m") / "b"))
 
 
-def prepared_of(backbone, cache, count=50, bad=()):
+def prepared_of(backbone, cache, count=50, unreadable=()):
     kind = backbone.architecture.kind
-    samples = fake_images(count, bad=bad) if kind == "image" else fake_texts(count)
-    return prepare(samples, backbone.preprocess, cache)
+    samples = fake_images(count, unreadable=unreadable) if kind == "image" else fake_texts(count)
+    return make_model_inputs(samples, backbone.preprocess, cache)
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -124,16 +124,16 @@ def test_damaged_cache_is_made_again(damage, image, tmp_path):
 
 
 def test_bad_samples_have_zeros_and_a_reason_which_the_cache_keeps(image, tmp_path):
-    prepared = prepared_of(image, tmp_path, bad=[2, 17])
+    prepared = prepared_of(image, tmp_path, unreadable=[2, 17])
     clean = np.asarray(extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "clean"))
     extract(image, prepared, Precision(), tmp_path, "k")
     f = find(tmp_path, "k")
-    assert f.bad == {2: "photo 2: truncated", 17: "photo 17: truncated"}
+    assert f.unreadable == {2: "photo 2: truncated", 17: "photo 17: truncated"}
     assert not f[[2, 17]].any()
     good = np.setdiff1d(np.arange(50), [2, 17])
     np.testing.assert_allclose(f.take(good)[:], clean[good], rtol=1e-4, atol=1e-6)
-    assert f.take(good).bad == {}
-    assert f.take(np.array([17])).bad == {0: "photo 17: truncated"}
+    assert f.take(good).unreadable == {}
+    assert f.take(np.array([17])).unreadable == {0: "photo 17: truncated"}
 
 
 def test_a_feature_that_is_not_finite_is_refused_by_the_name_of_the_sample(tmp_path):
@@ -229,7 +229,7 @@ def test_extraction_leaves_the_mode_of_the_backbone(image, tmp_path):
 
 
 def test_texts_of_like_length_share_a_batch(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "SHARD", 64)
+    monkeypatch.setattr(cache, "SHARD_ROWS", 64)
     widths, real = [], encoder.forward
 
     def seen(backbone, x, *rest):
@@ -255,26 +255,26 @@ def test_progress_ends_at_the_total_and_the_index_lists_the_shards(image, tmp_pa
 def test_decoding_on_demand_finds_its_bad_images_while_extracting(image, tmp_path, monkeypatch):
     from cleantune.data import model_inputs
 
-    monkeypatch.setattr(model_inputs, "MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(model_inputs, "DISK_SHARE", 0.0)
-    f = extract(image, prepared_of(image, tmp_path, bad=[9]), Precision(), tmp_path, "k")
-    assert list(f.bad) == [9]
+    monkeypatch.setattr(model_inputs, "MEMORY_FRACTION", 0.0)
+    monkeypatch.setattr(model_inputs, "DISK_FRACTION", 0.0)
+    f = extract(image, prepared_of(image, tmp_path, unreadable=[9]), Precision(), tmp_path, "k")
+    assert list(f.unreadable) == [9]
     assert not f[9].any()
 
 
 def test_float16_is_taken_where_it_changes_nothing_that_matters():
     rng = np.random.default_rng(0)
     usual = rng.normal(0, 3, (50, 8)).astype(np.float32)
-    assert cache.narrowed(usual).dtype == np.float16
+    assert cache.to_float16_if_lossless(usual).dtype == np.float16
     constant = usual.copy()
     constant[:, 0] = 5
-    assert cache.narrowed(constant).dtype == np.float16
+    assert cache.to_float16_if_lossless(constant).dtype == np.float16
     hardly_varies = usual.copy()
     hardly_varies[:, 0] = 1000 + usual[:, 0] / 100
     too_large = usual.copy()
     too_large[3, 3] = 1e6
     for f in (hardly_varies, too_large):
-        assert cache.narrowed(f) is f
+        assert cache.to_float16_if_lossless(f) is f
 
 
 @pytest.mark.parametrize(("value", "fits"), [(65519, True), (65520, False), (np.nan, False)])
@@ -282,15 +282,15 @@ def test_float16_is_taken_where_it_changes_nothing_that_matters():
 def test_float16_is_not_taken_where_a_number_would_become_infinite(value, fits, sign):
     f = np.zeros((4, 3), np.float32)
     f[1, 1] = sign * value
-    assert (cache.narrowed(f, judge=False).dtype == np.float16) == fits
+    assert (cache.to_float16_if_lossless(f, judge=False).dtype == np.float16) == fits
     with np.errstate(over="ignore"):
         assert np.isfinite(f.astype(np.float16)).all() == fits
 
 
 def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_path, monkeypatch):
     f = extract(image, prepared_of(image, tmp_path), Precision(), tmp_path, "k")
-    expected = cache.standardization(f)
-    monkeypatch.setattr(cache, "standardization", lambda own: asked.append(own) or expected)
+    expected = cache.mean_and_std(f)
+    monkeypatch.setattr(cache, "mean_and_std", lambda own: asked.append(own) or expected)
     asked: list[object] = []
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(f.scale, expected, strict=True))
@@ -299,10 +299,10 @@ def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_pat
 
 @pytest.mark.parametrize("ready", [True, False])
 def test_what_lies_in_memory_is_not_made_beside_a_network_on_a_processor(ready, image, tmp_path, monkeypatch):
-    prepared, beside, ahead = prepared_of(image, tmp_path), [], model_inputs.ahead
+    prepared, beside, prefetch = prepared_of(image, tmp_path), [], model_inputs.prefetch
     monkeypatch.setattr(type(prepared), "ready", ready)
-    monkeypatch.setattr(model_inputs, "ahead", lambda items: beside.append(1) or ahead(items))
-    cache.shard_of(image, prepared, Precision(), range(8), cache.Seen())
+    monkeypatch.setattr(model_inputs, "prefetch", lambda items: beside.append(1) or prefetch(items))
+    cache.extract_shard(image, prepared, Precision(), range(8), cache.ViewSpec())
     assert bool(beside) != ready
 
 
@@ -310,7 +310,7 @@ def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, t
     monkeypatch.setattr(cache, "ROUNDING", 0.1)  # features of a tiny random network hardly vary
     prepared = prepared_of(image, tmp_path)
     full = np.asarray(extract(image, prepared, Precision(), tmp_path, "full"))
-    half = extract(image, prepared, Precision(), tmp_path, "half", store="float16")
+    half = extract(image, prepared, Precision(), tmp_path, "half", feature_dtype="float16")
     assert half.stored().dtype == np.float16
     assert half[:].dtype == np.asarray(half).dtype == np.float32
     assert half.bytes == 2 * 50 * image.width
@@ -335,7 +335,7 @@ from cleantune.features import cache
 from cleantune.features import encoder
 
 folder, store = cache.Path(sys.argv[1]), sys.argv[2]
-cache.SHARD, whole, save = 16, np.load(folder.parent / "whole.npy"), np.save
+cache.SHARD_ROWS, whole, save = 16, np.load(folder.parent / "whole.npy"), np.save
 
 def half(file, shard, **how):
     save(file, shard, **how)
@@ -351,11 +351,11 @@ for k in range(4):
 
 
 @pytest.mark.parametrize("store", ["float16", "float32"])
-def test_a_shard_whose_writer_was_killed_is_not_there_and_is_made_again_to_the_same_bits(store, tmp_path):
+def test_a_shard_whose_writer_was_killed_is_not_there_and_is_made_again_to_the_same_bits(feature_dtype, tmp_path):
     whole = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     np.save(tmp_path / "whole.npy", whole)
     torn, alone = tmp_path / "features-torn", tmp_path / "features-alone"
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(torn), store], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(torn), feature_dtype], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert [p.name for p in sorted(torn.iterdir()) if p.suffix == ".npy"] == ["000000.npy", "000001.npy"]
     assert len(list(torn.glob("000002.npy.*.tmp"))) == 1, "it was killed in the midst of writing"
@@ -363,14 +363,14 @@ def test_a_shard_whose_writer_was_killed_is_not_there_and_is_made_again_to_the_s
     made = {torn: [], alone: []}
     for folder, starts in made.items():
         for k in range(4):
-            cache.keep_shard(folder, k, whole.shape, rows_of(whole, starts), store)
-        cache.write_index(folder, 50, 8, {}, store)
+            cache.ensure_shard(folder, k, whole.shape, rows_of(whole, starts), feature_dtype)
+        cache.write_index(folder, 50, 8, {}, feature_dtype)
     assert made == {torn: [32, 48], alone: [0, 16, 32, 48]}
     for name in ("000000.npy", "000001.npy", "000002.npy", "000003.npy", "index.json"):
         assert (torn / name).read_bytes() == (alone / name).read_bytes()
     again = find(tmp_path, "torn")
-    assert again.stored_as == store
-    np.testing.assert_allclose(again, whole, rtol=1e-3 if store == "float16" else 0, atol=1e-4)
+    assert again.storage_dtype == feature_dtype
+    np.testing.assert_allclose(again, whole, rtol=1e-3 if feature_dtype == "float16" else 0, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -385,13 +385,13 @@ def test_the_first_shard_decides_the_format_whichever_is_asked_for_first(order, 
     for name, whole in {"usual": usual, "flat": flat, "large": large, "coarse": coarse}.items():
         made = []
         for k in order:
-            cache.keep_shard(tmp_path / f"features-{name}", k, whole.shape, rows_of(whole, made), "float16")
+            cache.ensure_shard(tmp_path / f"features-{name}", k, whole.shape, rows_of(whole, made), "float16")
         assert sorted(made) == [0, 16, 32], "each is made once"
         cache.write_index(tmp_path / f"features-{name}", 48, 8, {}, "float16")
         index = json.loads((tmp_path / f"features-{name}" / "index.json").read_text())
         assert "".join({"float16": "h", "float32": "f"}[kind] for kind in index["formats"]) == expected[name]
         read = find(tmp_path, name)
-        assert read.stored_as == ("float16" if expected[name] == "hhh" else "float32")
+        assert read.storage_dtype == ("float16" if expected[name] == "hhh" else "float32")
         np.testing.assert_allclose(read, whole, rtol=1e-3, atol=1e-3)
 
 
@@ -401,16 +401,16 @@ def test_the_first_shard_decides_the_format_whichever_is_asked_for_first(order, 
     [{"formats": ["float8"] * 4}, {"formats": ["int8"] * 4}, {"formats": 1}, {"shards": None}, {"rows": None}, [], {}],
 )
 def test_an_index_of_an_unknown_form_is_not_read_and_is_written_anew_over_the_same_shards(
-    other, store, image, tmp_path, monkeypatch
+    other, feature_dtype, image, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(cache, "ROUNDING", 0.1)
     prepared, path = prepared_of(image, tmp_path), tmp_path / "features-k" / "index.json"
-    first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k", store=store))
+    first = np.asarray(extract(image, prepared, Precision(), tmp_path, "k", feature_dtype=feature_dtype))
     index = path.read_bytes()
     path.write_text(json.dumps(json.loads(index) | other if other else other))
     assert find(tmp_path, "k") is None
     monkeypatch.setattr(encoder, "forward", None)
-    assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k", store=store))
+    assert np.array_equal(first, extract(image, prepared, Precision(), tmp_path, "k", feature_dtype=feature_dtype))
     assert path.read_bytes() == index
 
 
@@ -419,17 +419,17 @@ def test_a_shard_of_an_unknown_format_is_made_again(kind, tmp_path):
     whole = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     cache.write_shard(tmp_path / "000000.npy", whole.astype(kind))
     assert not cache.has_shard(tmp_path, 0, whole.shape)
-    cache.keep_shard(tmp_path, 0, whole.shape, rows_of(whole, []), "float32")
+    cache.ensure_shard(tmp_path, 0, whole.shape, rows_of(whole, []), "float32")
     assert np.array_equal(np.load(tmp_path / "000000.npy"), whole)
 
 
 def test_small_images_fill_a_forward_with_the_pixels_of_large_ones(image, text, monkeypatch):
     monkeypatch.setattr(cache, "BATCH", 64)
-    monkeypatch.setattr(cache, "MOST", 256)
+    monkeypatch.setattr(cache, "MAX_BATCH_SIZE", 256)
     sizes = {}
     for size in (32, 112, 160, 224, 448):
         monkeypatch.setattr(image, "preprocess", image.preprocess.resized(size))
-        sizes[size] = cache.batch_of(image, Precision())
-        assert cache.batch_of(image, Precision(engine="openvino")) == 64
+        sizes[size] = cache.batch_size_for(image, Precision())
+        assert cache.batch_size_for(image, Precision(backend="openvino")) == 64
     assert sizes == {32: 256, 112: 256, 160: 125, 224: 64, 448: 64}
-    assert cache.batch_of(text, Precision()) == 64
+    assert cache.batch_size_for(text, Precision()) == 64

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.backbones import open_backbone
-from cleantune.config.augmentation import ImageAugment
+from cleantune.config.augmentation import ImageAugmentation
 from cleantune.data.augmentation import _warp, augment_images
 from cleantune.kernels.to_delete.halves import (
     HALVES,
@@ -163,14 +163,14 @@ def test_a_net_that_is_not_halved_keeps_its_threads_and_one_that_shares_with_ran
 @pytest.mark.parametrize("view", ["weak", "strong"])
 def test_views_made_by_halves_are_those_made_whole_to_the_bit(two_threads: None, view: View) -> None:
     pixels = (torch.rand(B, 3, 9, 12, generator=torch.Generator().manual_seed(2)) * 255).byte()
-    whole, makers = augment_images(pixels, view, ImageAugment(), torch.Generator().manual_seed(4)), set()
+    whole, makers = augment_images(pixels, view, ImageAugmentation(), torch.Generator().manual_seed(4)), set()
 
     def warped(x: Tensor, geometry: Tensor) -> Tensor:
         makers.add(threading.get_ident())
         return _warp(x, geometry)
 
     with half_of_the_threads():
-        halves = augment_images(pixels, view, ImageAugment(), torch.Generator().manual_seed(4))
+        halves = augment_images(pixels, view, ImageAugmentation(), torch.Generator().manual_seed(4))
         geometry = torch.eye(3).repeat(B, 1, 1)
         assert torch.equal(by_halves(warped, pixels.float(), geometry), _warp(pixels.float(), geometry))
     assert torch.equal(halves, whole)

@@ -9,9 +9,9 @@ from fake_samples import FakeSamples, fake_images, fake_texts
 from tiny import save_tiny
 
 from cleantune.backbones import open_backbone, read_image_preprocess
-from cleantune.config.augmentation import ImageAugment, TextAugment
+from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
 from cleantune.data import image_cache, model_inputs
-from cleantune.data.model_inputs import ahead, by_length, prepare
+from cleantune.data.model_inputs import make_model_inputs, prefetch, sort_by_length
 from cleantune.errors import UserError
 
 
@@ -28,16 +28,16 @@ def text(tmp_path_factory):
 def forced(monkeypatch, storage: str) -> None:
     """Memory for nothing, and for `decoder` no disk either."""
     if storage != "memory":
-        monkeypatch.setattr(model_inputs, "MEMORY_SHARE", 0.0)
+        monkeypatch.setattr(model_inputs, "MEMORY_FRACTION", 0.0)
     if storage == "decoder":
-        monkeypatch.setattr(model_inputs, "DISK_SHARE", 0.0)
+        monkeypatch.setattr(model_inputs, "DISK_FRACTION", 0.0)
 
 
 @pytest.mark.parametrize("storage", ["memory", "map", "decoder"])
 def test_pixels_equal_reading_one_by_one_wherever_they_are_kept(storage, image, tmp_path, monkeypatch):
     forced(monkeypatch, storage)
     samples = fake_images(300)
-    prepared = prepare(samples, image, tmp_path)
+    prepared = make_model_inputs(samples, image, tmp_path)
     index = torch.tensor([299, 0, 7, 7])
     expected = torch.stack([image.pixels(samples.items[i]) for i in index.tolist()])
     assert torch.equal(prepared.pixels(index), expected)
@@ -48,7 +48,7 @@ def test_pixels_equal_reading_one_by_one_wherever_they_are_kept(storage, image, 
 def test_pixels_that_are_still_being_decoded_can_be_sent_to_another_process(image, tmp_path, monkeypatch):
     monkeypatch.setattr("cleantune.data.image_cache.BLOCK", 16)
     samples = fake_images(300)
-    prepared = prepare(samples, image, tmp_path, lazily=True)
+    prepared = make_model_inputs(samples, image, tmp_path, lazy=True)
     prepared.pixels(torch.tensor([0]))
     assert len(samples.reads) < 300
     sent = pickle.loads(pickle.dumps(prepared))
@@ -57,12 +57,12 @@ def test_pixels_that_are_still_being_decoded_can_be_sent_to_another_process(imag
 
 def test_memory_map_is_decoded_once(image, tmp_path, monkeypatch):
     forced(monkeypatch, "map")
-    first = prepare(fake_images(20, bad=[3]), image, tmp_path)
-    samples = fake_images(20, bad=[3])
-    again = prepare(samples, image, tmp_path)
+    first = make_model_inputs(fake_images(20, unreadable=[3]), image, tmp_path)
+    samples = fake_images(20, unreadable=[3])
+    again = make_model_inputs(samples, image, tmp_path)
     assert samples.reads == []
     assert torch.equal(first.pixels(torch.arange(20)), again.pixels(torch.arange(20)))
-    assert again.bad == first.bad == {3: "photo 3: truncated"}
+    assert again.unreadable == first.unreadable == {3: "photo 3: truncated"}
 
 
 def test_interrupted_memory_map_is_begun_again_and_leaves_no_draft(image, tmp_path, monkeypatch):
@@ -72,19 +72,19 @@ def test_interrupted_memory_map_is_begun_again_and_leaves_no_draft(image, tmp_pa
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(fake_images(20), image, tmp_path, stop)
+        make_model_inputs(fake_images(20), image, tmp_path, stop)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-    assert len(prepare(fake_images(20), image, tmp_path)) == 20
+    assert len(make_model_inputs(fake_images(20), image, tmp_path)) == 20
 
 
 @pytest.mark.parametrize("storage", ["memory", "map", "decoder"])
 def test_bad_images_are_noted_by_name_and_given_as_black(storage, image, tmp_path, monkeypatch):
     forced(monkeypatch, storage)
-    prepared = prepare(fake_images(6, bad=[1, 4]), image, tmp_path)
+    prepared = make_model_inputs(fake_images(6, unreadable=[1, 4]), image, tmp_path)
     assert not prepared.pixels(torch.tensor([1, 4])).any()
-    assert prepared.bad == {1: "photo 1: truncated", 4: "photo 4: truncated"}
+    assert prepared.unreadable == {1: "photo 1: truncated", 4: "photo 4: truncated"}
     taken = prepared.take(np.array([5, 4]))
-    assert taken.bad == {1: "photo 4: truncated"}
+    assert taken.unreadable == {1: "photo 4: truncated"}
     assert taken.describe(0) == "photo 5"
     assert torch.equal(taken.pixels(torch.tensor([0])), prepared.pixels(torch.tensor([5])))
 
@@ -93,14 +93,14 @@ def test_bad_images_are_noted_by_name_and_given_as_black(storage, image, tmp_pat
 def test_progress_ends_at_the_total(kind, image, text, tmp_path):
     samples, preprocess = (fake_images(300), image) if kind == "image" else (fake_texts(300), text)
     told: list[tuple[int, int]] = []
-    prepare(samples, preprocess, tmp_path, lambda *now: told.append(now))
+    make_model_inputs(samples, preprocess, tmp_path, lambda *now: told.append(now))
     assert told == sorted(told)
     assert told[-1] == (300, 300)
 
 
 def test_text_batch_is_padded_to_its_longest(text, tmp_path):
     samples = fake_texts(50)
-    prepared = prepare(samples, text, tmp_path)
+    prepared = make_model_inputs(samples, text, tmp_path)
     index = torch.tensor([4, 17, 33])
     batch = prepared.plain(index)
     rows = text.tokens([samples.items[i] for i in index.tolist()])
@@ -115,7 +115,7 @@ def test_text_without_a_token_still_has_something_to_look_at(text, tmp_path):
     bare = FakeSamples(["", "w1"], "text")
     text.tokens = lambda texts: [[] if not t else [5] for t in texts]
     try:
-        batch = prepare(bare, text, tmp_path).plain(torch.tensor([0]))
+        batch = make_model_inputs(bare, text, tmp_path).plain(torch.tensor([0]))
     finally:
         del text.tokens
     assert batch["input_ids"].tolist() == [[text.pad_id]]
@@ -123,7 +123,7 @@ def test_text_without_a_token_still_has_something_to_look_at(text, tmp_path):
 
 
 def test_views_of_texts_lose_words_but_no_special_token(text, tmp_path):
-    prepared = prepare(fake_texts(200), text, tmp_path, augment=TextAugment(weak=0.2, strong=0.6))
+    prepared = make_model_inputs(fake_texts(200), text, tmp_path, augment=TextAugmentation(weak=0.2, strong=0.6))
     index = torch.arange(200)
     counts = {}
     for view in ("plain", "weak", "strong"):
@@ -138,8 +138,8 @@ def test_views_of_texts_lose_words_but_no_special_token(text, tmp_path):
 
 
 def test_augmentation_settings_reach_the_views(image, tmp_path):
-    still = ImageAugment(flip=0.0, degrees=0.0, translate=0.0, zoom=0.0, operations=0)
-    prepared = prepare(fake_images(4), image, tmp_path, augment=still)
+    still = ImageAugmentation(flip=0.0, degrees=0.0, translate=0.0, scale=0.0, num_ops=0)
+    prepared = make_model_inputs(fake_images(4), image, tmp_path, augment=still)
     index = torch.arange(4)
     for make in (prepared.weak, prepared.strong):
         torch.testing.assert_close(make(index, torch.Generator()), prepared.plain(index), rtol=0, atol=1e-3)
@@ -147,27 +147,27 @@ def test_augmentation_settings_reach_the_views(image, tmp_path):
 
 def test_model_of_the_other_kind_is_refused(image, text, tmp_path):
     with pytest.raises(UserError, match="takes images"):
-        prepare(fake_texts(2), image, tmp_path)
+        make_model_inputs(fake_texts(2), image, tmp_path)
     with pytest.raises(UserError, match="takes texts"):
-        prepare(fake_images(2), text, tmp_path)
+        make_model_inputs(fake_images(2), text, tmp_path)
 
 
 def test_lengths_order_texts_and_leave_images(image, text, tmp_path):
-    texts = prepare(fake_texts(40), text, tmp_path)
-    order = by_length(texts, range(40))
+    texts = make_model_inputs(fake_texts(40), text, tmp_path)
+    order = sort_by_length(texts, range(40))
     assert sorted(order) == list(range(40))
     assert [int(texts.lengths[i]) for i in order] == sorted(texts.lengths.tolist())
-    assert by_length(prepare(fake_images(5), image, tmp_path), [3, 1, 2]) == [3, 1, 2]
+    assert sort_by_length(make_model_inputs(fake_images(5), image, tmp_path), [3, 1, 2]) == [3, 1, 2]
 
 
 def test_ahead_gives_the_same_items_and_passes_errors_on():
-    assert list(ahead(iter(range(5)))) == list(range(5))
+    assert list(prefetch(iter(range(5)))) == list(range(5))
 
     def failing():
         yield 1
         raise ValueError("second")
 
-    items = ahead(failing())
+    items = prefetch(failing())
     assert next(items) == 1
     with pytest.raises(ValueError, match="second"):
         next(items)
@@ -175,35 +175,35 @@ def test_ahead_gives_the_same_items_and_passes_errors_on():
 
 def test_ahead_leaves_no_thread_when_it_is_left_early():
     before = threading.active_count()
-    items = ahead(iter(range(100)))
+    items = prefetch(iter(range(100)))
     next(items)
     items.close()
     assert threading.active_count() == before
 
 
 def test_a_quarter_of_free_memory_is_the_limit():
-    assert model_inputs.MEMORY_SHARE == 0.25
+    assert model_inputs.MEMORY_FRACTION == 0.25
     assert psutil.virtual_memory().available > 0
 
 
 def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "BLOCK", 4)
-    monkeypatch.setattr(image_cache, "AHEAD", 2)
+    monkeypatch.setattr(image_cache, "PREFETCH_BLOCKS", 2)
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
-    samples = fake_images(50, bad=[7, 40])
-    whole = prepare(samples, backbone.preprocess, tmp_path)
+    samples = fake_images(50, unreadable=[7, 40])
+    whole = make_model_inputs(samples, backbone.preprocess, tmp_path)
     samples.reads.clear()
-    ahead = prepare(samples, backbone.preprocess, tmp_path, lazily=True)
+    prefetch = make_model_inputs(samples, backbone.preprocess, tmp_path, lazy=True)
     assert samples.reads == []
     first = torch.arange(6)
-    assert torch.equal(ahead.pixels(first), whole.pixels(first))
+    assert torch.equal(prefetch.pixels(first), whole.pixels(first))
     told = []
-    ahead.finish(lambda *now: told.append(now))
+    prefetch.finish(lambda *now: told.append(now))
     assert told[-1] == (50, 50)
     assert sorted(samples.reads) == list(range(50))
     order = torch.randperm(50)
-    assert torch.equal(ahead.plain(order), whole.plain(order))
-    assert ahead.bad == whole.bad == {7: "photo 7: truncated", 40: "photo 40: truncated"}
+    assert torch.equal(prefetch.plain(order), whole.plain(order))
+    assert prefetch.unreadable == whole.unreadable == {7: "photo 7: truncated", 40: "photo 40: truncated"}
 
 
 def test_features_that_are_cached_leave_images_unread(tmp_path):
@@ -212,19 +212,19 @@ def test_features_that_are_cached_leave_images_unread(tmp_path):
 
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
     samples = fake_images(50)
-    extract(backbone, prepare(samples, backbone.preprocess, tmp_path), Precision(), tmp_path, "k")
+    extract(backbone, make_model_inputs(samples, backbone.preprocess, tmp_path), Precision(), tmp_path, "k")
     samples.reads.clear()
-    extract(backbone, prepare(samples, backbone.preprocess, tmp_path, lazily=True), Precision(), tmp_path, "k")
+    extract(backbone, make_model_inputs(samples, backbone.preprocess, tmp_path, lazy=True), Precision(), tmp_path, "k")
     assert samples.reads == []
 
 
 @pytest.mark.parametrize("order", ["ascending", "backwards", "scattered", "twice"])
 def test_pixels_that_are_not_kept_are_the_same_in_any_order(order, image, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "BLOCK", 8)
-    monkeypatch.setattr(image_cache, "AHEAD", 2)
-    samples = fake_images(50, bad=[9])
-    kept = prepare(samples, image, tmp_path)
-    passing = prepare(samples, image, tmp_path, lazily=True, keep=False)
+    monkeypatch.setattr(image_cache, "PREFETCH_BLOCKS", 2)
+    samples = fake_images(50, unreadable=[9])
+    kept = make_model_inputs(samples, image, tmp_path)
+    passing = make_model_inputs(samples, image, tmp_path, lazy=True, keep=False)
     batches = [np.arange(start, min(start + 6, 50)) for start in range(0, 50, 6)]
     asked = {
         "ascending": batches,
@@ -234,14 +234,14 @@ def test_pixels_that_are_not_kept_are_the_same_in_any_order(order, image, tmp_pa
     }[order]
     for rows in asked:
         assert torch.equal(passing.pixels(torch.from_numpy(rows)), kept.pixels(torch.from_numpy(rows)))
-    assert order == "scattered" or passing.bad == kept.bad
+    assert order == "scattered" or passing.unreadable == kept.unreadable
 
 
 def test_pixels_that_are_not_kept_are_decoded_once_on_the_way(image, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "BLOCK", 8)
-    monkeypatch.setattr(image_cache, "AHEAD", 2)
+    monkeypatch.setattr(image_cache, "PREFETCH_BLOCKS", 2)
     samples = fake_images(50)
-    passing = prepare(samples, image, tmp_path, lazily=True, keep=False)
+    passing = make_model_inputs(samples, image, tmp_path, lazy=True, keep=False)
     passing.plain(torch.arange(1))
     for start in range(0, 50, 6):
         passing.plain(torch.arange(start, min(start + 6, 50)))

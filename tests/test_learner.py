@@ -10,7 +10,7 @@ from torch import nn
 
 from cleantune.backbones import open_backbone
 from cleantune.features.precision import Precision
-from cleantune.functional.standardize import standardization
+from cleantune.functional.standardize import mean_and_std
 from cleantune.training.models import LinearHead, Net
 
 
@@ -26,7 +26,7 @@ X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 @settings(max_examples=30, deadline=None)
 def test_standardization_is_mean_and_deviation_of_the_population(count, seed):
     x = np.random.default_rng(seed).normal(5, 3, (count, 4)).astype(np.float32)
-    mean, std = standardization(torch.from_numpy(x))
+    mean, std = mean_and_std(torch.from_numpy(x))
     np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-5)
     expected = x.astype(np.float64).std(0)
     np.testing.assert_allclose(std, np.where(expected > 0, expected, 1), rtol=1e-5)
@@ -34,23 +34,23 @@ def test_standardization_is_mean_and_deviation_of_the_population(count, seed):
 
 def test_standardization_in_blocks_is_that_of_the_whole(monkeypatch):
     x = np.random.default_rng(0).normal(1000, 1, (100, 3)).astype(np.float32)
-    whole = standardization(x)
+    whole = mean_and_std(x)
     monkeypatch.setattr("cleantune.functional.standardize._BLOCK", 7)
-    for ours, theirs in zip(standardization(x), whole, strict=True):
+    for ours, theirs in zip(mean_and_std(x), whole, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
 def test_a_dimension_that_does_not_vary_keeps_its_scale():
     x = torch.randn(50, 3)
     x[:, 1] = 0.1
-    _, std = standardization(x)
+    _, std = mean_and_std(x)
     assert float(std[1]) == 1
-    assert standardization(torch.ones(5, 2))[1].tolist() == [1, 1]
+    assert mean_and_std(torch.ones(5, 2))[1].tolist() == [1, 1]
 
 
 def test_scores_are_those_of_the_standardized_features():
     x = torch.randn(20, 6) * 50 + 7
-    head = LinearHead(6, 3, standardize=standardization(x), generator=torch.Generator().manual_seed(0))
+    head = LinearHead(6, 3, standardize=mean_and_std(x), generator=torch.Generator().manual_seed(0))
     output = head(x)
     torch.testing.assert_close(output.z, (x - x.mean(0)) / x.std(0, correction=0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(output.logits, output.z @ head.linear.weight.T + head.linear.bias)
@@ -60,7 +60,7 @@ def test_scores_are_those_of_the_standardized_features():
 def test_scores_that_are_only_looked_at_are_those_that_are_learned_from():
     g = torch.Generator().manual_seed(2)
     f = 5 + 3 * torch.randn(40, 7, generator=g)
-    head = LinearHead(7, 4, standardize=standardization(f), generator=g)
+    head = LinearHead(7, 4, standardize=mean_and_std(f), generator=g)
     with torch.no_grad():
         head.linear.bias.normal_(generator=g)
         looked = head(f).logits
@@ -77,7 +77,7 @@ def test_an_exported_head_is_made_of_operators_that_every_program_has():
 
 def test_behind_its_standardization_a_head_gives_the_same_of_standardized_features():
     x = torch.randn(20, 6) * 50 + 7
-    head = LinearHead(6, 3, standardize=standardization(x), generator=torch.Generator().manual_seed(0))
+    head = LinearHead(6, 3, standardize=mean_and_std(x), generator=torch.Generator().manual_seed(0))
     usual = head(x)
     with head.behind() as standardized:
         z = standardized(x)
@@ -94,9 +94,9 @@ def test_behind_its_standardization_a_head_gives_the_same_of_standardized_featur
 
 def test_folded_head_gives_the_same_scores_on_raw_features():
     x = torch.randn(20, 6) * 50 + 700
-    head = LinearHead(6, 3, standardize=standardization(x))
+    head = LinearHead(6, 3, standardize=mean_and_std(x))
     nn.init.normal_(head.linear.bias)
-    weight, bias = head.folded()
+    weight, bias = head.raw_weights()
     torch.testing.assert_close(
         x.double() @ weight.double().T + bias.double(), head(x).logits.double(), rtol=1e-4, atol=1e-4
     )

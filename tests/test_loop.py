@@ -17,18 +17,18 @@ from torch import Tensor
 from cleantune.errors import UserError
 from cleantune.functional import losses
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Batch, Phase, Plan, Row, Scope, Stage
+from cleantune.methods.protocol import Batch, EpochMetrics, Phase, Scope, Selection, Stage
 from cleantune.training import checkpoint, trainer
-from cleantune.training.checkpoint import cut
+from cleantune.training.checkpoint import split_batches
 from cleantune.training.epochs import phases, train
-from cleantune.training.optim import factor
-from cleantune.training.trainer import Loop
+from cleantune.training.optim import lr_factor
+from cleantune.training.trainer import Trainer
 
 STAGE = Stage(epochs=1, learning_rate=1e-2, backbone_learning_rate=1e-3, batch_size=32)
 N = 96
 
 
-def entered(scope: Scope, problem: Problem | None = None, stage: Stage = STAGE, name: str = "tune") -> Loop:
+def entered(scope: Scope, problem: Problem | None = None, stage: Stage = STAGE, name: str = "tune") -> Trainer:
     """A run in the first epoch of a phase."""
     run = loop_on(problem or blobs(0.4, size=N), scope)
     run.enter(Phase(name, scope, stage, lambda run: None))
@@ -43,7 +43,7 @@ def ce(y: Tensor, logits: Tensor) -> Tensor:
     return losses.cross_entropy(logits, y)
 
 
-def quiet(run: Loop, looks: dict[str, Tensor]) -> dict[str, Any]:
+def quiet(run: Trainer, looks: dict[str, Tensor]) -> dict[str, Any]:
     return {}
 
 
@@ -62,7 +62,7 @@ class Spy:
         return torch.cat(self.batches).tolist()
 
 
-def rows_of(method: Any, run: Loop) -> list[Row]:
+def rows_of(method: Any, run: Trainer) -> list[EpochMetrics]:
     return list(train(phases(method, 1e-3), run, quiet))
 
 
@@ -72,7 +72,7 @@ def test_a_score_before_any_step_is_a_fresh_forward_and_costs_none() -> None:
     run = entered("all", problem)
     run.whole[0].head.linear.weight.data.normal_()  # type: ignore[union-attr, operator]
     found = run.score(ce, run.net)
-    assert run.cost.forwards == 0
+    assert run.cost.forward_passes == 0
     net = run.whole[0].eval()
     with torch.no_grad():
         fresh = ce(problem.y["train"], net(problem.x["train"]).logits)
@@ -83,9 +83,9 @@ def test_a_score_after_a_step_is_a_fresh_forward_and_costs_one_a_sample() -> Non
     problem = blobs(0.4, size=N)
     run = entered("all", problem)
     run.learn(run.net, plain_loss)
-    before = run.cost.forwards
+    before = run.cost.forward_passes
     found = run.score(ce, run.net)
-    assert run.cost.forwards - before == N
+    assert run.cost.forward_passes - before == N
     net = run.whole[0].eval()
     with torch.no_grad():
         fresh = ce(problem.y["train"], net(problem.x["train"]).logits)
@@ -104,7 +104,7 @@ def test_a_score_takes_no_gradient_moves_no_generator_and_no_weight() -> None:
 def test_an_epoch_of_full_fine_tuning_costs_three_forwards_a_sample() -> None:
     run = loop_on(blobs(0.4, size=N), "all")
     rows = rows_of(quick("ce", "all"), run)
-    assert [row["forwards"] for row in rows] == [3 * N * (k + 1) for k in range(len(rows))]
+    assert [row["forward_passes"] for row in rows] == [3 * N * (k + 1) for k in range(len(rows))]
     assert run.cost.training_samples == N * len(rows)
     assert run.cost.optimizer_steps == math.ceil(N / 32) * len(rows)
 
@@ -112,7 +112,7 @@ def test_an_epoch_of_full_fine_tuning_costs_three_forwards_a_sample() -> None:
 def test_probing_on_cached_features_costs_no_forward() -> None:
     run = loop_on(blobs(0.4, size=N), "all")
     rows_of(quick("gce", "head"), run)
-    assert run.cost.forwards == 0
+    assert run.cost.forward_passes == 0
 
 
 def test_the_papers_turn_costs_one_look_and_three_a_kept_sample_but_looks_for_free_at_first() -> None:
@@ -121,26 +121,26 @@ def test_the_papers_turn_costs_one_look_and_three_a_kept_sample_but_looks_for_fr
     method = replace(paper, probe=quick("turn", "all").probe, tune=replace(STAGE, epochs=3))  # type: ignore[type-var, attr-defined]
     rows = [row for row in rows_of(method, loop_on(problem, "all")) if row["phase"] == "tune"]
     assert len(rows) == 3
-    assert rows[0]["forwards"] == 3 * rows[0]["selected"]
+    assert rows[0]["forward_passes"] == 3 * rows[0]["selected"]
     for before, row in itertools.pairwise(rows):
-        assert row["forwards"] - before["forwards"] == N + 3 * row["selected"]
+        assert row["forward_passes"] - before["forward_passes"] == N + 3 * row["selected"]
 
 
 def test_looks_for_evaluation_are_booked_apart() -> None:
     run = entered("all")
     run.learn(run.net, plain_loss)
-    before = run.cost.forwards
+    before = run.cost.forward_passes
     run.probabilities("validation")
-    assert run.cost.forwards == before
-    assert run.cost.evaluation_forwards == N // 4
+    assert run.cost.forward_passes == before
+    assert run.cost.evaluation_forward_passes == N // 4
 
 
 def test_a_held_out_split_is_looked_at_again_only_after_the_nets_have_moved() -> None:
     run = entered("all")
 
     def look() -> tuple[torch.Tensor, int]:
-        before = run.cost.evaluation_forwards
-        return run.probabilities("validation"), (run.cost.evaluation_forwards - before) // (N // 4)
+        before = run.cost.evaluation_forward_passes
+        return run.probabilities("validation"), (run.cost.evaluation_forward_passes - before) // (N // 4)
 
     run.learn(run.net, plain_loss)
     (first, cost), (again, free) = look(), look()
@@ -164,8 +164,8 @@ def test_a_fraction_of_a_pass_visits_that_share_of_the_samples(passes: float, vi
     assert len(spy.seen) == visits == run.cost.training_samples
     whole = [spy.seen[start : start + N] for start in range(0, visits - visits % N, N)]
     assert all(sorted(one) == list(range(N)) for one in whole)
-    rest = spy.seen[len(whole) * N :]
-    assert len(set(rest)) == len(rest)
+    unlabeled = spy.seen[len(whole) * N :]
+    assert len(set(unlabeled)) == len(unlabeled)
 
 
 def test_two_passes_have_two_orders() -> None:
@@ -177,14 +177,14 @@ def test_two_passes_have_two_orders() -> None:
 def test_only_what_the_plan_keeps_is_seen() -> None:
     run, spy = entered("head"), Spy()
     keep = torch.arange(N) % 3 == 0
-    run.learn(run.net, spy, Plan.of(keep))
+    run.learn(run.net, spy, Selection.of(keep))
     assert sorted(spy.seen) == keep.nonzero().flatten().tolist()
 
 
 def test_a_drawn_plan_sees_as_many_as_it_keeps_and_none_of_no_weight() -> None:
     run, spy = entered("head"), Spy()
     keep, draw = torch.arange(N) < 50, (torch.arange(N) < 10).float()
-    run.learn(run.net, spy, Plan(keep, keep.float(), draw=draw))
+    run.learn(run.net, spy, Selection(keep, keep.float(), draw=draw))
     assert len(spy.seen) == 50
     assert set(spy.seen) <= set(range(10))
 
@@ -194,13 +194,13 @@ def test_the_rest_comes_beside_in_equal_number_and_without_weight() -> None:
     met: list[int] = []
 
     def loss(net: Any, batch: Batch) -> Tensor:
-        assert batch.rest is not None
-        assert len(batch.rest.rows) == len(batch.rows)
-        assert not batch.rest.weight.any()
-        met.extend(batch.rest.rows.tolist())
+        assert batch.unlabeled is not None
+        assert len(batch.unlabeled.rows) == len(batch.rows)
+        assert not batch.unlabeled.weight.any()
+        met.extend(batch.unlabeled.rows.tolist())
         return plain_loss(net, batch)
 
-    run.learn(run.net, loss, Plan(keep, keep.float(), rest=~keep))
+    run.learn(run.net, loss, Selection(keep, keep.float(), unlabeled=~keep))
     assert len(met) == 70
     assert set(met) == set(range(70, N))
 
@@ -213,10 +213,10 @@ def test_what_is_left_of_a_pass_makes_no_step_of_its_own_below_an_eighth_of_a_ba
 
 
 def test_a_last_batch_of_one_joins_the_batch_before_it() -> None:
-    assert [len(b) for b in cut(torch.arange(65), 32)] == [32, 33]
-    assert [len(b) for b in cut(torch.arange(66), 32)] == [32, 32, 2]
-    assert [len(b) for b in cut(torch.arange(1), 32)] == [1]
-    assert torch.cat(cut(torch.arange(65), 32)).tolist() == list(range(65))
+    assert [len(b) for b in split_batches(torch.arange(65), 32)] == [32, 33]
+    assert [len(b) for b in split_batches(torch.arange(66), 32)] == [32, 32, 2]
+    assert [len(b) for b in split_batches(torch.arange(1), 32)] == [1]
+    assert torch.cat(split_batches(torch.arange(65), 32)).tolist() == list(range(65))
     run, spy = entered("head", blobs(0.0, size=97)), Spy()
     run.learn(run.net, spy)
     assert [len(b) for b in spy.batches] == [32, 32, 33]
@@ -225,7 +225,7 @@ def test_a_last_batch_of_one_joins_the_batch_before_it() -> None:
 def test_a_plan_that_keeps_nothing_is_a_sentence_with_the_key() -> None:
     run = entered("head")
     with pytest.raises(UserError, match=r"phase tune, epoch 0: the plan keeps none of 96 samples; lower method\.tau"):
-        run.learn(run.net, plain_loss, Plan.of(torch.zeros(N, dtype=torch.bool)))
+        run.learn(run.net, plain_loss, Selection.of(torch.zeros(N, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
@@ -245,19 +245,19 @@ def test_features_without_a_backbone_refuse_scope_all() -> None:
 
 def test_the_schedule_begins_ends_and_bends_where_it_should() -> None:
     cosine, constant = replace(STAGE, warmup=0.2), replace(STAGE, schedule="constant", warmup=0.2)
-    assert 0 < factor(cosine, 0.0) <= 1e-3
-    assert factor(cosine, 0.1) == pytest.approx(0.5)
-    assert factor(cosine, 0.2) == pytest.approx(1.0)
-    assert factor(cosine, 0.6) == pytest.approx(0.5)
-    assert factor(cosine, 1.0) == pytest.approx(0.0, abs=1e-12)
-    assert factor(constant, 0.1) == pytest.approx(0.5)
-    assert factor(constant, 1.0) == factor(constant, 0.3) == 1.0
-    assert factor(STAGE, 0.0) == 1.0
-    falling = [factor(cosine, 0.2 + 0.8 * k / 50) for k in range(51)]
+    assert 0 < lr_factor(cosine, 0.0) <= 1e-3
+    assert lr_factor(cosine, 0.1) == pytest.approx(0.5)
+    assert lr_factor(cosine, 0.2) == pytest.approx(1.0)
+    assert lr_factor(cosine, 0.6) == pytest.approx(0.5)
+    assert lr_factor(cosine, 1.0) == pytest.approx(0.0, abs=1e-12)
+    assert lr_factor(constant, 0.1) == pytest.approx(0.5)
+    assert lr_factor(constant, 1.0) == lr_factor(constant, 0.3) == 1.0
+    assert lr_factor(STAGE, 0.0) == 1.0
+    falling = [lr_factor(cosine, 0.2 + 0.8 * k / 50) for k in range(51)]
     assert falling == sorted(falling, reverse=True)
 
 
-def rates(run: Loop, phase: Phase, passes: float = 1.0) -> list[float]:
+def rates(run: Trainer, phase: Phase, passes: float = 1.0) -> list[float]:
     """The head's rate at each step of a phase."""
     out: list[float] = []
     run.enter(phase)
@@ -323,22 +323,22 @@ def test_a_probe_after_tuning_sees_the_features_of_the_moment() -> None:
     run = entered("all", problem)
     old = run.splits["train"].features.features.clone()  # type: ignore[attr-defined]
     run.learn(run.net, plain_loss)
-    before = run.cost.forwards
+    before = run.cost.forward_passes
     run.enter(Phase("probe", "head", STAGE, lambda run: None))
     new = run.splits["train"].features.features  # type: ignore[attr-defined]
-    assert run.cost.forwards - before == N
+    assert run.cost.forward_passes - before == N
     assert not torch.equal(old, new)
     with torch.no_grad():
         torch.testing.assert_close(new, run.whole[0].eval().features(problem.x["train"]), atol=1e-5, rtol=0)
     run.enter(Phase("probe", "head", STAGE, lambda run: None))
-    assert run.cost.forwards - before == N, "unchanged features are not made twice"
+    assert run.cost.forward_passes - before == N, "unchanged features are not made twice"
 
 
 def test_a_weight_of_zero_moves_nothing() -> None:
     run = entered("head", stage=replace(STAGE, weight_decay=0.0))
     before = run.whole[0].head.linear.weight.clone()  # type: ignore[union-attr, operator]
     everything = torch.ones(N, dtype=torch.bool)
-    run.learn(run.net, plain_loss, Plan(everything, torch.zeros(N)))
+    run.learn(run.net, plain_loss, Selection(everything, torch.zeros(N)))
     assert torch.equal(before, run.whole[0].head.linear.weight)  # type: ignore[union-attr]
 
 

@@ -18,9 +18,9 @@ from tiny import save_tiny
 import cleantune
 from cleantune.cli.main import VERBS, cli, main
 from cleantune.cli.options import HIDDEN
-from cleantune.config.run import ModelSpec, RunSpec, configure
-from cleantune.config.schema import describe
-from cleantune.data import DataSpec
+from cleantune.config.run import ModelConfig, RunConfig, configure
+from cleantune.config.schema import describe_fields
+from cleantune.data import DataConfig
 from cleantune.data.image_cache import Decoder
 from cleantune.errors import UserError
 from cleantune.features.precision import Precision
@@ -28,11 +28,11 @@ from cleantune.pipeline import inputs
 from cleantune.utils.console import Console
 
 QUICK = {
-    "method.probe.epochs": 3, "method.probe.least_steps": 0, "method.tune.epochs": 2, "method.budget": 1.0,
+    "method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "method.budget": 1.0,
 }  # fmt: skip
 
 
-QUICK_PROBE = {"method.probe.epochs": 2, "method.probe.least_steps": 0}
+QUICK_PROBE = {"method.probe.epochs": 2, "method.probe.min_steps": 0}
 
 
 def colors(folder: Path, count: int = 90, *, bad: int = 0) -> Path:
@@ -61,12 +61,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Result:
     save_tiny("resnet", folder / "model")
     return cleantune.fit(
         colors(folder), folder / "model", out=folder / "out", true_label="true", test_fraction=0.2, seed=1,
-        settings=QUICK, silent=True, precision="float32",
+        settings=QUICK, quiet=True, precision="float32",
     )  # fmt: skip
 
 
 def test_a_run_leaves_every_file_that_is_promised(run: cleantune.Result) -> None:
-    names = ("config.toml", "rows.jsonl", "summary.json", "labels.parquet", "labels.csv", "report.html")
+    names = ("config.toml", "metrics.jsonl", "summary.json", "labels.parquet", "labels.csv", "report.html")
     assert all((run.path / name).stat().st_size > 0 for name in names)
     assert (run.path / "model").is_dir()
     assert not [p for p in run.path.rglob("*") if p.suffix in (".pkl", ".pt", ".bin")]
@@ -84,7 +84,7 @@ def test_every_sample_of_train_and_validation_is_listed_once_worst_first(run: cl
 def test_the_cost_is_that_of_the_formula(run: cleantune.Result) -> None:
     """One look to extract, three for each visit of the budget, one before each later probe."""
     train = run.summary["samples"]["train"]
-    assert abs(run.summary["cost"]["forwards"] / train - (1 + 3 * 1.0 + 2)) < 0.1
+    assert abs(run.summary["cost"]["forward_passes"] / train - (1 + 3 * 1.0 + 2)) < 0.1
 
 
 def test_a_reopened_model_predicts_what_the_run_measured(run: cleantune.Result) -> None:
@@ -116,7 +116,7 @@ def test_a_processor_decodes_what_learns_before_its_features_are_made(
         "model": {"model": str(save_tiny("resnet", tmp_path / "model")), "device": "cpu"},
         "run": {"cache": str(tmp_path / "cache")},
     }
-    config, quiet, found, own = configure(table), Console(silent=True), [], Decoder.fill
+    config, quiet, found, own = configure(table), Console(quiet=True), [], Decoder.fill
     read: list[int] = []
     monkeypatch.setattr(Decoder, "fill", lambda decoder, out, rows: read.extend(rows) or own(decoder, out, rows))
     extracted = inputs.extract
@@ -131,7 +131,7 @@ def test_a_processor_decodes_what_learns_before_its_features_are_made(
     data, _ = inputs.read_data(config, quiet)
     backbone = inputs.open_model(config.model, False)
     sizes = [len(rows) for rows in data.rows.values()]
-    made = inputs.gather(config, data, backbone, quiet, trains=trains)
+    made = inputs.prepare_inputs(config, data, backbone, quiet, trains=trains)
     assert [len(f) for f in made.features.values()] == sizes
     assert found == ([0] * len(sizes) if trains else sizes)
 
@@ -146,12 +146,12 @@ def test_features_come_in_the_order_of_the_ids(run: cleantune.Result) -> None:
 
 
 def test_a_config_alone_repeats_the_run(run: cleantune.Result, tmp_path: Path) -> None:
-    again = cleantune.fit(config=run.path / "config.toml", out=tmp_path / "again", silent=True)
+    again = cleantune.fit(config=run.path / "config.toml", out=tmp_path / "again", quiet=True)
     assert (again.path / "labels.parquet").read_bytes() == (run.path / "labels.parquet").read_bytes()
 
 
 def test_true_labels_move_no_bit_of_model_or_scores(run: cleantune.Result, tmp_path: Path) -> None:
-    blind = cleantune.fit(config=run.path / "config.toml", out=tmp_path / "blind", silent=True, true_label="label")
+    blind = cleantune.fit(config=run.path / "config.toml", out=tmp_path / "blind", quiet=True, true_label="label")
     columns = ["id", "label_score", "p_clean", "suggested_label"]
     pd.testing.assert_frame_equal(blind.labels[columns], run.labels[columns])
     for path in (run.path / "model").glob("*.safetensors"):
@@ -160,20 +160,20 @@ def test_true_labels_move_no_bit_of_model_or_scores(run: cleantune.Result, tmp_p
 
 def test_a_finished_run_is_not_run_again_and_other_settings_are_refused_by_name(run: cleantune.Result) -> None:
     before = (run.path / "summary.json").stat().st_mtime_ns
-    cleantune.fit(out=run.path, resume=True, silent=True)
+    cleantune.fit(out=run.path, resume=True, quiet=True)
     assert (run.path / "summary.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"run\.noise_seed|run\.train_seed|data\.split_seed"):
-        cleantune.fit(out=run.path, resume=True, silent=True, seed=7)
+        cleantune.fit(out=run.path, resume=True, quiet=True, seed=7)
 
 
 def test_unreadable_images_are_named_counted_and_left_out_up_to_the_limit(tmp_path: Path) -> None:
     save_tiny("resnet", tmp_path / "model")
-    table, said = colors(tmp_path, 60, bad=2), {"label": "label", "silent": True, "settings": QUICK}
-    with pytest.raises(UserError, match=r"2 of 60 samples cannot be read.*--max-bad"):
+    table, said = colors(tmp_path, 60, bad=2), {"label": "label", "quiet": True, "settings": QUICK}
+    with pytest.raises(UserError, match=r"2 of 60 samples cannot be read.*--max-unreadable"):
         cleantune.fit(table, tmp_path / "model", out=tmp_path / "no", **said)
-    result = cleantune.fit(table, tmp_path / "model", out=tmp_path / "yes", max_bad=0.1, **said)
+    result = cleantune.fit(table, tmp_path / "model", out=tmp_path / "yes", max_unreadable=0.1, **said)
     assert result.summary["samples"]["bad"] == 2
-    bad = pd.read_csv(result.path / "evidence" / "bad_samples.csv")
+    bad = pd.read_csv(result.path / "evidence" / "unreadable_samples.csv")
     assert set(bad["id"]) == {"image-0", "image-1"}
     assert not set(bad["id"]) & set(result.labels["id"])
 
@@ -189,7 +189,7 @@ def test_embeddings_are_enough(method: str, tmp_path: Path) -> None:
     f, y = embeddings()
     result = cleantune.fit(
         {"features": f, "label": y}, out=tmp_path / "run", method=method, noise="symmetric:0.3", test_fraction=0.2,
-        silent=True,
+        quiet=True,
     )  # fmt: skip
     assert result.summary["scope"] == "head"
     assert result.summary["accuracy"]["last"] > 0.9
@@ -205,7 +205,7 @@ def test_overwrite_makes_the_run_anew_and_spares_it_where_the_new_one_cannot_beg
 
     def again(method: str, label: str = "label") -> cleantune.Result:
         return cleantune.fit(
-            {"features": f, "label": y}, out=out, method=method, label=label, overwrite=True, silent=True,
+            {"features": f, "label": y}, out=out, method=method, label=label, overwrite=True, quiet=True,
             settings=QUICK_PROBE,
         )  # fmt: skip
 
@@ -226,7 +226,7 @@ def test_rows_without_a_label_are_counted_and_predicted(tmp_path: Path) -> None:
     frame.loc[:6, "label"] = None
     frame.to_parquet(table)
     result = cleantune.fit(
-        table, tmp_path / "model", out=tmp_path / "run", label="label", method="ce", settings=QUICK_PROBE, silent=True
+        table, tmp_path / "model", out=tmp_path / "run", label="label", method="ce", settings=QUICK_PROBE, quiet=True
     )
     predicted = pd.read_parquet(tmp_path / "run" / "unlabeled.parquet")
     assert result.summary["samples"]["unlabeled"] == 7
@@ -274,11 +274,11 @@ def test_every_flag_of_every_verb_states_its_default() -> None:
 
 @pytest.mark.parametrize("verb", ["fit", "plan", "audit", "compare", "search", "spectrum", "pretrain"])
 def test_options_stand_in_the_order_of_the_fields_they_are_made_from(verb: str) -> None:
-    fields = [field.name for record in (DataSpec, ModelSpec, RunSpec) for field in describe(record)]
+    fields = [field.name for record in (DataConfig, ModelConfig, RunConfig) for field in describe_fields(record)]
     names = [p.name for p in cli.get_command(None, verb).params if p.name not in HIDDEN]  # type: ignore[attr-defined]
     made = [name for name in names if name in fields]
     assert made == [name for name in fields if name in made]
-    assert {"text", "split_seed", "engine"} <= set(made)
+    assert {"text", "split_seed", "backend"} <= set(made)
 
 
 def test_the_verbs_are_grouped_and_help_is_fast_to_import() -> None:

@@ -36,13 +36,13 @@ def test_what_cannot_be_measured_is_none() -> None:
 def test_equal_models_lose_nothing_and_a_worse_one_loses_clearly() -> None:
     r = np.random.default_rng(0)
     first = r.random(1000) < 0.7
-    assert metrics.lost_against(first, first) == 0.0
+    assert metrics.mcnemar_z(first, first) == 0.0
     second = first & (r.random(1000) < 0.9)
-    assert metrics.lost_against(first, second) > 5
-    assert metrics.lost_against(second, first) == -metrics.lost_against(first, second)
+    assert metrics.mcnemar_z(first, second) > 5
+    assert metrics.mcnemar_z(second, first) == -metrics.mcnemar_z(first, second)
 
 
 def test_two_models_of_equal_strength_are_within_two_standard_errors_nineteen_times_in_twenty() -> None:
     r = np.random.default_rng(1)
-    apart = [abs(metrics.lost_against(r.random(800) < 0.6, r.random(800) < 0.6)) < 1.96 for _ in range(400)]
+    apart = [abs(metrics.mcnemar_z(r.random(800) < 0.6, r.random(800) < 0.6)) < 1.96 for _ in range(400)]
     assert 0.92 < np.mean(apart) < 0.98

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from cleantune.functional import losses
-from cleantune.functional.selection import at_least, smallest_by_class
+from cleantune.functional.selection import keep_at_least, lowest_per_class
 from cleantune.methods.dividemix import DivideMix
-from cleantune.methods.mixmatch import Luck, Network, draw, mixed, ramped, semi_loss, targets
+from cleantune.methods.mixmatch import MixUp, Network, linear_rampup, mixed, sample_mixup, semi_loss, targets
 from cleantune.methods.protocol import Batch
 from cleantune.methods.unicon import UNICON
 from cleantune.training.models import LinearHead, ProjectedHead
@@ -104,7 +104,7 @@ def test_sharpening_is_a_power_that_sums_to_one(seed: int, temperature: float) -
     p = random(B, C, seed=seed).softmax(1)
     power = p.double() ** (1 / temperature)
     torch.testing.assert_close(
-        losses.sharpened(p, temperature).double(), power / power.sum(1, keepdim=True), rtol=1e-3, atol=1e-6
+        losses.sharpen(p, temperature).double(), power / power.sum(1, keepdim=True), rtol=1e-3, atol=1e-6
     )
 
 
@@ -118,7 +118,7 @@ def test_uniform_selection_takes_the_smallest_of_every_class(seed: int, share: f
     g = torch.Generator().manual_seed(seed)
     n, classes = int(torch.randint(1, 80, (), generator=g)), int(torch.randint(1, 9, (), generator=g))
     y, value = torch.randint(classes, (n,), generator=g), torch.rand(n, generator=g)
-    keep = smallest_by_class(value, y, classes, share)
+    keep = lowest_per_class(value, y, classes, share)
     each = max(1, int(share * n / classes))
     for c in range(classes):
         members = [i for i in range(n) if y[i] == c]
@@ -129,9 +129,9 @@ def test_uniform_selection_takes_the_smallest_of_every_class(seed: int, share: f
 
 def test_a_selection_that_is_too_small_takes_the_highest_scores_instead() -> None:
     score = torch.tensor([0.1, 0.4, 0.9, 0.3])
-    assert at_least(score > 0.5, score, 1).tolist() == [False, False, True, False]
-    assert at_least(score > 0.95, score, 2).tolist() == [False, True, True, False]
-    assert at_least(score > 0.95, score, 9).all()
+    assert keep_at_least(score > 0.5, score, 1).tolist() == [False, False, True, False]
+    assert keep_at_least(score > 0.95, score, 2).tolist() == [False, True, True, False]
+    assert keep_at_least(score > 0.95, score, 9).all()
 
 
 # -- one step by hand --------------------------------------------------------------------------------------------------
@@ -149,8 +149,8 @@ def nets() -> tuple[LinearHead, LinearHead]:
 
 
 def batch(views: int = 2, trust: tuple[float, ...] = (1.0, 0.9, 0.7, 0.55)) -> Batch:
-    rest = Batch(torch.arange(U), torch.zeros(U, dtype=torch.int64), torch.zeros(U), _views(U, views, 40))
-    return Batch(torch.arange(B), torch.tensor([0, 2, 1, 1]), torch.tensor(trust), _views(B, views, 30), rest)
+    unlabeled = Batch(torch.arange(U), torch.zeros(U, dtype=torch.int64), torch.zeros(U), _views(U, views, 40))
+    return Batch(torch.arange(B), torch.tensor([0, 2, 1, 1]), torch.tensor(trust), _views(B, views, 30), unlabeled)
 
 
 def _views(count: int, views: int, seed: int) -> tuple[Tensor, ...]:
@@ -169,9 +169,9 @@ def sharp(p: list[float], power: float = 2.0) -> list[float]:
 
 def goals_by_hand(net: LinearHead, peer: LinearHead, given: Batch) -> tuple[list[list[float]], list[list[float]]]:
     """Co-refined and co-guessed targets, by loops in float64."""
-    rest = cast(Batch, given.rest)
+    unlabeled = cast(Batch, given.unlabeled)
     own = [p_of(net, v) for v in given.views[:2]]
-    all_four = [p_of(n, v) for n in (net, peer) for v in rest.views[:2]]
+    all_four = [p_of(n, v) for n in (net, peer) for v in unlabeled.views[:2]]
     labeled = []
     for i in range(B):
         w = float(given.weight[i])
@@ -185,12 +185,12 @@ def step_by_hand(
     goals: tuple[list[list[float]], list[list[float]]],
     given: Batch,
     at: int,
-    luck: Luck,
-    rest_weight: float,
+    luck: MixUp,
+    unlabeled_weight: float,
 ) -> tuple[float, Tensor, Tensor]:
     """Loss and gradients of weight and bias of a step in float64; the gradient from the chain rule by hand."""
-    rest = cast(Batch, given.rest)
-    x = torch.cat([given.views[at], given.views[at + 1], rest.views[at], rest.views[at + 1]]).double()
+    unlabeled = cast(Batch, given.unlabeled)
+    x = torch.cat([given.views[at], given.views[at + 1], unlabeled.views[at], unlabeled.views[at + 1]]).double()
     goal = torch.tensor(goals[0] * 2 + goals[1] * 2, dtype=torch.float64)
     x = luck.share * x + (1 - luck.share) * x[luck.partner]
     goal = luck.share * goal + (1 - luck.share) * goal[luck.partner]
@@ -206,8 +206,8 @@ def step_by_hand(
                 value -= float(goal[i, c] * p[i, c].log()) / first
                 slope[i, c] += (p[i, c] - goal[i, c]) / first
             else:
-                value += rest_weight * float((p[i, c] - goal[i, c]) ** 2) / ((rows - first) * C)
-                by_p[i, c] += rest_weight * 2 * (p[i, c] - goal[i, c]) / ((rows - first) * C)
+                value += unlabeled_weight * float((p[i, c] - goal[i, c]) ** 2) / ((rows - first) * C)
+                by_p[i, c] += unlabeled_weight * 2 * (p[i, c] - goal[i, c]) / ((rows - first) * C)
             by_p[i, c] -= 1 / (C * mean[c] * rows)
     value += sum(1 / C * math.log(1 / C / float(m)) for m in mean)
     for i in range(rows):
@@ -229,7 +229,7 @@ def test_one_step_of_dividemix_equals_the_hand_written_one() -> None:
     method, given = DivideMix(scope="all", lambda_u=20.0, ramp=0.5, warm_up_all=1), batch()
     value = method.semi_loss(cast(Any, Drawing(progress=2.0)), peer)(net, given)  # half of two epochs of ramp
     value.backward()  # type: ignore[no-untyped-call]
-    luck = draw(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
+    luck = sample_mixup(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
     expected, weight, bias = step_by_hand(net, goals_by_hand(net, peer, given), given, 0, luck, 10.0)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(cast(Tensor, net.linear.weight.grad).double(), weight, rtol=1e-4, atol=1e-6)
@@ -245,10 +245,10 @@ def test_one_step_of_unicon_equals_the_hand_written_one(contrast: bool) -> None:
     method = UNICON(scope="all", lambda_u=30.0, lambda_c=0.025 if contrast else 0.0, warm_up_all=1, ramp=0.5)
     value = method.semi_loss(cast(Any, Drawing(progress=5.0)), peer)(net, given)
     value.backward()  # type: ignore[no-untyped-call]
-    luck = draw(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
+    luck = sample_mixup(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
     expected, weight, bias = step_by_hand(plain, goals_by_hand(plain, peer, given), given, 2, luck, 30.0)
     if contrast:  # it moves the projection alone: z is a fixed feature here
-        views = cast(Batch, given.rest).views[2:4]
+        views = cast(Batch, given.unlabeled).views[2:4]
         z = torch.cat(views).double() @ net.projection[0].weight.detach().double().T + net.projection[0].bias.detach()
         z = (z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt()
         expected += 0.025 * float(losses.nt_xent(z[:U].float(), z[U:].float(), 0.05))
@@ -265,7 +265,7 @@ def test_targets_sum_to_one_and_carry_no_gradient() -> None:
     """Acceptance check 9 of the spec."""
     net, peer = nets()
     made = targets(net, peer, batch(), 0.5)
-    assert made.rest is not None
+    assert made.unlabeled is not None
     for target in made:
         torch.testing.assert_close(cast(Tensor, target).sum(1), torch.ones(len(cast(Tensor, target))))
         assert not cast(Tensor, target).requires_grad
@@ -282,14 +282,14 @@ def test_one_hot_targets_survive_sharpening_where_labels_are_trusted() -> None:
 @given(seed=st.integers(0, 300), alpha=st.sampled_from([0.1, 0.5, 4.0]))
 def test_a_row_keeps_at_least_half_of_itself(seed: int, alpha: float) -> None:
     """Acceptance check 9 of the spec."""
-    luck = draw(12, alpha, torch.Generator().manual_seed(seed))
+    luck = sample_mixup(12, alpha, torch.Generator().manual_seed(seed))
     assert 0.5 <= luck.share <= 1
     assert sorted(luck.partner.tolist()) == list(range(12))
 
 
 def test_mixing_features_under_a_linear_head_is_mixing_scores() -> None:
     net, _ = nets()
-    views, luck = _views(B, 2, 50), draw(2 * B, 4.0, torch.Generator().manual_seed(1))
+    views, luck = _views(B, 2, 50), sample_mixup(2 * B, 4.0, torch.Generator().manual_seed(1))
     texts = tuple({"x": v} for v in views)
 
     def of_texts(x: dict[str, Tensor]) -> Any:
@@ -300,7 +300,7 @@ def test_mixing_features_under_a_linear_head_is_mixing_scores() -> None:
 
 def test_without_a_rest_and_on_web_data_only_kept_samples_are_learned_from() -> None:
     net, peer = nets()
-    alone = batch()._replace(rest=None)
+    alone = batch()._replace(unlabeled=None)
     run = cast(Any, Drawing(progress=9.0))
     run.rng.manual_seed(1)
     one = DivideMix(scope="all").semi_loss(run, peer)(net, alone)
@@ -308,15 +308,15 @@ def test_without_a_rest_and_on_web_data_only_kept_samples_are_learned_from() -> 
     web = DivideMix(scope="all", web=True).semi_loss(run, peer)(net, batch())
     torch.testing.assert_close(one, web)
     value = semi_loss(
-        net, alone, targets(net, peer, alone, 0.5), slice(0, 2), 7.0, lambda n: Luck(1.0, torch.arange(n))
+        net, alone, targets(net, peer, alone, 0.5), slice(0, 2), 7.0, lambda n: MixUp(1.0, torch.arange(n))
     )
     assert math.isfinite(float(value.detach()))
 
 
 def test_the_ramp_begins_after_the_warm_up_and_ends_at_its_share() -> None:
-    found = [ramped(10.0, t, 1, 5, 0.5) for t in (0.0, 1.0, 1.5, 2.0, 3.0, 4.9)]
+    found = [linear_rampup(10.0, t, 1, 5, 0.5) for t in (0.0, 1.0, 1.5, 2.0, 3.0, 4.9)]
     assert found == pytest.approx([0, 0, 2.5, 5, 10, 10])
-    assert ramped(10.0, 1.0, 1, 5, 0.0) == 10.0
+    assert linear_rampup(10.0, 1.0, 1, 5, 0.0) == 10.0
 
 
 # -- judging -----------------------------------------------------------------------------------------------------------
@@ -336,23 +336,23 @@ def test_unicon_trusts_a_label_fully_below_half_and_takes_more_of_the_rest_the_f
     y = torch.arange(40) % 4
     run = cast(Any, SimpleNamespace(y=y, classes=4, ledger=Ledger(40)))
     divergence = torch.cat([torch.full((8,), 0.1), torch.full((32,), 0.6)])
-    plan = UNICON().plan(run, divergence)
-    assert torch.bincount(y[plan.keep], minlength=4).tolist() == [2] * 4
-    assert plan.weight[plan.keep].tolist() == [1.0] * 8
-    assert plan.weight[~plan.keep].tolist() == pytest.approx([0.4] * 32)
-    assert plan.rest_share == pytest.approx(1 / (2 * 0.2))
-    assert UNICON().plan(run, torch.full((40,), 0.3)).rest_share == 8.0, "nothing below the mean"
+    selection = UNICON().selection(run, divergence)
+    assert torch.bincount(y[selection.keep], minlength=4).tolist() == [2] * 4
+    assert selection.weight[selection.keep].tolist() == [1.0] * 8
+    assert selection.weight[~selection.keep].tolist() == pytest.approx([0.4] * 32)
+    assert selection.unlabeled_ratio == pytest.approx(1 / (2 * 0.2))
+    assert UNICON().selection(run, torch.full((40,), 0.3)).unlabeled_ratio == 8.0, "nothing below the mean"
     half = torch.cat([torch.full((30,), 0.1), torch.full((10,), 0.6)])
-    assert UNICON().plan(run, half).rest_share == 1.0
+    assert UNICON().selection(run, half).unlabeled_ratio == 1.0
 
 
 def test_dividemix_fills_a_side_that_would_be_empty() -> None:
     method = DivideMix(tau=0.5)
     p = torch.linspace(0.0, 0.4, 100)
-    assert int(method.plan(p).keep.sum()) == 64
-    sure = method.plan(torch.ones(100))
+    assert int(method.selection(p).keep.sum()) == 64
+    sure = method.selection(torch.ones(100))
     assert sure.keep.all()
-    assert sure.rest is None
+    assert sure.unlabeled is None
 
 
 def test_dividemix_averages_the_losses_of_so_many_epochs() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
-from cleantune.functional.gmm import class_mixtures
+from cleantune.functional.gmm import fit_class_mixtures
 
 
 def two_clusters(
@@ -60,7 +60,7 @@ def naive_mixture(
 
 def test_every_class_equals_em_written_with_loops() -> None:
     loss, y, _ = two_clusters(C=5, n=60)
-    fitted = class_mixtures(loss, y, 5)
+    fitted = fit_class_mixtures(loss, y, 5)
     for c in range(5):
         m, s, w = naive_mixture(loss[y == c].double().tolist(), 10, 1e-2, 5e-4)
         torch.testing.assert_close(fitted.mean[c], torch.tensor(m, dtype=torch.float64), rtol=1e-8, atol=1e-8)
@@ -70,7 +70,7 @@ def test_every_class_equals_em_written_with_loops() -> None:
 
 def test_posteriors_equal_scikit_learns_mixture_of_each_class() -> None:
     loss, y, _ = two_clusters(C=8, n=300)
-    p = class_mixtures(loss, y, 8, max_iter=500, tol=1e-10).posterior(loss, y, monotone=False)
+    p = fit_class_mixtures(loss, y, 8, max_iter=500, tol=1e-10).posterior(loss, y, enforce_monotone=False)
     for c in range(8):
         x = loss[y == c].double().numpy()[:, None]
         oracle = GaussianMixture(2, max_iter=500, tol=1e-10, reg_covar=5e-4, random_state=0).fit(x)
@@ -81,7 +81,7 @@ def test_posteriors_equal_scikit_learns_mixture_of_each_class() -> None:
 def test_two_clear_clusters_are_told_apart() -> None:
     """Acceptance check 4 of the spec."""
     loss, y, right = two_clusters()
-    p = class_mixtures(loss, y, 12).posterior(loss, y)
+    p = fit_class_mixtures(loss, y, 12).posterior(loss, y)
     assert ((p > 0.6) == right).float().mean() > 0.99
 
 
@@ -95,7 +95,7 @@ def test_a_difficult_class_beside_a_good_one_never_raises_and_keeps_what_it_can(
     y = torch.cat([y, torch.ones(len(losses), dtype=torch.long)])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted = class_mixtures(loss, y, 2)
+        fitted = fit_class_mixtures(loss, y, 2)
         p = fitted.posterior(loss, y)
     assert torch.isfinite(p).all()
     mine = p[y == 1]
@@ -104,14 +104,16 @@ def test_a_difficult_class_beside_a_good_one_never_raises_and_keeps_what_it_can(
     assert fitted.replaced == int((~finite).sum())
     if finite.any():
         assert (mine > 0.6).any()
-    alone = class_mixtures(good, torch.zeros(len(good), dtype=torch.long), 1)
+    alone = fit_class_mixtures(good, torch.zeros(len(good), dtype=torch.long), 1)
     torch.testing.assert_close(fitted.mean[0], alone.mean[0])
 
 
 def test_a_class_of_equal_losses_is_kept_whole() -> None:
     loss = torch.full((40,), 0.3)
     assert (
-        class_mixtures(loss, torch.zeros(40, dtype=torch.long), 1).posterior(loss, torch.zeros(40, dtype=torch.long))
+        fit_class_mixtures(loss, torch.zeros(40, dtype=torch.long), 1).posterior(
+            loss, torch.zeros(40, dtype=torch.long)
+        )
         == 1
     ).all()
 
@@ -119,14 +121,14 @@ def test_a_class_of_equal_losses_is_kept_whole() -> None:
 def test_a_class_below_ten_samples_keeps_its_lower_half() -> None:
     loss = torch.tensor([0.1, 5.0, 0.2, 4.0, 0.3])
     y = torch.zeros(5, dtype=torch.long)
-    assert class_mixtures(loss, y, 1).posterior(loss, y).tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert fit_class_mixtures(loss, y, 1).posterior(loss, y).tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), clean=st.floats(0.1, 0.9))
 def test_the_guarded_posterior_falls_with_the_loss(seed: int, clean: float) -> None:
     loss, y, _ = two_clusters(C=1, n=80, clean=clean, seed=seed)
-    fitted = class_mixtures(loss, y, 1)
+    fitted = fit_class_mixtures(loss, y, 1)
     grid = torch.linspace(0, 8, 400)
     p = fitted.posterior(grid, torch.zeros(400, dtype=torch.long))
     assert (p[grid >= fitted.mean[0, 1]] == 0).all()
@@ -139,7 +141,7 @@ def test_the_guarded_posterior_falls_with_the_loss(seed: int, clean: float) -> N
 def test_the_order_of_the_samples_does_not_matter(seed: int) -> None:
     loss, y, _ = two_clusters(C=3, n=50, seed=seed)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
-    a, b = class_mixtures(loss, y, 3), class_mixtures(loss[order], y[order], 3)
+    a, b = fit_class_mixtures(loss, y, 3), fit_class_mixtures(loss[order], y[order], 3)
     torch.testing.assert_close(a.posterior(loss, y)[order], b.posterior(loss[order], y[order]), rtol=1e-5, atol=1e-6)
 
 
@@ -147,20 +149,20 @@ def test_the_order_of_the_samples_does_not_matter(seed: int) -> None:
 def test_classes_do_not_disturb_each_other_unless_the_scale_is_global(normalize: str) -> None:
     loss, y, _ = two_clusters(C=2)
     other = torch.where(y == 1, loss * 5 + 1, loss)
-    a = class_mixtures(loss, y, 2, normalize=normalize).posterior(loss, y)[y == 0]
-    b = class_mixtures(other, y, 2, normalize=normalize).posterior(other, y)[y == 0]
+    a = fit_class_mixtures(loss, y, 2, normalize=normalize).posterior(loss, y)[y == 0]
+    b = fit_class_mixtures(other, y, 2, normalize=normalize).posterior(other, y)[y == 0]
     assert torch.allclose(a, b) == (normalize != "global")
 
 
 def test_large_equal_offsets_lose_no_digits() -> None:
     loss, y, _ = two_clusters(C=4)
-    a, b = class_mixtures(loss.double(), y, 4), class_mixtures(loss.double() + 1e5, y, 4)
+    a, b = fit_class_mixtures(loss.double(), y, 4), fit_class_mixtures(loss.double() + 1e5, y, 4)
     torch.testing.assert_close(a.variance, b.variance, rtol=1e-4, atol=1e-6)
 
 
 def test_losses_none_of_which_is_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="no loss is finite"):
-        class_mixtures(torch.full((20,), math.nan), torch.zeros(20, dtype=torch.long), 1)
+        fit_class_mixtures(torch.full((20,), math.nan), torch.zeros(20, dtype=torch.long), 1)
 
 
 def test_blocks_parts_and_threads_leave_the_fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,12 +170,12 @@ def test_blocks_parts_and_threads_leave_the_fit_alone(monkeypatch: pytest.Monkey
 
     loss, y, _ = two_clusters(C=7, n=90)
     loss, y = torch.cat([loss, torch.tensor([0.4, 0.2])]), torch.cat([y, torch.tensor([9, 11])])
-    whole = class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
+    whole = fit_class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
     p = whole.posterior(loss, y)
     for rows, threads in ((64, 1), (200, 1), (200, 3)):  # smaller than a class, and a few classes
         monkeypatch.setattr(gmm, "ROWS", rows)
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        other = class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
+        other = fit_class_mixtures(loss, y, 12, max_iter=50, tol=1e-9)
         torch.testing.assert_close(other.mean, whole.mean, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other.variance, whole.variance, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(other.posterior(loss, y), p, rtol=1e-6, atol=1e-7)

@@ -80,7 +80,7 @@ def test_the_graph_is_the_same_with_and_without_native_bfloat16(native: bool, mo
     monkeypatch.setattr(knn, "nearest", spied)
     monkeypatch.setattr(knn, "SMALL", 100)
     x = np.random.default_rng(0).normal(size=(500, 16)).astype("f4")
-    graph = knn.neighbor_graph(x, torch.zeros(16), 6)
+    graph = knn.build_neighbor_graph(x, torch.zeros(16), 6)
     unit = functional.normalize(torch.from_numpy(x), dim=1)
     torch.testing.assert_close(graph.similarity, all_pairs(unit).topk(6).values, atol=2e-6, rtol=0)
     assert bool(called) == native

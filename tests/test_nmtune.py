@@ -13,25 +13,25 @@ from torch import Tensor
 
 from cleantune.config.run import configure
 from cleantune.functional import losses
-from cleantune.functional.standardize import standardization
-from cleantune.methods.nmtune import MLP, NMTune, seen
-from cleantune.methods.protocol import Batch, Output, Reshape, Stage
+from cleantune.functional.standardize import mean_and_std
+from cleantune.methods.nmtune import MLP, NMTune, forward_views
+from cleantune.methods.protocol import Batch, MLPHeadConfig, Output, Stage
 from cleantune.methods.turn import TURN
 from cleantune.pipeline.export import load_model, save_model
-from cleantune.training.batches import FeatureSource
-from cleantune.training.checkpoint import Split
+from cleantune.training.batches import FeatureBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.mlp_head import MLPHead
 from cleantune.training.models import Net
-from cleantune.training.optim import factor
+from cleantune.training.optim import lr_factor
 
 SHORT = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
 
 
-PLAIN = Reshape()
+PLAIN = MLPHeadConfig()
 
 
-def head(reshape: Reshape = PLAIN, width: int = 6, classes: int = 3) -> MLPHead:
-    return MLPHead(width, classes, reshape, generator=torch.Generator().manual_seed(0))
+def head(mlp: MLPHeadConfig = PLAIN, width: int = 6, classes: int = 3) -> MLPHead:
+    return MLPHead(width, classes, mlp, generator=torch.Generator().manual_seed(0))
 
 
 class Bare:
@@ -48,7 +48,7 @@ def batch(views: tuple[Tensor, ...], y: Tensor) -> Batch:
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("residual", [True, False])
 def test_the_head_equals_the_formulas_of_the_paper(layers: int, norm: Any, residual: bool) -> None:
-    model = head(Reshape(layers=layers, norm=norm, residual=residual, residual_scale=0.5)).eval()
+    model = head(MLPHeadConfig(layers=layers, norm=norm, residual=residual, residual_scale=0.5)).eval()
     f = torch.randn(5, 6)
     u = f
     for layer in model.layers:
@@ -66,7 +66,7 @@ def test_the_head_equals_the_formulas_of_the_paper(layers: int, norm: Any, resid
 
 def test_the_parameters_are_as_many_as_the_spec_counts() -> None:
     D, C = 6, 3
-    plain = sum(p.numel() for p in head(Reshape(norm="none", residual=False)).parameters())
+    plain = sum(p.numel() for p in head(MLPHeadConfig(norm="none", residual=False)).parameters())
     whole = sum(p.numel() for p in head().parameters())
     assert plain == 8 * D**2 + 5 * D + C * (D + 1)
     assert whole == plain + 8 * D + D
@@ -74,13 +74,13 @@ def test_the_parameters_are_as_many_as_the_spec_counts() -> None:
 
 def test_features_of_any_scale_are_the_same_to_a_head_that_standardizes() -> None:
     f = torch.randn(40, 6) * 100 + 7
-    model = MLPHead(6, 3, Reshape(standardize=True), standardize=standardization(f),
+    model = MLPHead(6, 3, MLPHeadConfig(standardize=True), standardize=mean_and_std(f),
                     generator=torch.Generator().manual_seed(0)).eval()  # fmt: skip
     torch.testing.assert_close(model(f).f, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn_from_the_seed() -> None:
-    model, f = head(Reshape(dropout=0.25), width=64), torch.rand(200, 64) + 1
+    model, f = head(MLPHeadConfig(dropout=0.25), width=64), torch.rand(200, 64) + 1
     model.reseed(1)
     first, second = model.train()(f).f, model(f).f
     kept = first != 0
@@ -93,19 +93,19 @@ def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn
 
 
 def test_a_saved_head_is_loaded_to_the_same_scores(tmp_path: Path) -> None:
-    model, f = head(Reshape(layers=2, norm="batch")), torch.randn(9, 6)
+    model, f = head(MLPHeadConfig(layers=2, norm="batch")), torch.randn(9, 6)
     model.train()(f)
     net = Net(None, model.eval())
     assert save_model(tmp_path / "m", net, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "head"
     again, _ = load_model(tmp_path / "m")
     assert torch.equal(again(f).logits, net(f).logits)
-    assert again.head.reshape == model.reshape  # type: ignore[union-attr]
+    assert again.head.mlp == model.mlp  # type: ignore[union-attr]
 
 
 def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
     model, f, y = head(), torch.randn(16, 6), torch.randint(3, (16,))
-    method = NMTune(consistency_weight=0.3, covariance_weight=0.2, dominance_weight=0.1)
-    value = method.learned(Bare())(model, batch((f,), y))  # type: ignore[arg-type]
+    method = NMTune(mse_weight=0.3, cov_weight=0.2, svd_weight=0.1)
+    value = method.loss_fn(Bare())(model, batch((f,), y))  # type: ignore[arg-type]
     out = model(f)
     expected = (
         losses.cross_entropy(out.logits, y).mean()
@@ -119,15 +119,15 @@ def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
 
 def test_two_views_pass_together_and_the_authors_compare_the_first_with_the_second() -> None:
     model, one, two, y = head(), torch.randn(8, 6), torch.randn(8, 6), torch.randint(3, (8,))
-    outputs = seen(model, (one, two))
+    outputs = forward_views(model, (one, two))
     both = model(torch.cat([one, two]))
     torch.testing.assert_close(torch.cat([o.z for o in outputs]), both.z)
-    across = NMTune.presets["official_code"]("").regularizers(outputs)  # type: ignore[attr-defined]
+    across = NMTune.presets["official"]("").regularizers(outputs)  # type: ignore[attr-defined]
     torch.testing.assert_close(across["consistency"], losses.consistency(one, outputs[1].z, "element_mean"))
     torch.testing.assert_close(across["covariance"], losses.covariance(both.z))
     same = NMTune().regularizers(outputs)
     torch.testing.assert_close(same["consistency"], losses.consistency(both.f, both.z))
-    assert len(seen(model, (one, one))) == 1, "cached features are one view"
+    assert len(forward_views(model, (one, one))) == 1, "cached features are one view"
     del y
 
 
@@ -135,7 +135,7 @@ def test_views_of_texts_pass_one_after_the_other() -> None:
     def net(x: dict[str, Tensor]) -> Output:
         return Output(x["a"], x["a"], x["a"])
 
-    assert len(seen(net, ({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 3)}))) == 2  # type: ignore[arg-type]
+    assert len(forward_views(net, ({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 3)}))) == 2  # type: ignore[arg-type]
 
 
 def test_cached_views_are_what_two_views_learn_from() -> None:
@@ -143,7 +143,7 @@ def test_cached_views_are_what_two_views_learn_from() -> None:
     run = loop_on(problem, "head")
     x = problem.x["train"]
     views = torch.stack([x, x + 0.1, x - 0.1])
-    run.splits["train"] = Split(problem.y["train"], FeatureSource(views), None)
+    run.splits["train"] = SplitData(problem.y["train"], FeatureBatches(views), None)
     asked: list[int] = []
     method = quick("nmtune", "head", views=2, probe=SHORT)
     phase = method.phases()[0]
@@ -153,7 +153,7 @@ def test_cached_views_are_what_two_views_learn_from() -> None:
     def spying(net: Any, given: Batch) -> Any:
         asked.append(len(given.views))
         assert not torch.equal(given.views[0], given.views[1])  # type: ignore[arg-type]
-        return method.learned(run)(net, given)  # type: ignore[attr-defined]
+        return method.loss_fn(run)(net, given)  # type: ignore[attr-defined]
 
     run.learn(run.net, spying, weak=2)
     assert set(asked) == {2}
@@ -173,10 +173,12 @@ def test_a_robust_label_loss_beats_cross_entropy_under_wrong_labels(loss: str) -
 
 
 @pytest.mark.parametrize("kind", ["mlp", "nmtune"])
-@pytest.mark.parametrize("reprobe", [True, False])
-def test_turn_probes_with_an_mlp_head_and_is_resumed_to_the_same_bits(kind: str, reprobe: bool) -> None:
+@pytest.mark.parametrize("probe_after_tuning", [True, False])
+def test_turn_probes_with_an_mlp_head_and_is_resumed_to_the_same_bits(kind: str, probe_after_tuning: bool) -> None:
     problem = blobs(0.4, size=128)
-    method = quick("turn", "all", head=kind, reprobe=reprobe, probe=SHORT, tune=replace(SHORT, epochs=2))
+    method = quick(
+        "turn", "all", head=kind, probe_after_tuning=probe_after_tuning, probe=SHORT, tune=replace(SHORT, epochs=2)
+    )
     memory = InMemory()
     whole, rows = trained(problem, method, loop_on(problem, "all"), memory)
     assert isinstance(whole.whole[0].head, MLPHead)
@@ -232,7 +234,7 @@ def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_ml
     """Spec 6.3."""
     problem = blobs(0.0, size=96)
     tune = replace(SHORT, epochs=1)
-    method = quick("nmtune", "all", tune=tune, reshape=Reshape())
+    method = quick("nmtune", "all", tune=tune, mlp=MLPHeadConfig())
     run, rows = trained(problem, method, loop_on(problem, "all"))
     assert not isinstance(run.whole[0].head, MLPHead)
     assert {"loss_covariance", "loss_dominance"} <= set(rows[0])
@@ -244,15 +246,15 @@ def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_ml
 
 def test_presets_hold_the_published_settings() -> None:
     paper, code = (configure({"method": {"name": "nmtune", "preset": p}, "data": {"data": "x"}}, "resnet").method
-                   for p in ("paper", "official_code"))  # fmt: skip
-    weights = [(m.consistency_weight, m.covariance_weight, m.dominance_weight) for m in (paper, code)]  # type: ignore[attr-defined]
+                   for p in ("paper", "official"))  # fmt: skip
+    weights = [(m.mse_weight, m.cov_weight, m.svd_weight) for m in (paper, code)]  # type: ignore[attr-defined]
     assert weights == [(0.01, 0.01, 0.01), (1.0, 0.04, 0.001)]
-    assert (paper.reshape.norm, paper.reshape.residual) == ("none", False)  # type: ignore[attr-defined]
-    assert (code.reshape.norm, code.reshape.residual, code.top_k, code.dominance) == ("batch", True, 5, "mean")  # type: ignore[attr-defined]
+    assert (paper.mlp.norm, paper.mlp.residual) == ("none", False)  # type: ignore[attr-defined]
+    assert (code.mlp.norm, code.mlp.residual, code.top_k, code.dominance) == ("batch", True, 5, "mean")  # type: ignore[attr-defined]
     stage = paper.phases()[0].stage
     assert (stage.epochs, stage.learning_rate, stage.weight_decay, stage.schedule) == (30, 1e-3, 1e-4, "cosine")
     text = NMTune.presets["paper"]("bert").phases()[0].stage
-    assert (text.epochs, text.schedule, factor(text, 0.25)) == (10, "linear", 0.75)
+    assert (text.epochs, text.schedule, lr_factor(text, 0.25)) == (10, "linear", 0.75)
 
 
 def test_check_6_backbone_and_its_batchnorm_are_the_same_before_and_after_a_fit_of_the_head() -> None:
@@ -267,13 +269,13 @@ def test_mlp_is_nmtune_without_its_terms() -> None:
     (phase,) = MLP(loss="gce", q=0.5).phases()
     method = phase.epoch.__self__  # type: ignore[attr-defined]
     assert isinstance(method, NMTune)
-    assert (method.loss, method.q, method.consistency_weight, method.covariance_weight) == ("gce", 0.5, 0.0, 0.0)
+    assert (method.loss, method.q, method.mse_weight, method.cov_weight) == ("gce", 0.5, 0.0, 0.0)
 
 
 def test_a_covariance_term_that_rules_is_said_once_in_the_first_row() -> None:
     problem = blobs(0.0, size=96)
-    method = quick("nmtune", "head", probe=SHORT, covariance_weight=100.0)
+    method = quick("nmtune", "head", probe=SHORT, cov_weight=100.0)
     _, rows = trained(problem, method, loop_on(problem, "head"))
     assert ["warnings" in row for row in rows] == [True, False, False]
-    assert "lower method.covariance_weight (100)" in rows[0]["warnings"][0]
+    assert "lower method.cov_weight (100)" in rows[0]["warnings"][0]
     assert new_head is not None

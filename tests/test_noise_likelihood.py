@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cleantune.label_quality.noise_likelihood import Likelihood, Parameters, climb
+from cleantune.label_quality.noise_likelihood import Likelihood, Parameters, maximize_likelihood
 
 LOCAL = ("local", "local_log_s")
 
@@ -88,6 +88,6 @@ def test_the_search_finds_the_top_of_a_hill_and_moves_nothing_else() -> None:
         away = at["a"] - top
         return -float((away.square() * torch.tensor([1.0, 30.0])).sum()), {"a": -2 * away * torch.tensor([1.0, 30.0])}
 
-    found = climb(hill, {"a": torch.zeros(2, 2), "b": torch.tensor(7.0)}, ["a"], 50, 10_000)
+    found = maximize_likelihood(hill, {"a": torch.zeros(2, 2), "b": torch.tensor(7.0)}, ["a"], 50, 10_000)
     torch.testing.assert_close(found["a"], top, atol=1e-3, rtol=0)
     assert float(found["b"]) == 7.0

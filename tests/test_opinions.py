@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cleantune.functional.selection import evened, within_share
-from cleantune.label_quality.loo_ridge import loo_ridge, stack, weighted_loo
-from cleantune.label_quality.noise_model import fit_noise
-from cleantune.label_quality.posterior import MAIN, STRAY, concentration, main_targets, p_wrong
+from cleantune.functional.selection import balance_weights, within_class_quota
+from cleantune.label_quality.loo_ridge import loo_ridge, stack, weighted_loo_ridge
+from cleantune.label_quality.noise_model import fit_noise_model
+from cleantune.label_quality.posterior import MAIN, STRAY, flip_concentration, main_targets, p_wrong
 
 CLASSES = 12
 
@@ -63,16 +63,16 @@ def test_with_a_pattern_the_third_opinion_counts_and_each_follows_from_the_last(
     loo = ridge.loo
     for k in range(3):
         p = (stack([loo], y)(loo) - torch.bincount(y).log()).softmax(1)
-        model = fit_noise(p, y)
+        model = fit_noise_model(p, y)
         flips = torch.zeros(CLASSES, CLASSES)
         for truth, given in zip(model.judge(p, y).truth, y.tolist(), strict=True):
             for c in range(CLASSES):
                 flips[c, given] += truth[c] if c != given else 0.0
         torch.testing.assert_close(model.flips(p, y), flips, atol=1e-4, rtol=1e-4)
-        assert k > 0 or concentration(flips) > 0.45
+        assert k > 0 or flip_concentration(flips) > 0.45
         wrong = replace(model, others=main_targets(flips)).judge(p, y).p_wrong
-        trust = (1 - wrong) * within_share(wrong, y, CLASSES, 1.0)
-        loo = weighted_loo(x, y, ridge, evened(trust, y, CLASSES, 1.0))
+        trust = (1 - wrong) * within_class_quota(wrong, y, CLASSES, 1.0)
+        loo = weighted_loo_ridge(x, y, ridge, balance_weights(trust, y, CLASSES, 1.0))
     torch.testing.assert_close(p_wrong(x, y, CLASSES, 1.0, 0.45), wrong, atol=1e-3, rtol=0)
 
 
@@ -91,14 +91,14 @@ def test_main_targets_are_those_of_a_loop_and_no_label_is_impossible() -> None:
 
 def test_concentration_is_one_where_each_class_is_mistaken_for_one_and_zero_where_for_all_alike() -> None:
     eye = torch.eye(5)
-    assert concentration(3 * eye.roll(1, 1)) == pytest.approx(1.0)
-    assert concentration(1 - eye) == pytest.approx(0.0, abs=1e-6)
-    assert concentration(0 * eye) == 0.0
-    assert concentration(torch.tensor([[0.0, 6, 2], [1, 0, 1], [0, 0, 0]])) == pytest.approx((0.7 - 0.5) / 0.5)
+    assert flip_concentration(3 * eye.roll(1, 1)) == pytest.approx(1.0)
+    assert flip_concentration(1 - eye) == pytest.approx(0.0, abs=1e-6)
+    assert flip_concentration(0 * eye) == 0.0
+    assert flip_concentration(torch.tensor([[0.0, 6, 2], [1, 0, 1], [0, 0, 0]])) == pytest.approx((0.7 - 0.5) / 0.5)
 
 
 def test_of_two_classes_no_flip_can_be_told_from_another_and_nothing_changes() -> None:
     x, true = blobs(each=30)
     y = torch.where(torch.rand(len(true), generator=torch.Generator().manual_seed(3)) < 0.3, 0, true % 2)
-    assert concentration(torch.tensor([[0.0, 5], [0, 0]])) == 0.0
+    assert flip_concentration(torch.tensor([[0.0, 5], [0, 0]])) == 0.0
     assert torch.equal(p_wrong(x, y, 2, 1.0, pattern=0.45), p_wrong(x, y, 2, 1.0))

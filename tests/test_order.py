@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cleantune.methods import METHODS
 from cleantune.methods.ledger import Ledger
-from cleantune.methods.protocol import Plan
+from cleantune.methods.protocol import Selection
 
 
 class Recording:
@@ -21,12 +21,12 @@ class Recording:
         self.y = torch.arange(N) % C
         self.classes, self.epoch = C, 0
         self.ledger, self.rng = Ledger(N), torch.Generator().manual_seed(0)
-        self.progress, self.touched = 0.0, False
+        self.progress, self.backbone_changed = 0.0, False
         self.ledger.write("late_loss", torch.rand(N, generator=self.rng))  # what the driver leaves after a probe
         self.ledger.write("late_p", torch.rand(N, C, generator=self.rng).softmax(1))
         self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
         self.transcript: list[str] = []
-        self.plans: list[Plan | None] = []
+        self.plans: list[Selection | None] = []
 
     @property
     def net(self) -> nn.Module:
@@ -40,14 +40,14 @@ class Recording:
         ]
         return fn(self.y, *logits)
 
-    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Tensor:
+    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Tensor:
         self.transcript.append("p_wrong")
         return torch.rand(len(self.y), generator=torch.Generator().manual_seed(1))
 
-    def learn(self, nets: Any, loss: Callable[..., Tensor], plan: Plan | None = None, **how: int) -> None:
+    def learn(self, nets: Any, loss: Callable[..., Tensor], selection: Selection | None = None, **how: int) -> None:
         nets = nets if isinstance(nets, list) else [nets]
-        self.transcript.append(f"learn {self._names(nets)} from {'all' if plan is None else 'plan'}")
-        self.plans.append(plan)
+        self.transcript.append(f"learn {self._names(nets)} from {'all' if selection is None else 'plan'}")
+        self.plans.append(selection)
 
     def _names(self, nets: Any) -> str:
         return "+".join("AB"[self.nets.index(net)] for net in nets)
@@ -70,7 +70,7 @@ def test_a_robust_loss_learns_from_all_and_looks_at_nobody(name: str) -> None:
 
 
 def test_turn_probes_on_all_then_looks_before_it_learns_from_the_trusted() -> None:
-    assert transcript("turn", reprobe=False) == [
+    assert transcript("turn", probe_after_tuning=False) == [
         ("probe", "head", ["learn A from all"]),
         ("tune", "all", ["score A", "learn A from plan"]),
     ]
@@ -79,10 +79,10 @@ def test_turn_probes_on_all_then_looks_before_it_learns_from_the_trusted() -> No
 def test_turns_default_trusts_exactly_the_labels_that_are_more_probably_right_than_wrong() -> None:
     run = Recording()
     METHODS["turn"]().tune_epoch(run)  # type: ignore[attr-defined]
-    (plan,) = run.plans
-    assert plan is not None
-    assert plan.keep.tolist() == [w < 0.5 for w in run.p_wrong().tolist()]
-    assert 0 < int(plan.keep.sum()) < len(plan.keep)
+    (selection,) = run.plans
+    assert selection is not None
+    assert selection.keep.tolist() == [w < 0.5 for w in run.p_wrong().tolist()]
+    assert 0 < int(selection.keep.sum()) < len(selection.keep)
 
 
 def test_turns_default_probes_cleanses_twice_and_probes_what_it_tuned() -> None:
@@ -99,10 +99,10 @@ def test_the_papers_turn_takes_equally_many_of_every_class() -> None:
     run = Recording()
     turn = METHODS["turn"].presets["paper"]("vit")
     turn.phases()[1].epoch(run)  # type: ignore[arg-type]
-    plan = run.plans[-1]
-    assert plan is not None
-    assert len(set(torch.bincount(run.y[plan.keep]).tolist())) == 1
-    assert set(plan.weight.tolist()) <= {0.0, 1.0}
+    selection = run.plans[-1]
+    assert selection is not None
+    assert len(set(torch.bincount(run.y[selection.keep]).tolist())) == 1
+    assert set(selection.weight.tolist()) <= {0.0, 1.0}
 
 
 def epochs(name: str, count: int, **settings: Any) -> list[list[str]]:
@@ -140,7 +140,7 @@ def test_unicon_warms_up_then_both_judge_together_anew_before_each_learns(scope:
 def test_each_net_of_dividemix_learns_by_the_verdict_of_its_peer() -> None:
     run, method = Recording(), METHODS["dividemix"](warm_up_head=0)
     method.phases()[0].epoch(run)  # type: ignore[arg-type]
-    weights = [plan.weight for plan in run.plans if plan is not None]
+    weights = [selection.weight for selection in run.plans if selection is not None]
     assert torch.equal(weights[0], run.ledger["p_clean_1"])
     assert torch.equal(weights[1], run.ledger["p_clean_0"])
     torch.testing.assert_close(run.ledger["p_clean"], (weights[0] + weights[1]) / 2)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cleantune.backbones import open_backbone
-from cleantune.data import DataSpec
+from cleantune.data import DataConfig
 from cleantune.data import load as load_data
 from cleantune.errors import UserError
 from cleantune.methods.paper_settings import TABLE_8
@@ -20,7 +20,7 @@ from cleantune.studies.turn_paper import downloads, standin
 from cleantune.studies.turn_paper.experiment import BLOCKS, experiment, read, select
 from cleantune.studies.turn_paper.numbers import KEYS, TABLES, notes, numbers, of_2500
 from cleantune.studies.turn_paper.reproduce import reproduce
-from cleantune.studies.turn_paper.running import Uncleansed
+from cleantune.studies.turn_paper.running import TURNWithoutSelection
 from cleantune.studies.turn_paper.sheets import WARNING
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,8 +167,8 @@ def test_every_block_has_footnotes_and_marks_that_differ(block: str) -> None:
 # -- the public layouts ----------------------------------------------------------------------------------------------
 
 
-def spec(table: dict[str, Any]) -> DataSpec:
-    return DataSpec(**table)
+def spec(table: dict[str, Any]) -> DataConfig:
+    return DataConfig(**table)
 
 
 @pytest.mark.parametrize(("loader", "sizes"), [
@@ -285,7 +285,7 @@ def test_a_tiny_network_opens_and_two_forwards_are_equal(tmp_path: Path, archite
 
 
 def test_the_row_without_cleansing_learns_from_every_sample() -> None:
-    method = Uncleansed()
+    method = TURNWithoutSelection()
     plans: list[Any] = []
 
     class Recorder:
@@ -323,12 +323,12 @@ CHEAPEST = {
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, block: str) -> None:
-    done = reproduce(block, out=tmp_path / "out", stand_in=True, only=CHEAPEST[block], silent=True)
+    done = reproduce(block, out=tmp_path / "out", synthetic=True, only=CHEAPEST[block], quiet=True)
     table = pd.read_parquet(done.path / "reproduce.parquet")
     assert (table["status"] == "done").all(), table[["method", "scope", "reason"]].to_string()
-    assert table["stand_in"].all()
+    assert table["synthetic"].all()
     assert table["accuracy_last"].between(0, 1).all()
-    assert table["forwards"].notna().all()
+    assert table["forward_passes"].notna().all()
     for text in (done.text, *((done.path / f"reproduce.{end}").read_text("utf-8") for end in ("md", "html"))):
         assert WARNING in text
     if block in TABLES:
@@ -348,20 +348,20 @@ def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, 
 
 def test_missing_data_are_named_with_where_to_get_them_and_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere is no folder .*Clothing1M: .*on request.*--data clothing1m=PATH"):
-        reproduce("table3", out=tmp_path / "out", only=["data=Clothing1M"], silent=True,
+        reproduce("table3", out=tmp_path / "out", only=["data=Clothing1M"], quiet=True,
                   data={"clothing1m": str(tmp_path / "nowhere")})  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
 def test_a_stand_in_takes_no_data_or_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave --data and --model out"):
-        reproduce("table4", out=tmp_path / "out", stand_in=True, data={"cifar100": "x"})
+        reproduce("table4", out=tmp_path / "out", synthetic=True, data={"cifar100": "x"})
 
 
 def test_a_missing_model_is_named_with_how_to_say_where_it_is(tmp_path: Path) -> None:
     standin.cifar100(tmp_path / "cifar")
     with pytest.raises(UserError, match=r'no such model.*for ViT-B/16; --model "ViT-B/16=FOLDER"'):
-        reproduce("table9", out=tmp_path / "out", silent=True, data={"cifar100": str(tmp_path / "cifar")},
+        reproduce("table9", out=tmp_path / "out", quiet=True, data={"cifar100": str(tmp_path / "cifar")},
                   models={"ViT-B/16": str(tmp_path / "none")})  # fmt: skip
 
 
@@ -371,14 +371,18 @@ def test_own_data_and_models_run_without_a_warning_and_resume_keeps_what_is_done
     model = standin.network("resnet", tmp_path / "resnet")
     said: dict[str, Any] = {
         "out": tmp_path / "out", "data": {"cifar100": str(tmp_path / "cifar")}, "models": {"ViT-B/16": str(model)},
-        "only": ["model=ViT-B/16", "variant=probe, no cleansing"], "silent": True,
+        "only": ["model=ViT-B/16", "variant=probe, no cleansing"], "quiet": True,
     }  # fmt: skip
     first = reproduce("table4", **said)
-    assert not first.table["stand_in"].any()
+    assert not first.table["synthetic"].any()
     assert WARNING not in first.text
     [cell] = (tmp_path / "out" / "cells").glob("*.json")
-    cell.write_text(cell.read_text().replace(f'"forwards": {int(first.table["forwards"].iloc[0])}', '"forwards": 1'))
-    assert reproduce("table4", resume=True, **said).table["forwards"].tolist() == [1]
+    cell.write_text(
+        cell.read_text().replace(
+            f'"forward_passes": {int(first.table["forward_passes"].iloc[0])}', '"forward_passes": 1'
+        )
+    )
+    assert reproduce("table4", resume=True, **said).table["forward_passes"].tolist() == [1]
     with pytest.raises(UserError, match="--resume: seeds is not what it was"):
         reproduce("table4", resume=True, seeds=2, **said)
     with pytest.raises(UserError, match="is not empty"):
@@ -399,7 +403,7 @@ def test_a_cell_that_fails_is_shown_with_its_reason_and_the_rest_runs(
         return real(run, material, seed)
 
     monkeypatch.setattr(features, "look", look)
-    done = reproduce("figure2", out=tmp_path / "out", stand_in=True, only=["model=ConvNeXt-T"], silent=True)
+    done = reproduce("figure2", out=tmp_path / "out", synthetic=True, only=["model=ConvNeXt-T"], quiet=True)
     assert done.table["status"].tolist() == ["failed", "done"]
     for end in ("md", "html"):
         assert "RuntimeError: no memory left" in (done.path / f"reproduce.{end}").read_text("utf-8")

@@ -121,7 +121,7 @@ def test_a_choice_is_remembered(backbone, tmp_path, monkeypatch):
     assert probe_precision(backbone, X, memory=tmp_path) == first
     assert probe_precision(backbone, X, memory=tmp_path, training=True) != first
     file = next(tmp_path.iterdir())
-    assert set(json.loads(file.read_text())) == {"dtype", "channels_last", "why", "engine", "streams", "compiled"}
+    assert set(json.loads(file.read_text())) == {"dtype", "channels_last", "why", "backend", "streams", "compiled"}
 
 
 @pytest.mark.parametrize("training", [False, True])

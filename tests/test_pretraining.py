@@ -12,13 +12,13 @@ import torch
 from tiny import save_tiny
 
 import cleantune
-from cleantune.backbones import RECIPES, fresh_backbone, open_backbone
+from cleantune.backbones import RECIPES, open_backbone, random_backbone
 from cleantune.errors import UserError
 from cleantune.studies.pretrain import exact, pretrain
 from cleantune.studies.turn_paper.standin import images
 from cleantune.training.epochs import train
 
-OPTIONS: dict[str, Any] = {"silent": True, "precision": "float32", "test_fraction": 0.2}
+OPTIONS: dict[str, Any] = {"quiet": True, "precision": "float32", "test_fraction": 0.2}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def done(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_it_learns_and_its_folder_serves_as_a_model(done: Any, photos: Path, tmp_path: Path) -> None:
-    losses = [json.loads(line)["loss"] for line in (done.path / "rows.jsonl").read_text().splitlines()]
+    losses = [json.loads(line)["loss"] for line in (done.path / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     assert done.summary["accuracy"]["test"] > 0.4  # chance: 0.2
     backbone = open_backbone(done.model)
@@ -81,7 +81,7 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_one_left_alone(
     again = pretrained(photos, tmp_path / "cut", seed=3, resume=True)
     one, two = open_backbone(whole.model).state_dict(), open_backbone(again.model).state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    assert len((again.path / "rows.jsonl").read_text().splitlines()) == 4
+    assert len((again.path / "metrics.jsonl").read_text().splitlines()) == 4
     assert pretrained(photos, tmp_path / "cut", seed=3, resume=True).summary == again.summary
     with pytest.raises(UserError, match=r"model\.model"):
         pretrained(photos, tmp_path / "cut", seed=3, resume=True, backbone="resnet-18")
@@ -90,7 +90,7 @@ def test_an_interrupted_pretraining_ends_with_the_weights_of_one_left_alone(
 @pytest.mark.parametrize("name", [n for n in RECIPES if n != "resnet-50"])
 def test_a_recipe_depends_on_its_seed_alone(name: str) -> None:
     state = torch.random.get_rng_state()
-    one, same, other = (fresh_backbone(name, seed=s, image_size=32) for s in (0, 0, 1))
+    one, same, other = (random_backbone(name, seed=s, image_size=32) for s in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert one.fingerprint == same.fingerprint != other.fingerprint
 
@@ -98,7 +98,7 @@ def test_a_recipe_depends_on_its_seed_alone(name: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "clip", "bert"])
 def test_a_folder_gives_its_architecture_and_none_of_its_weights(tmp_path: Path, name: str) -> None:
     folder = save_tiny(name, tmp_path / name)
-    given, fresh = open_backbone(folder), fresh_backbone(str(folder), seed=1)
+    given, fresh = open_backbone(folder), random_backbone(str(folder), seed=1)
     assert fresh.width == given.width
     assert {n: p.shape for n, p in fresh.named_parameters()} == {n: p.shape for n, p in given.named_parameters()}
     assert fresh.fingerprint != given.fingerprint
@@ -114,4 +114,4 @@ def test_a_folder_gives_its_architecture_and_none_of_its_weights(tmp_path: Path,
 )
 def test_what_cannot_be_pretrained_on_is_refused(photos: Path, tmp_path: Path, change: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        pretrain(**{"data": photos, "out": tmp_path / "out", "silent": True, "cache": str(tmp_path), **change})
+        pretrain(**{"data": photos, "out": tmp_path / "out", "quiet": True, "cache": str(tmp_path), **change})

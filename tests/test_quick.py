@@ -17,7 +17,7 @@ from tiny import CHECKPOINTS
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cleantune.backbones import quiet
+from cleantune.backbones import quiet_transformers
 from cleantune.kernels import conv
 from cleantune.kernels.conv import quicken
 from cleantune.kernels.fold_batch_norm import Foldable, Folding, given
@@ -40,7 +40,7 @@ def pair(name: str, seed: int = 0) -> tuple[nn.Module, nn.Module]:
 
     loader, options = CHECKPOINTS[name.split()[0]]
     torch.manual_seed(seed)
-    with quiet():
+    with quiet_transformers():
         config = getattr(transformers, loader).config_class(**(options | VARIANTS[name]))
         plain = getattr(transformers, loader)(config).double()
     for module in plain.modules():

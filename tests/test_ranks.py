@@ -10,7 +10,7 @@ import pytest
 import torch
 from launched import launched
 
-from cleantune.distributed.process_group import ALONE, Ranks
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Scope
 
@@ -36,7 +36,7 @@ def test_two_ranks_end_as_one_and_alike(said: dict[str, Any], case: str) -> None
     assert found["difference"] < 5e-3, "AdamW makes more of the last bits where gradients are small"
     assert found["again"], "the same ranks give the same bits"
     assert found["alike"], "every rank has the same nets and ledgers"
-    assert found["forwards"], "cost is that of the whole, not of a rank"
+    assert found["forward_passes"], "cost is that of the whole, not of a rank"
     assert found["evaluation"]
 
 
@@ -77,21 +77,21 @@ def test_ranks_leave_one_another_before_the_interpreter_ends(said: dict[str, Any
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("rows", [1, 2, 7, 8, 64])
 def test_shares_of_all_ranks_are_the_batch(count: int, rows: int) -> None:
-    ranks = [Ranks(rank, count) for rank in range(count)]
+    ranks = [ProcessGroup(rank, count) for rank in range(count)]
     assert sum(ranks[0].sizes(rows)) == rows
     x = torch.arange(rows)
     parts = [r.part(x)[: r.sizes(rows)[r.rank]] for r in ranks]
     assert torch.equal(torch.cat(parts), x)
     batches = list(range(rows))
     taken = [r.mine(batches) for r in ranks]
-    assert {len(t) for t in taken} == {-(-rows // count)}, "as many forwards on every rank"
+    assert {len(t) for t in taken} == {-(-rows // count)}, "as many forward_passes on every rank"
     assert set().union(*taken) == set(batches)
 
 
 def test_one_process_is_left_as_it_is() -> None:
     x = torch.randn(3, 2, requires_grad=True)
-    assert ALONE.part(x) is x
-    assert ALONE.join(x, 3) is x
-    assert ALONE.all_rows(x, [3]) is x
-    assert ALONE.first(lambda: x) is x
-    assert ALONE.alike([x])
+    assert SINGLE_PROCESS.part(x) is x
+    assert SINGLE_PROCESS.join(x, 3) is x
+    assert SINGLE_PROCESS.all_gather(x, [3]) is x
+    assert SINGLE_PROCESS.first(lambda: x) is x
+    assert SINGLE_PROCESS.is_identical([x])

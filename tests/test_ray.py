@@ -38,7 +38,7 @@ def embeddings(path: Path, size: int = 240) -> Path:
 
 def quick_search(folder: Path, **more: Any) -> Any:
     space = {"only": True, "method": {"probe": {"learning_rate": [1e-3, 1e-2], "batch_size": [16, 32]}}}
-    given: dict[str, Any] = {"settings": ["method.probe.epochs=2", "method.probe.least_steps=0"], "silent": True}
+    given: dict[str, Any] = {"settings": ["method.probe.epochs=2", "method.probe.min_steps=0"], "quiet": True}
     return cleantune.search(  # type: ignore[operator]
         embeddings(folder / "data.npz"), method="gce", scope="head", space=space, out=folder / "search", **given | more
     )
@@ -57,10 +57,10 @@ def test_a_search_ends_with_a_table_a_config_and_a_page_and_its_rows_are_those_o
     assert not (done.path / "ray").exists()
     row = frame[frame["probe.learning_rate"].eq(1e-2) & frame["probe.batch_size"].eq(16)].iloc[0]
     again = cleantune.fit(
-        tmp_path / "data.npz", config=done.path / row["folder"] / "config.toml", out=tmp_path / "fit", silent=True
+        tmp_path / "data.npz", config=done.path / row["folder"] / "config.toml", out=tmp_path / "fit", quiet=True
     )
     assert again.summary["accuracy"]["validation_last"] == row["accuracy_validation"]
-    best = cleantune.fit(tmp_path / "data.npz", config=done.best, out=tmp_path / "best", silent=True)
+    best = cleantune.fit(tmp_path / "data.npz", config=done.best, out=tmp_path / "best", quiet=True)
     chosen = frame[frame["chosen"]].iloc[0]
     assert best.summary["accuracy"]["validation_last"] == chosen["accuracy_validation"]
 
@@ -80,7 +80,7 @@ def test_a_failed_trial_is_shown_and_survived(tmp_path: Path) -> None:
     space = {"only": True, "method": {"probe": {"learning_rate": [1e-6, 10.0], "optimizer": ["sgd"]}}}
     data = embeddings(tmp_path / "data.npz")
     done = cleantune.search(  # type: ignore[operator]
-        data, method="ce", scope="head", space=space, out=tmp_path / "search", silent=True,
+        data, method="ce", scope="head", space=space, out=tmp_path / "search", quiet=True,
         settings=["method.probe.epochs=2", "method.probe.weight_decay=10000"],
     )  # fmt: skip
     frame = done.trials.set_index("trial")
@@ -95,7 +95,7 @@ def test_fine_tuning_is_searched_by_asha_and_losers_stop_early(tmp_path: Path) -
     done = cleantune.search(  # type: ignore[operator]
         tmp_path / "data.parquet", tmp_path / "model", label="label", method="ce", scope="all", out=tmp_path / "search",
         space={"only": True, "method": {"tune": {"backbone_learning_rate": {"low": 1e-6, "high": 1.0, "log": True}}}},
-        trials=6, precision="float32", silent=True, settings=["method.tune.epochs=4", "method.tune.batch_size=16"],
+        trials=6, precision="float32", quiet=True, settings=["method.tune.epochs=4", "method.tune.batch_size=16"],
     )  # fmt: skip
     frame = done.trials
     assert frame["status"].eq("done").all(), frame["reason"].tolist()
@@ -118,13 +118,13 @@ def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_
         data, model = tmp_path / "data.parquet", tmp_path / "model"
         if who == "streamed":
             table = tabulate(data, model, None, None, None, None, None, None, options)
-            counts = extract_all(table, workers=2, silent=True)
+            counts = extract_all(table, workers=2, quiet=True)
             assert counts == {"train": 108, "validation": 12}
             # A precision is timed once a cache, and two timings may differ.
             shutil.copytree(tmp_path / "streamed" / "precision", tmp_path / "fitted" / "precision")
         cleantune.fit(
-            data, model, method="ce", scope="head", out=tmp_path / f"run-{who}", silent=True,
-            settings=["method.probe.epochs=1", "method.probe.least_steps=0"], **options,
+            data, model, method="ce", scope="head", out=tmp_path / f"run-{who}", quiet=True,
+            settings=["method.probe.epochs=1", "method.probe.min_steps=0"], **options,
         )  # fmt: skip
         made[who] = {path.name.split("-")[1] for path in (tmp_path / who).glob("features-*")}
     assert made["streamed"] == made["fitted"], "fit has made none of its own"
@@ -157,7 +157,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_bytes_of_two_undi
     killed: list[int] = []
 
     def kill() -> None:
-        rows = tmp_path / "ray" / "rows.jsonl"
+        rows = tmp_path / "ray" / "metrics.jsonl"
         while not (rows.is_file() and '"tune"' in rows.read_text()):
             time.sleep(0.01)
         worker = training_workers()[-1]
@@ -167,7 +167,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_bytes_of_two_undi
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     result = cleantune.fit(
-        tmp_path / "data.parquet", tmp_path / "model", out=tmp_path / "ray", workers=2, silent=True, **common
+        tmp_path / "data.parquet", tmp_path / "model", out=tmp_path / "ray", workers=2, quiet=True, **common
     )
     thread.join(5)
     assert killed
@@ -182,6 +182,6 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_bytes_of_two_undi
 def test_what_a_worker_refuses_is_one_sentence_here(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", features=np.ones((40, 3), np.float32), label=np.arange(40) % 2)
     with pytest.raises(UserError, match="only --scope head"):
-        cleantune.fit(tmp_path / "data.npz", method="ce", scope="all", out=tmp_path / "run", workers=2, silent=True)
+        cleantune.fit(tmp_path / "data.npz", method="ce", scope="all", out=tmp_path / "run", workers=2, quiet=True)
     with pytest.raises(UserError, match="the Ray cluster has 2 CPUs"):
-        cleantune.fit(tmp_path / "data.npz", method="ce", out=tmp_path / "big", workers=5, silent=True)
+        cleantune.fit(tmp_path / "data.npz", method="ce", out=tmp_path / "big", workers=5, quiet=True)

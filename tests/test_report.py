@@ -76,7 +76,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def page_of(run: Path) -> Page:
+def render_page(run: Path) -> Page:
     return Page(build(run).read_text("utf-8"))
 
 
@@ -93,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(made: Path) -> Page:
-    return page_of(made)
+    return render_page(made)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_the_page_is_small_with_sixty_classes_and_many_suspects(tmp_path: Path):
 def test_pictures_beyond_the_budget_are_left_out_and_counted(copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tables, "PICTURE_BYTES", 10_000)
     without_losses(copy)
-    page = page_of(copy)
+    page = render_page(copy)
     left = 60 - len(page.all("img"))
     assert 0 < left < 60
     assert f"{left} pictures are left out" in page.words
@@ -205,7 +205,7 @@ def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
     change_summary(
         run, notes=[hostile], warnings=[hostile], method=hostile, command=hostile, versions={hostile: hostile}
     )
-    (run / "evidence" / "bad_samples.csv").write_text(f"id,place,reason\n{hostile},{hostile},{hostile}\n")
+    (run / "evidence" / "unreadable_samples.csv").write_text(f"id,place,reason\n{hostile},{hostile},{hostile}\n")
     labels = pd.read_parquet(run / "labels.parquet")
     labels.assign(id=hostile + labels["id"]).to_parquet(run / "labels.parquet")
     gallery = json.loads((run / "evidence" / "gallery.json").read_text())
@@ -213,7 +213,7 @@ def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
         entry["id"] = hostile
         entry["thumbnail"] = 'data:image/jpeg;base64,AA==" onerror="alert(1)'
     (run / "evidence" / "gallery.json").write_text(json.dumps(gallery))
-    page = page_of(run)
+    page = render_page(run)
     assert page.open == []
     assert {tag for tag, _ in page.elements} & {"script", "b", "img"} <= {"b"}
     assert not [a for tag, a in page.elements if tag == "b" and a]
@@ -234,7 +234,7 @@ def test_logarithms_are_labeled_by_plain_numbers(low: float, high: float, labels
         axes.set_yscale("log")
         axes.set_xticks([])
         axes.plot([0, 1], [low, high])
-        svg.label_logs(axes.yaxis, low, high)
+        svg.label_log_axis(axes.yaxis, low, high)
         drawn = svg.inline(figure, "logs", "a line")
     assert set(re.findall(r"<text[^>]*>([^<]*)</text>", drawn)) == labels
 
@@ -274,7 +274,7 @@ def test_labels_that_are_numbers_are_matched_with_their_classes(tmp_path: Path):
 # What is missing.
 
 
-@pytest.mark.parametrize("name", ["config.toml", "rows.jsonl", "summary.json", "labels.parquet"])
+@pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "summary.json", "labels.parquet"])
 def test_a_missing_required_file_is_named_with_the_remedy(copy: Path, name: str):
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{re.escape(name)} is missing.*--resume"):
@@ -288,7 +288,9 @@ FILLED = (
     "evidence/mixtures.json",
     "evidence/gallery.json",
 )
-BROKEN = [(name, b"{[\xff\x00") for name in (*FILLED, "config.toml", "rows.jsonl")] + [(name, b"") for name in FILLED]
+BROKEN = [(name, b"{[\xff\x00") for name in (*FILLED, "config.toml", "metrics.jsonl")] + [
+    (name, b"") for name in FILLED
+]
 
 
 @pytest.mark.parametrize(("name", "content"), BROKEN)
@@ -327,7 +329,7 @@ def test_a_failed_build_leaves_the_earlier_report(copy: Path):
 )
 def test_missing_evidence_costs_its_section_and_is_said(copy: Path, page: Page, name: str, said: str):
     (copy / "evidence" / name).unlink()
-    assert said in page_of(copy).words
+    assert said in render_page(copy).words
     assert said not in page.words
 
 
@@ -336,9 +338,9 @@ def test_a_bare_summary_still_makes_a_page(copy: Path):
     (copy / "summary.json").write_text(
         json.dumps({"method": "ce", "class_names": list(NAMES), "samples": {"train": 360}, "accuracy": None})
     )
-    (copy / "rows.jsonl").write_text("")
+    (copy / "metrics.jsonl").write_text("")
     (copy / "config.toml").write_text("")
-    page = page_of(copy)
+    page = render_page(copy)
     assert "CE ran to its end, but there was neither a test nor a validation split" in page.words
     assert "No epoch was measured" in page.words
 
@@ -354,19 +356,19 @@ def test_losses_that_are_not_finite_zero_or_constant_are_drawn_or_counted(copy: 
     mixtures["last"][NAMES[2]]["high"] = None
     mixtures["first"] = {name: {"low": {"mean": 0.0, "std": 0.0, "weight": 1.0}} for name in NAMES}
     (copy / "evidence" / "mixtures.json").write_text(json.dumps(mixtures))
-    assert "3 losses of the last look are not finite and left out." in page_of(copy).words
+    assert "3 losses of the last look are not finite and left out." in render_page(copy).words
 
 
 def test_skipped_samples_are_listed(copy: Path):
-    (copy / "evidence" / "bad_samples.csv").write_text("id,place,reason\ncat/1.jpg,photos/cat/1.jpg,truncated\n")
-    page = page_of(without_losses(copy))
+    (copy / "evidence" / "unreadable_samples.csv").write_text("id,place,reason\ncat/1.jpg,photos/cat/1.jpg,truncated\n")
+    page = render_page(without_losses(copy))
     assert "1 sample could not be read" in page.words
     assert "photos/cat/1.jpg truncated" in page.words
 
 
 @pytest.mark.parametrize("kind", ["text", "features"])
 def test_texts_and_features_have_their_gallery(tmp_path: Path, kind: str):
-    page = page_of(without_losses(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False)))
+    page = render_page(without_losses(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False)))
     assert not page.all("img")
     assert len(page.all("blockquote")) == (60 if kind == "text" else 0)
     assert page.fmt.count("0 is surely wrong") == 1
@@ -394,7 +396,7 @@ def test_do_no_harm_is_said_when_the_probe_was_delivered(tmp_path: Path):
 
 
 def test_the_best_epoch_is_named_and_is_no_harm(copy: Path):
-    change_summary(copy, delivered="best", why_delivered="it was best on the validation split")
+    change_summary(copy, delivered="best", selection_reason="it was best on the validation split")
     said = words.verdict(read(copy))[1]
     assert said == (
         "Delivered in model/ is the model of the best epoch on validation. It was best on the validation split."
@@ -405,7 +407,7 @@ def test_a_run_without_suspects_says_so(copy: Path):
     labels = pd.read_parquet(copy / "labels.parquet")
     labels.assign(is_label_issue=False).to_parquet(copy / "labels.parquet")
     (copy / "evidence" / "gallery.json").write_text("[]")
-    said = page_of(without_losses(copy)).words
+    said = render_page(without_losses(copy)).words
     assert "No label is listed as an issue." in said
     assert "kept no gallery" not in said
 
@@ -413,7 +415,7 @@ def test_a_run_without_suspects_says_so(copy: Path):
 def test_noise_that_was_put_in_is_named(copy: Path):
     noise = {"estimated_rate": None, "injected": {"noise": "symmetric:0.6", "seed": 3, "rate": 0.6}}
     change_summary(copy, noise=noise, command=None)
-    said = page_of(without_losses(copy)).words
+    said = render_page(without_losses(copy)).words
     assert "symmetric:0.6, seed 3" in said
     assert "The run estimated no noise rate." in said
     assert "cleantune fit --config x/config.toml --out x --resume" in said
@@ -431,7 +433,7 @@ def test_without_a_test_split_validation_is_named_for_what_it_is(tmp_path: Path)
     ("ours", "said"), [(0.475, "no clear difference"), (0.60, "points above"), (0.30, "the plain probe is the better")]
 )
 def test_the_verdict_follows_the_standard_error(copy: Path, ours: float, said: str):
-    accuracy = {"last": ours, "delivered": "tune", "by_phase": {"tune": {"test": ours}}, "why_delivered": None}
+    accuracy = {"last": ours, "delivered": "tune", "by_phase": {"tune": {"test": ours}}, "selection_reason": None}
     change_summary(copy, accuracy=accuracy)
     run = read(copy)
     assert said in words.verdict(run)[0]
@@ -449,7 +451,7 @@ def test_issues_are_each_named_once_in_the_list(made: Path, page: Page):
 
 def test_commands_name_the_folder_and_survive_a_blank_in_it(made: Path, tmp_path: Path):
     run = shutil.copytree(made, tmp_path / "my run's")
-    said = page_of(without_losses(run)).words
+    said = render_page(without_losses(run)).words
     assert """cleantune predict 'my run'"'"'s' DATA""" in said
     assert """cleantune.load("my run's")""" in said
     assert "--out runs/x --resume" in said

@@ -57,7 +57,7 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
 
 def rows_in(folder: Path) -> int:
     """Whole rows on the disk."""
-    path = folder / "rows.jsonl"
+    path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
@@ -126,17 +126,17 @@ def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
     method: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     baseline = Baseline({"test": None, "validation": 0.5}, 0.0)
-    monkeypatch.setattr("cleantune.pipeline.fit.probe_baseline", lambda *_: baseline)
+    monkeypatch.setattr("cleantune.pipeline.fit.train_baseline_probe", lambda *_: baseline)
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
-    sets = ["method.probe.epochs=3", "method.probe.least_steps=0", "method.tune.epochs=3", "run.views=2"]
+    sets = ["method.probe.epochs=3", "method.probe.min_steps=0", "method.tune.epochs=3", "run.views=2"]
     sets += ["method.warm_up_head=1"] if method == "unicon" else []
 
     def fit(out: str, resume: bool = False) -> Path:
         result = cleantune.fit(
             tmp_path / "data.parquet", tmp_path / "model", out=tmp_path / out, method=method, scope=scope,
             label="label", true_label="truth", precision="float32", device="cpu", cache=str(tmp_path / "cache"),
-            settings=sets, resume=resume, silent=True,
+            settings=sets, resume=resume, quiet=True,
         )  # fmt: skip
         return result.path
 

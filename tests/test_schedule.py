@@ -12,7 +12,7 @@ from cleantune.config.run import configure
 from cleantune.methods.protocol import Stage
 from cleantune.studies.compare.cells import at_rate
 from cleantune.training.epochs import phases
-from cleantune.training.optim import RATED_AT, QuickAdamW, forget_gradients, rate_at
+from cleantune.training.optim import REFERENCE_BATCH_SIZE, QuickAdamW, backbone_learning_rate_at, forget_gradients
 
 
 def steps(cls, count: int, unused: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -63,9 +63,11 @@ def test_quick_steps_go_on_from_a_state_that_was_loaded():
 
 @given(st.integers(1, 4096), st.floats(1e-6, 1e-2))
 def test_a_backbones_rate_goes_with_the_root_of_the_batch(size, recommended):
-    at = {n: rate_at(Stage(batch_size=n), recommended) for n in (size, 4 * size, RATED_AT)}
+    at = {
+        n: backbone_learning_rate_at(Stage(batch_size=n), recommended) for n in (size, 4 * size, REFERENCE_BATCH_SIZE)
+    }
     assert at[4 * size] == pytest.approx(2 * at[size], rel=0.011), "three digits each"
-    assert at[RATED_AT] == pytest.approx(recommended, rel=0.005)
+    assert at[REFERENCE_BATCH_SIZE] == pytest.approx(recommended, rel=0.005)
 
 
 def test_a_rate_that_is_set_stays_and_multiples_are_of_the_one_that_would_be_taken():
@@ -77,5 +79,9 @@ def test_a_rate_that_is_set_stays_and_multiples_are_of_the_one_that_would_be_tak
         return {p.stage.backbone_learning_rate for p in phases(method, 5e-4) if p.scope == "all"}
 
     assert stated(set_to) == {7e-4}
-    assert stated(turn) == {rate_at(turn.tune, 5e-4)} != {5e-4}, "its batches are not of the size that rates are for"
-    assert list(stated(at_rate(config, 3.0, 5e-4).method)) == [pytest.approx(3 * rate_at(turn.tune, 5e-4))]
+    assert stated(turn) == {backbone_learning_rate_at(turn.tune, 5e-4)} != {5e-4}, (
+        "its batches are not of the size that rates are for"
+    )
+    assert list(stated(at_rate(config, 3.0, 5e-4).method)) == [
+        pytest.approx(3 * backbone_learning_rate_at(turn.tune, 5e-4))
+    ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, Interval, Scope
+from cleantune.methods.protocol import Choice, Range, Scope
 from cleantune.studies.search.ranking import importances, rank, sentences
 from cleantune.studies.search.space import Dimension, points_of, scaled, space_of
 
@@ -28,7 +28,7 @@ def space(name: str = "gce", scope: Scope = "head", chosen: Any = None) -> dict[
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_every_method_has_a_space_within_what_its_fields_allow(name: str, scope: Scope) -> None:
     from cleantune.config.run import configure
-    from cleantune.config.schema import merge, nested
+    from cleantune.config.schema import merge, nest
 
     dimensions = space(name, scope)
     assert any(key.endswith("learning_rate") for key in dimensions)
@@ -37,7 +37,7 @@ def test_every_method_has_a_space_within_what_its_fields_allow(name: str, scope:
     for point in points:  # configure refuses a value outside its field's range
         table: dict[str, Any] = {"data": {"data": "x"}, "method": {"name": name, "scope": scope}}
         for key, value in point.items():
-            table = merge(table, nested(key.split("."), value))
+            table = merge(table, nest(key.split("."), value))
         configure(table)
 
 
@@ -68,7 +68,7 @@ def test_a_file_narrows_widens_and_holds(tmp_path: Path) -> None:
         'schedule = ["constant", "cosine"]\n'
     )
     found = space(chosen=str(path))
-    assert found["method.probe.learning_rate"].range == Interval(1e-4, 1e-3, log=True)
+    assert found["method.probe.learning_rate"].range == Range(1e-4, 1e-3, log=True)
     assert found["method.probe.schedule"].range == Choice(("constant", "cosine"))
     assert found["method.q"].range == Choice((0.5,))
     assert "method.probe.weight_decay" in found
@@ -94,14 +94,14 @@ def test_a_bad_space_is_one_sentence(table: dict[str, Any], words: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(0, 1), st.sampled_from([Interval(1e-5, 1e-2, log=True), Interval(0.3, 0.9), Choice((32, 64, 128))]))
-def test_a_draw_lies_in_its_range(share: float, within: Interval | Choice) -> None:
+@given(st.floats(0, 1), st.sampled_from([Range(1e-5, 1e-2, log=True), Range(0.3, 0.9), Choice((32, 64, 128))]))
+def test_a_draw_lies_in_its_range(share: float, within: Range | Choice) -> None:
     value = Dimension("method.x", within).at(share)
     assert value in within.values if isinstance(within, Choice) else within.low <= value <= within.high
 
 
 def test_the_same_seed_draws_the_same_and_fills_each_range_evenly() -> None:
-    dimensions = [Dimension("method.a", Interval(1e-5, 1e-1, log=True)), Dimension("method.b", Interval(0.0, 1.0))]
+    dimensions = [Dimension("method.a", Range(1e-5, 1e-1, log=True)), Dimension("method.b", Range(0.0, 1.0))]
     points = points_of(dimensions, 41, 3, "head")
     assert points == points_of(dimensions, 41, 3, "head")
     assert points != points_of(dimensions, 41, 4, "head")
@@ -168,7 +168,7 @@ def test_importance_finds_what_matters_and_is_silent_where_nothing_does() -> Non
 
 
 def test_values_are_scaled_for_plots() -> None:
-    log = Dimension("method.a", Interval(1e-4, 1e-2, log=True))
+    log = Dimension("method.a", Range(1e-4, 1e-2, log=True))
     assert scaled(log, [1e-4, 1e-3, 1e-2]).tolist() == pytest.approx([0, 0.5, 1])
     words = Dimension("method.b", Choice(("sgd", "adamw")))
     assert scaled(words, ["sgd", "adamw", "sgd"]).tolist() == [0, 1, 0]
@@ -192,7 +192,7 @@ def test_a_search_that_cannot_be_is_one_sentence_before_anything_runs(
 
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     with pytest.raises(UserError, match=words):
-        cleantune.search((x, np.arange(40) % 2), method="ce", out=tmp_path / "out", silent=True, **given)  # type: ignore[operator]
+        cleantune.search((x, np.arange(40) % 2), method="ce", out=tmp_path / "out", quiet=True, **given)  # type: ignore[operator]
     assert not (tmp_path / "out").exists()
 
 
@@ -204,6 +204,6 @@ def test_without_ray_the_sentence_says_what_to_install(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "ray", None)
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     with pytest.raises(UserError, match=r"pip install 'cleantune\[ray\]'"):
-        cleantune.search((x, np.arange(40) % 2), method="ce", out=tmp_path / "out", silent=True)  # type: ignore[operator]
+        cleantune.search((x, np.arange(40) % 2), method="ce", out=tmp_path / "out", quiet=True)  # type: ignore[operator]
     with pytest.raises(UserError, match=r"pip install 'cleantune\[ray\]'"):
-        cleantune.fit((x, np.arange(40) % 2), method="ce", out=tmp_path / "run", workers=2, silent=True)
+        cleantune.fit((x, np.arange(40) % 2), method="ce", out=tmp_path / "run", workers=2, quiet=True)

@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 
 from cleantune.errors import UserError
 from cleantune.functional.selection import (
-    LIFTED,
+    MAX_CLASS_WEIGHT,
     All,
     Floor,
     Quantile,
     Strict,
-    balanced,
-    evened,
+    balance_classes,
+    balance_weights,
     parse_balance,
-    rescue,
-    within_share,
+    rescue_small_classes,
+    within_class_quota,
 )
 
 C = 6
@@ -42,8 +42,8 @@ def rng(seed: int = 0) -> torch.Generator:
 def test_strict_gives_every_observed_class_the_smallest_count(seed: int) -> None:
     """Acceptance check 5 of the spec; a class without a sample is skipped."""
     keep, loss, y = random_cut(seed)
-    keep = rescue(keep, loss, y, C)
-    chosen = balanced(keep, y, C, Strict(), rng())
+    keep = rescue_small_classes(keep, loss, y, C)
+    chosen = balance_classes(keep, y, C, Strict(), rng())
     kept, out = torch.bincount(y[keep], minlength=C), torch.bincount(y[chosen], minlength=C)
     observed = torch.bincount(y, minlength=C) > 0
     assert (out[observed] == kept[observed].min()).all()
@@ -55,28 +55,28 @@ def test_strict_gives_every_observed_class_the_smallest_count(seed: int) -> None
 @given(seed=st.integers(0, 200))
 def test_a_class_gives_all_it_has_up_to_the_cap(rule: object, seed: int) -> None:
     keep, loss, y = random_cut(seed)
-    keep = rescue(keep, loss, y, C)
+    keep = rescue_small_classes(keep, loss, y, C)
     kept = torch.bincount(y[keep], minlength=C)
     cap = rule.cap(kept[torch.bincount(y, minlength=C) > 0])  # type: ignore[attr-defined]
-    out = torch.bincount(y[balanced(keep, y, C, rule, rng())], minlength=C)  # type: ignore[arg-type]
+    out = torch.bincount(y[balance_classes(keep, y, C, rule, rng())], minlength=C)  # type: ignore[arg-type]
     assert (out == kept.clamp(max=cap)).all()
 
 
 def test_the_draw_is_new_under_a_new_seed_and_the_same_under_the_same() -> None:
     """Acceptance check 5 of the spec."""
     keep, _, y = random_cut(0)
-    draw = lambda seed: balanced(keep, y, C, Quantile(0.1), rng(seed))  # noqa: E731
+    draw = lambda seed: balance_classes(keep, y, C, Quantile(0.1), rng(seed))  # noqa: E731
     assert (draw(1) == draw(1)).all()
     assert (draw(1) != draw(2)).any()
     g = rng(3)
-    assert (balanced(keep, y, C, Quantile(0.1), g) != balanced(keep, y, C, Quantile(0.1), g)).any()
+    assert (balance_classes(keep, y, C, Quantile(0.1), g) != balance_classes(keep, y, C, Quantile(0.1), g)).any()
 
 
 @given(seed=st.integers(0, 200))
 def test_rescue_takes_the_lowest_losses_of_poor_classes_and_touches_no_other(seed: int) -> None:
     keep, loss, y = random_cut(seed)
     keep &= torch.rand(len(y), generator=rng(seed)) < 0.05
-    out = rescue(keep, loss, y, C)
+    out = rescue_small_classes(keep, loss, y, C)
     for c in range(C):
         mine = y == c
         wanted = min(5, int(mine.sum()))
@@ -92,7 +92,7 @@ def test_rescue_takes_the_lowest_losses_of_poor_classes_and_touches_no_other(see
 
 def test_rescue_survives_losses_that_are_not_finite() -> None:
     loss = torch.tensor([float("nan"), float("inf"), 1.0, 2.0])
-    out = rescue(torch.zeros(4, dtype=torch.bool), loss, torch.zeros(4, dtype=torch.long), 1, smallest=2)
+    out = rescue_small_classes(torch.zeros(4, dtype=torch.bool), loss, torch.zeros(4, dtype=torch.long), 1, smallest=2)
     assert out.tolist() == [False, False, True, True]
 
 
@@ -103,7 +103,7 @@ def test_perfect_selection_leaves_the_papers_number_of_samples(rate: float, expe
     sizes = []
     for seed in range(5):
         y = symmetric(y_true, rate, rng(100 + seed))
-        chosen = balanced(y == y_true, y, 100, Strict(), rng(seed))
+        chosen = balance_classes(y == y_true, y, 100, Strict(), rng(seed))
         sizes.append(int(chosen.sum()) / 100)
     assert abs(sum(sizes) / 5 - expected) < 0.04 * expected + 1
 
@@ -131,17 +131,17 @@ def test_a_wrong_balance_is_refused_by_name(text: str, named: str) -> None:
         parse_balance(text)
 
 
-@given(seed=st.integers(0, 200), even=st.sampled_from([0.0, 0.5, 1.0]))
+@given(seed=st.integers(0, 200), class_balance=st.sampled_from([0.0, 0.5, 1.0]))
 def test_evened_weights_keep_the_whole_and_weigh_a_class_by_its_trust_to_the_power_of_one_less_even(
-    seed: int, even: float
+    seed: int, class_balance: float
 ) -> None:
     _, trust, y = random_cut(seed)
-    weight = evened(trust.double(), y, C, even)
+    weight = balance_weights(trust.double(), y, C, class_balance)
     before, after = (torch.zeros(C).double().index_add_(0, y, w.double()) for w in (trust, weight))
     there = before > 0
     assert float(weight.sum()) == pytest.approx(float(trust.sum()))
-    if float(before[there].mean() / before[there].min()) ** even < LIFTED:
-        ratio = after[there] / before[there].pow(1 - even)
+    if float(before[there].mean() / before[there].min()) ** class_balance < MAX_CLASS_WEIGHT:
+        ratio = after[there] / before[there].pow(1 - class_balance)
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
 
 
@@ -149,20 +149,22 @@ def test_a_sample_of_a_tiny_class_is_lifted_to_a_limit_and_a_class_without_trust
     y = torch.tensor([0] * 999 + [1] + [2] * 500)
     trust = torch.ones(1500)
     trust[y == 2] = 0
-    weight = evened(trust, y, 4, 1.0)
-    assert float(weight[999] / weight[0]) == pytest.approx(LIFTED / (500 / 999))
+    weight = balance_weights(trust, y, 4, 1.0)
+    assert float(weight[999] / weight[0]) == pytest.approx(MAX_CLASS_WEIGHT / (500 / 999))
     assert float(weight[y == 2].sum()) == 0
 
 
-@given(seed=st.integers(0, 200), even=st.sampled_from([0.0, 0.5, 1.0]))
-def test_a_class_has_room_for_its_share_of_labels_and_the_least_suspicious_fill_it(seed: int, even: float) -> None:
+@given(seed=st.integers(0, 200), class_balance=st.sampled_from([0.0, 0.5, 1.0]))
+def test_a_class_has_room_for_its_share_of_labels_and_the_least_suspicious_fill_it(
+    seed: int, class_balance: float
+) -> None:
     _, wrong, y = random_cut(seed)
-    inside, size = within_share(wrong, y, C, even), torch.bincount(y, minlength=C).tolist()
-    total = sum(n ** (1 - even) for n in size if n)
+    inside, size = within_class_quota(wrong, y, C, class_balance), torch.bincount(y, minlength=C).tolist()
+    total = sum(n ** (1 - class_balance) for n in size if n)
     for c, n in enumerate(size):
-        room = -(-len(y) * n ** (1 - even) // total) if n else 0
-        assert abs(int(inside[y == c].sum()) - min(n, room)) <= (even == 0.5)  # a hair of rounding may decide
+        room = -(-len(y) * n ** (1 - class_balance) // total) if n else 0
+        assert abs(int(inside[y == c].sum()) - min(n, room)) <= (class_balance == 0.5)  # a hair of rounding may decide
         if n and not inside[y == c].all():
             assert wrong[(y == c) & inside].max() <= wrong[(y == c) & ~inside].min()
-    if even == 0:
+    if class_balance == 0:
         assert inside.all()

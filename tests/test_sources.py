@@ -8,9 +8,9 @@ from fake_samples import fake_images, fake_texts
 from tiny import save_tiny
 
 from cleantune.backbones import open_backbone, read_image_preprocess
-from cleantune.data.model_inputs import prepare
+from cleantune.data.model_inputs import make_model_inputs
 from cleantune.training import batches
-from cleantune.training.batches import FeatureSource, SampleSource
+from cleantune.training.batches import FeatureBatches, SampleBatches
 
 BATCHES = [torch.tensor(b) for b in ([3, 1, 4], [1, 5, 9, 2], [6])]
 
@@ -18,15 +18,17 @@ BATCHES = [torch.tensor(b) for b in ([3, 1, 4], [1, 5, 9, 2], [6])]
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("m")
-    return SampleSource(
-        prepare(fake_images(12), read_image_preprocess(save_tiny("convnext", folder / "c"), None), folder)
+    return SampleBatches(
+        make_model_inputs(fake_images(12), read_image_preprocess(save_tiny("convnext", folder / "c"), None), folder)
     )
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("m")
-    return SampleSource(prepare(fake_texts(12), open_backbone(save_tiny("bert", folder / "b")).preprocess, folder))
+    return SampleBatches(
+        make_model_inputs(fake_texts(12), open_backbone(save_tiny("bert", folder / "b")).preprocess, folder)
+    )
 
 
 def flat(item):
@@ -78,8 +80,8 @@ def test_batches_in_turns_are_those_of_a_thread_beside_which_only_what_is_not_in
     source, views = request.getfixturevalue(name), ("weak", "strong", "plain")
     assert source.prepared.ready
     assert same(list(source.batches(BATCHES, views, 5, in_turns=True)), list(source.batches(BATCHES, views, 5)))
-    makers, own = [], SampleSource._of
-    monkeypatch.setattr(SampleSource, "_of", lambda *a: makers.append(threading.current_thread()) or own(*a))
+    makers, own = [], SampleBatches._of
+    monkeypatch.setattr(SampleBatches, "_of", lambda *a: makers.append(threading.current_thread()) or own(*a))
     for in_turns, ready, here in ((True, True, True), (False, True, False), (True, False, False)):
         makers.clear()
         monkeypatch.setattr(type(source.prepared), "ready", ready)
@@ -89,13 +91,13 @@ def test_batches_in_turns_are_those_of_a_thread_beside_which_only_what_is_not_in
 
 def test_images_are_ready_once_all_of_them_are_decoded_into_memory(tmp_path, monkeypatch):
     preprocess = read_image_preprocess(save_tiny("convnext", tmp_path / "c"), None)
-    coming = prepare(fake_images(12), preprocess, tmp_path, lazily=True)
+    coming = make_model_inputs(fake_images(12), preprocess, tmp_path, lazy=True)
     assert not coming.ready
     coming.finish()
     assert coming.ready
-    assert not prepare(fake_images(12), preprocess, tmp_path, lazily=True, keep=False).ready
-    monkeypatch.setattr("cleantune.data.model_inputs.MEMORY_SHARE", 0.0)
-    assert not prepare(fake_images(12), preprocess, tmp_path).ready, "a memory map"
+    assert not make_model_inputs(fake_images(12), preprocess, tmp_path, lazy=True, keep=False).ready
+    monkeypatch.setattr("cleantune.data.model_inputs.MEMORY_FRACTION", 0.0)
+    assert not make_model_inputs(fake_images(12), preprocess, tmp_path).ready, "a memory map"
 
 
 def test_order_is_by_length_for_texts_and_as_it_lies_for_images(images, texts):
@@ -114,8 +116,8 @@ def test_features_come_as_they_lie_from_memory_and_from_disk(kept, tmp_path, mon
         np.save(tmp_path / "f.npy", features)
         given = np.load(tmp_path / "f.npy", mmap_mode="r")
     if kept == "map":
-        monkeypatch.setattr(batches, "MEMORY_SHARE", 0.0)
-    source = FeatureSource(given)
+        monkeypatch.setattr(batches, "MEMORY_FRACTION", 0.0)
+    source = FeatureBatches(given)
     assert len(source) == 10
     assert (kept == "map") == (not isinstance(source.features, torch.Tensor))
     for (index, views), asked in zip(source.batches(BATCHES, ("weak", "plain"), 0), BATCHES, strict=True):
@@ -127,7 +129,7 @@ def test_features_come_as_they_lie_from_memory_and_from_disk(kept, tmp_path, mon
 
 def test_cached_views_are_drawn_for_each_sample_and_differ_within_a_batch():
     views = torch.stack([torch.full((200, 1), float(v)) for v in range(5)])
-    source = FeatureSource(views)
+    source = FeatureBatches(views)
     assert len(source) == 200
     ((_, (plain, a, b, c)),) = source.batches([torch.arange(200)], ("plain", "weak", "strong", "weak"), 0)
     assert not plain.any()
@@ -139,7 +141,7 @@ def test_cached_views_are_drawn_for_each_sample_and_differ_within_a_batch():
 
 
 def test_single_cached_view_serves_every_view():
-    source = FeatureSource(torch.randn(1, 10, 3))
+    source = FeatureBatches(torch.randn(1, 10, 3))
     ((_, (a, b)),) = source.batches(BATCHES[:1], ("weak", "strong"), 0)
     assert torch.equal(a, b)
 
@@ -151,17 +153,17 @@ def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
     rng = np.random.default_rng(0)
     shards = [rng.normal(size=(n, 3)).astype(np.float16) for n in (16, 16, 5)]
     features = Features(shards, rng.permutation(37), {})
-    monkeypatch.setattr(batches, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(batches, "MEMORY_FRACTION", 0.0)
     monkeypatch.setattr(batches, "BLOCK", 11)
-    source, batches = FeatureSource(features), torch.randperm(37).split(4)
+    source, batches = FeatureBatches(features), torch.randperm(37).split(4)
     assert not isinstance(source.features, torch.Tensor)
     seen = list(source.batches(batches, ("weak", "weak"), 0))
     assert [index.tolist() for index, _ in seen] == [batch.tolist() for batch in batches]
     for index, (a, b) in seen:
         assert a is b
         assert np.array_equal(a.numpy(), features[index.numpy()])
-    monkeypatch.setattr(batches, "MEMORY_SHARE", 1.0)
-    inside = FeatureSource(features)
+    monkeypatch.setattr(batches, "MEMORY_FRACTION", 1.0)
+    inside = FeatureBatches(features)
     assert inside.features.dtype == torch.float16
     for (_, (a, _)), (_, (b, _)) in zip(seen, inside.batches(batches, ("weak", "weak"), 0), strict=True):
         assert torch.equal(a, b)
@@ -171,7 +173,7 @@ def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
 def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypatch):
     monkeypatch.setattr(batches, "GATHERED", size)
     f = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).half()
-    found = list(FeatureSource(f).batches(BATCHES, ("weak", "weak"), 0))
+    found = list(FeatureBatches(f).batches(BATCHES, ("weak", "weak"), 0))
     assert [index.tolist() for index, _ in found] == [b.tolist() for b in BATCHES]
     for index, (one, two) in found:
         assert one is two
@@ -183,14 +185,14 @@ def test_rows_are_gathered_unless_they_lie_in_a_row(rows):
     index, features = torch.tensor(rows, dtype=torch.int64), torch.arange(12.0).view(6, 2)
     found = batches._as_they_lie(index)
     assert (found is not None) is (rows in ([2, 3, 4], [0]))
-    [(_, (x,))] = FeatureSource(features).batches([index], ("plain",), 0)
+    [(_, (x,))] = FeatureBatches(features).batches([index], ("plain",), 0)
     assert torch.equal(x, features[index])
 
 
 @pytest.mark.parametrize("views", [1, 3])
 def test_features_through_a_function_are_those_of_its_batches_and_the_source_stays(views):
     f = torch.randn(views, 20, 3, generator=torch.Generator().manual_seed(0))
-    source = FeatureSource(f[0] if views == 1 else f)
+    source = FeatureBatches(f[0] if views == 1 else f)
     through = source.through(lambda rows: 2 * rows + 1)
     for weak in (("plain",), ("weak", "weak")):
         usual, other = (list(s.batches(BATCHES, weak, 7)) for s in (source, through))

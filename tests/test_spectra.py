@@ -28,7 +28,7 @@ def arrays(tmp_path: Path) -> Path:
 def test_the_verb_writes_a_table_all_values_and_a_page_that_needs_nothing_else(
     arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["spectrum", str(arrays), "--split", "test", "--out", str(tmp_path / "out"), "--silent"]) == 0
+    assert main(["spectrum", str(arrays), "--split", "test", "--out", str(tmp_path / "out"), "--quiet"]) == 0
     row = pd.read_parquet(tmp_path / "out" / "spectrum.parquet").iloc[0]
     with np.load(arrays) as stored:
         expected = spectrum(stored["features"][stored["split"] == "test"])
@@ -45,8 +45,8 @@ def test_the_verb_writes_a_table_all_values_and_a_page_that_needs_nothing_else(
 
 
 def test_what_the_head_of_a_run_makes_of_features_stands_beside_them(arrays: Path, tmp_path: Path) -> None:
-    short = {"method.probe.epochs": 2, "method.probe.least_steps": 0}
-    run = fit(arrays, out=tmp_path / "run", method="nmtune", settings=short, silent=True)
+    short = {"method.probe.epochs": 2, "method.probe.min_steps": 0}
+    run = fit(arrays, out=tmp_path / "run", method="nmtune", settings=short, quiet=True)
     done = study([arrays, arrays], out=tmp_path / "out", runs=[run.path], preset="paper")
     assert list(done.table["model"]) == ["features", "run", "features", "run"]
     assert done.table["sve"].nunique() == 2

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from cleantune.errors import UserError
-from cleantune.methods.protocol import Row
+from cleantune.methods.protocol import EpochMetrics
 from cleantune.storage import run_dir
-from cleantune.storage.files import atomic, read_json, write_json, write_table, write_text
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.files import atomic_write, read_json, write_json, write_table, write_text
+from cleantune.storage.run_dir import RunDir
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -33,7 +33,10 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Pat
 def test_a_full_disk_is_a_sentence_with_the_remedy_and_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(UserError, match=r"cannot write .*a\.txt: No space left on device; .*--resume"), atomic(path):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*a\.txt: No space left on device; .*--resume"),
+        atomic_write(path),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -42,7 +45,7 @@ def test_a_full_disk_is_a_sentence_with_the_remedy_and_keeps_the_old_file(tmp_pa
 def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDir(tmp_path / "run")
     folder.save({"a": torch.ones(2)}, {"epoch": 1})
 
     def full(self: Path, data: bytes) -> int:
@@ -58,36 +61,36 @@ def test_a_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(
 
 
 def test_a_full_disk_while_a_row_is_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("cleantune.storage.run_dir.os.fsync", full)
     with pytest.raises(UserError, match=r"rows\.jsonl: No space left"):
-        folder.add_row(Row(phase="probe", epoch=0))
+        folder.append_metrics(EpochMetrics(phase="probe", epoch=0))
 
 
 def test_a_folder_that_is_not_empty_is_refused_with_the_ways_out(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"not empty.*--resume.*--overwrite"):
-        RunFolder(tmp_path)
+        RunDir(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
-    RunFolder(tmp_path / "new")
-    RunFolder(tmp_path / "new")
+    RunDir(tmp_path / "new")
+    RunDir(tmp_path / "new")
 
 
 def test_overwrite_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"--overwrite: .*no earlier run"):
-        RunFolder(tmp_path, overwrite=True)
+        RunDir(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists()
     (tmp_path / "config.toml").write_text("[matrix]\n")
     with pytest.raises(UserError, match="holds matrix and no run"):
-        RunFolder(tmp_path, overwrite=True)
+        RunDir(tmp_path, overwrite=True)
     (tmp_path / "config.toml").write_text("[method]\n")
     (tmp_path / "summary.json").write_text("{}")
-    folder = RunFolder(tmp_path, overwrite=True)
+    folder = RunDir(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists(), "what cannot begin must not cost the earlier run"
     assert not folder.finished
     folder.clear()
@@ -97,34 +100,34 @@ def test_overwrite_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        RunFolder(tmp_path / "x")
+        RunDir(tmp_path / "x")
     with pytest.raises(UserError, match="choose another --out"):
-        RunFolder(tmp_path / "x" / "y")
+        RunDir(tmp_path / "x" / "y")
 
 
 def test_a_last_row_that_was_cut_off_is_left_out_and_written_over(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     for epoch in range(3):
-        folder.add_row(Row(phase="probe", epoch=epoch))
-    path = tmp_path / "rows.jsonl"
+        folder.append_metrics(EpochMetrics(phase="probe", epoch=epoch))
+    path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-4])
     assert [row["epoch"] for row in folder.rows()] == [0, 1]
-    folder.keep_rows(1)
-    folder.add_row(Row(phase="probe", epoch=1))
+    folder.truncate_metrics(1)
+    folder.append_metrics(EpochMetrics(phase="probe", epoch=1))
     assert [row["epoch"] for row in folder.rows()] == [0, 1]
-    assert all(isinstance(row, Row) for row in folder.rows())
+    assert all(isinstance(row, EpochMetrics) for row in folder.rows())
 
 
 def test_a_row_cut_off_inside_a_character_is_left_out(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.add_row(Row(phase="probe", epoch=0))
-    with (tmp_path / "rows.jsonl").open("ab") as file:
+    folder = RunDir(tmp_path)
+    folder.append_metrics(EpochMetrics(phase="probe", epoch=0))
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write('{"phase": "Ä'.encode()[:-1])
     assert [row["epoch"] for row in folder.rows()] == [0]
 
 
 def test_checkpoint_comes_back_to_the_bit_with_its_counters(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     assert folder.load() is None
     tensors = {
         "rng": torch.Generator().manual_seed(3).get_state(),
@@ -138,7 +141,7 @@ def test_checkpoint_comes_back_to_the_bit_with_its_counters(tmp_path: Path) -> N
     }
     counters = {"phase": 1, "epoch": 3, "best": 0.1 + 0.2, "cost": {"seconds": {"tune": 1.5}}, "stale": True}
     folder.save(tensors, counters)
-    saved = RunFolder(tmp_path, resume=True).load()
+    saved = RunDir(tmp_path, resume=True).load()
     assert saved is not None
     assert saved[1] == counters
     assert saved[0].keys() == tensors.keys()
@@ -154,18 +157,18 @@ def test_a_state_is_due_once_the_last_one_took_less_than_a_fiftieth_of_the_time_
     clock = [100.0]
     monkeypatch.setattr(run_dir.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(run_dir, "to_bytes", lambda *_: (clock.append(clock.pop() + 3.0), b"")[1])
-    folder = RunFolder(tmp_path)
-    assert folder.due()
+    folder = RunDir(tmp_path)
+    assert folder.is_checkpoint_due()
     folder.save({}, {})
-    assert not folder.due()
+    assert not folder.is_checkpoint_due()
     clock[0] += 149.9
-    assert not folder.due()
+    assert not folder.is_checkpoint_due()
     clock[0] += 0.2
-    assert folder.due()
+    assert folder.is_checkpoint_due()
 
 
 def test_tensors_that_share_memory_are_saved_as_they_are(tmp_path: Path) -> None:
-    folder, a = RunFolder(tmp_path), torch.arange(6.0)
+    folder, a = RunDir(tmp_path), torch.arange(6.0)
     folder.save({"a": a, "same": a, "part": a[2:4]}, {})
     saved = folder.load()
     assert saved is not None
@@ -175,7 +178,7 @@ def test_tensors_that_share_memory_are_saved_as_they_are(tmp_path: Path) -> None
 
 
 def test_a_damaged_checkpoint_is_a_sentence(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     folder.save({"a": torch.ones(100)}, {})
     folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:50])
     with pytest.raises(UserError, match=r"state\.safetensors is damaged .*--overwrite"):
@@ -203,7 +206,7 @@ def test_a_missing_or_broken_summary_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_a_run_is_finished_when_its_summary_is_there(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunDir(tmp_path)
     assert not folder.finished
     write_json(tmp_path / "summary.json", {})
     assert folder.finished

@@ -22,7 +22,7 @@ from cleantune.studies.transfer.table import means
 from cleantune.utils.console import Console
 
 PAPER = sorted((Path(__file__).resolve().parents[1] / "runs" / "paper").glob("nmtune_*.toml"))
-QUICK = {"probe": {"epochs": 1, "batch_size": 64, "least_steps": 0}}
+QUICK = {"probe": {"epochs": 1, "batch_size": 64, "min_steps": 0}}
 
 
 def embeddings(folder: Path, classes: int = 3, count: int = 90, shift: float = 0.0) -> Path:
@@ -47,7 +47,7 @@ def table(folder: Path, **more: Any) -> dict[str, Any]:
             }
         ],
         "tuning": [
-            {"name": name, "method": method, "settings": {"probe": {"least_steps": 200, "learning_rate": 3e-3}}}
+            {"name": name, "method": method, "settings": {"probe": {"min_steps": 200, "learning_rate": 3e-3}}}
             for name, method in (("LP", "ce"), ("NMTune", "nmtune"))
         ],
         **more,
@@ -68,9 +68,9 @@ def quick(made: Study) -> Study:
 def test_the_papers_studies_parse_and_their_shapes_run_on_stand_ins(tmp_path: Path, path: Path) -> None:
     made = read(path)
     assert {t.method for t in made.tunings} == {"ce", "mlp", "nmtune"}
-    assert {t.preset for t in made.tunings} == {None, "paper", "official_code"}
+    assert {t.preset for t in made.tunings} == {None, "paper", "official"}
     small = rehearsed(quick(made), tmp_path / "stand-in")
-    frame = run(small, tmp_path / "out", console=Console(silent=True), cache=str(tmp_path / "cache"))
+    frame = run(small, tmp_path / "out", console=Console(quiet=True), cache=str(tmp_path / "cache"))
     cells = len(small.models) * len(small.tasks) * len(small.tunings)
     assert frame.groupby(["model", "task", "tuning"]).ngroups == cells
     assert frame["score"].between(-1, 1).all()
@@ -94,7 +94,7 @@ def test_the_papers_studies_have_its_tasks_rates_and_fractions() -> None:
 
 def test_a_solvable_study_is_solved_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     made = study(table(tmp_path, seeds=[0, 1]))
-    frame = run(made, tmp_path / "out", console=Console(silent=True))
+    frame = run(made, tmp_path / "out", console=Console(quiet=True))
     assert len(frame) == 2 * 2 * 2
     assert frame["score"].min() > 0.9
     assert set(frame["role"]) == {"id", "ood"}
@@ -103,7 +103,7 @@ def test_a_solvable_study_is_solved_and_goes_on_where_it_was_stopped(tmp_path: P
     assert len(records) == 4
     records[0].unlink()
     before = {path: path.stat().st_mtime_ns for path in records[1:]}
-    again = run(made, tmp_path / "out", console=Console(silent=True))
+    again = run(made, tmp_path / "out", console=Console(quiet=True))
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), frame.drop(columns="seconds"))
 
@@ -118,7 +118,7 @@ def test_a_changed_setting_is_another_cell(tmp_path: Path) -> None:
 
 def test_noise_reaches_the_training_labels_and_not_the_test(tmp_path: Path) -> None:
     noises = ["none", "symmetric:1,include_self=false"]
-    frame = run(study(table(tmp_path, noises=noises)), tmp_path / "out", console=Console(silent=True))
+    frame = run(study(table(tmp_path, noises=noises)), tmp_path / "out", console=Console(quiet=True))
     inside = frame[(frame["role"] == "id") & (frame["tuning"] == "LP")].set_index("noise")["score"]
     assert inside["none"] > 0.9
     assert inside[noises[1]] < 0.2  # every training label is wrong, so the true class is the least likely
@@ -191,11 +191,11 @@ data = { data = "nowhere" }
 [[tuning]]
 name = "LP"
 method = "ce"
-settings = { probe.epochs = 1, probe.least_steps = 0 }
+settings = { probe.epochs = 1, probe.min_steps = 0 }
 """
     path = tmp_path / "study.toml"
     path.write_text(text)
-    done = CliRunner().invoke(cli, ["transfer", str(path), "--stand-in", "--silent", "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(cli, ["transfer", str(path), "--synthetic", "--quiet", "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "| resnet | LP |" in done.output
     [record] = (tmp_path / "out" / "cells").iterdir()

@@ -28,19 +28,19 @@ from torch import Tensor
 
 import cleantune
 from cleantune.backbones import open_backbone
-from cleantune.data.model_inputs import prepare
+from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
-from cleantune.features.cache import Seen, extract, view_key
+from cleantune.features.cache import ViewSpec, extract, view_key
 from cleantune.features.precision import Precision
-from cleantune.functional.standardize import standardization
+from cleantune.functional.standardize import mean_and_std
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Row, Stage
-from cleantune.pipeline.export import load_model, load_nets, save_nets
-from cleantune.training.batches import FeatureSource
-from cleantune.training.checkpoint import Split
+from cleantune.methods.protocol import EpochMetrics, Stage
+from cleantune.pipeline.export import load_model, load_models, save_models
+from cleantune.training.batches import FeatureBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases, train
 from cleantune.training.models import LinearHead, Net, ProjectedHead
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 N = 160
 BATCH = 32
@@ -54,7 +54,7 @@ def spent(name: str, **changes: Any) -> list[int]:
     problem = blobs(0.4, size=N)
     method = quick(name, "all", **changes)
     _, rows = trained(problem, method, loop_for(method, problem, "all"))
-    total = [0, *(row["forwards"] for row in rows)]
+    total = [0, *(row["forward_passes"] for row in rows)]
     return [b - a for a, b in itertools.pairwise(total)]
 
 
@@ -75,36 +75,36 @@ class Counting:
     def run(self, name: str, **changes: Any) -> list[int]:
         """Forwards of the epochs after a warm-up of one."""
         problem, method = blobs(0.4, size=N), quick(name, "all", warm_up_all=1, **changes)
-        run, learn = loop_for(method, problem, "all"), Loop.learn
+        run, learn = loop_for(method, problem, "all"), Trainer.learn
 
-        def spy(nets: Any, loss: Any, plan: Any = None, **how: Any) -> None:
-            if plan is not None:
-                self.kept.append(int(plan.keep.sum()))
-                self.beside.append(plan.rest_share)
-            learn(run, nets, loss, plan, **how)
+        def spy(nets: Any, loss: Any, selection: Any = None, **how: Any) -> None:
+            if selection is not None:
+                self.kept.append(int(selection.keep.sum()))
+                self.beside.append(selection.unlabeled_ratio)
+            learn(run, nets, loss, selection, **how)
 
         run.learn = spy  # type: ignore[method-assign]
         _, rows = trained(problem, method, run)
-        total = [row["forwards"] for row in rows]
+        total = [row["forward_passes"] for row in rows]
         return [b - a for a, b in itertools.pairwise(total)]
 
 
 def test_an_epoch_of_dividemix_costs_two_and_thirty_six_rho() -> None:
-    """Acceptance check 11 of the spec: each net's share of it is 18 forwards a kept sample, and both look at all."""
+    """Acceptance check 11 of the spec: each net's share of it is 18 forward_passes a kept sample, and both look at all."""
     counting = Counting()
-    for epoch, forwards in enumerate(counting.run("dividemix")):
+    for epoch, forward_passes in enumerate(counting.run("dividemix")):
         kept = counting.kept[2 * epoch : 2 * epoch + 2]
-        assert forwards == 2 * N + 18 * sum(kept)
+        assert forward_passes == 2 * N + 18 * sum(kept)
 
 
 def test_an_epoch_of_unicon_costs_twenty_and_sixteen_r() -> None:
     """Acceptance check 11 of the spec, up to the rounding of batches."""
     counting = Counting()
-    for epoch, forwards in enumerate(counting.run("unicon")):
+    for epoch, forward_passes in enumerate(counting.run("unicon")):
         expected = 4.0 * N
         for k in (2 * epoch, 2 * epoch + 1):
             expected += counting.kept[k] * (8 + 16 * counting.beside[k])
-        assert abs(forwards - expected) <= 2 * 16 * (N // BATCH + 1)
+        assert abs(forward_passes - expected) <= 2 * 16 * (N // BATCH + 1)
         share = counting.kept[2 * epoch] / N
         if counting.beside[2 * epoch] > 1:
             assert counting.beside[2 * epoch] == pytest.approx(1 / (2 * share), rel=0.25)
@@ -114,32 +114,32 @@ def test_an_epoch_of_unicon_costs_twenty_and_sixteen_r() -> None:
 def test_on_cached_features_two_nets_cost_no_forward(name: str) -> None:
     problem, method = blobs(0.4, size=N), quick(name, "head")
     run, _ = trained(problem, method, loop_for(method, problem, "all"))
-    assert run.cost.forwards == 0
+    assert run.cost.forward_passes == 0
 
 
 # -- class counts ------------------------------------------------------------------------------------------------------
 
 
-def uneven(counts: list[int], width: int = 6) -> Callable[[int], Loop]:
+def uneven(counts: list[int], width: int = 6) -> Callable[[int], Trainer]:
     """A maker of runs on features of classes of these sizes, with test samples of each."""
     classes, rng = len(counts), torch.Generator().manual_seed(0)
     centers = 3 * torch.randn(classes, width, generator=rng)
     y = torch.cat([torch.full((n,), c) for c, n in enumerate(counts)])
     x = centers[y] + torch.randn(len(y), width, generator=rng)
-    split = Split(y, FeatureSource(x), None)
+    split = SplitData(y, FeatureBatches(x), None)
 
     def new_head(features: Any, k: int) -> LinearHead:
-        scale = standardization(features)
+        scale = mean_and_std(features)
         return LinearHead(width, classes, standardize=scale, generator=torch.Generator().manual_seed(k))
 
-    def loop(nets: int) -> Loop:
+    def loop(nets: int) -> Trainer:
         made = [Net(None, new_head(x, k)) for k in range(nets)]
-        return Loop(made, {"train": split, "validation": split}, classes, 0, new_head)
+        return Trainer(made, {"train": split, "validation": split}, classes, 0, new_head)
 
     return loop
 
 
-def nothing(run: Loop, looks: dict[str, Tensor]) -> dict[str, Any]:
+def nothing(run: Trainer, looks: dict[str, Tensor]) -> dict[str, Any]:
     return {"accuracy_validation": None}
 
 
@@ -162,7 +162,7 @@ def test_no_class_count_stops_a_method(name: str, shape: str) -> None:
         changes["contrast_head"] = True
     method = METHODS[name](scope="head", probe=stage, tune=replace(stage, epochs=1), **changes)
     make = uneven(SHAPES[shape])
-    rows: list[Row] = list(train(phases(method, 0.0), make(method.phases()[0].nets), nothing))
+    rows: list[EpochMetrics] = list(train(phases(method, 0.0), make(method.phases()[0].nets), nothing))
     assert len(rows) >= 3
     assert all(np.isfinite(row["loss"]) for row in rows)
 
@@ -183,30 +183,30 @@ def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
 ) -> None:
     from cleantune.features import cache
 
-    monkeypatch.setattr(cache, "SHARD", 16)
+    monkeypatch.setattr(cache, "SHARD_ROWS", 16)
     monkeypatch.setattr(cache, "BATCH", 4)
-    monkeypatch.setattr(cache, "MOST", 4)
+    monkeypatch.setattr(cache, "MAX_BATCH_SIZE", 4)
     body = open_backbone(save_tiny("resnet", tmp_path / "m"))
-    prepared = prepare(fake_images(40), body.preprocess, tmp_path)  # type: ignore[arg-type]
+    prepared = make_model_inputs(fake_images(40), body.preprocess, tmp_path)  # type: ignore[arg-type]
     made = {}
-    for seen in (Seen("weak", 0), Seen("weak", 1), Seen("strong", 0)):
+    for seen in (ViewSpec("weak", 0), ViewSpec("weak", 1), ViewSpec("strong", 0)):
         key = view_key("k", seen, prepared.augment)  # type: ignore[attr-defined]
         made[seen] = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, seen))
     assert not any(np.allclose(a, b) for a, b in itertools.combinations(made.values(), 2))
     with torch.no_grad():
-        direct = body(Seen("weak", 1).of(prepared, [16, 17, 18, 19]))
-    np.testing.assert_allclose(made[Seen("weak", 1)][16:20], direct.numpy(), rtol=1e-4, atol=1e-5)
+        direct = body(ViewSpec("weak", 1).of(prepared, [16, 17, 18, 19]))
+    np.testing.assert_allclose(made[ViewSpec("weak", 1)][16:20], direct.numpy(), rtol=1e-4, atol=1e-5)
 
-    key = view_key("k", Seen("weak", 0), prepared.augment)  # type: ignore[attr-defined]
+    key = view_key("k", ViewSpec("weak", 0), prepared.augment)  # type: ignore[attr-defined]
     for name in ("index.json", "000001.npy"):  # as if it had been killed in the second shard
         (tmp_path / f"features-{key}" / name).unlink()
-    again = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, Seen("weak", 0)))
-    assert np.array_equal(again, made[Seen("weak", 0)])
+    again = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, ViewSpec("weak", 0)))
+    assert np.array_equal(again, made[ViewSpec("weak", 0)])
 
 
 def test_weak_and_strong_views_come_from_caches_of_their_own() -> None:
     views = torch.stack([torch.full((100, 1), float(v)) for v in range(6)])
-    source = FeatureSource(views, strong=2)
+    source = FeatureBatches(views, strong=2)
     ((_, (a, b, c, d)),) = source.batches([torch.arange(100)], ("weak", "weak", "strong", "strong"), 0)
     assert set(torch.cat([a, b]).flatten().tolist()) == {1.0, 2.0, 3.0}
     assert set(torch.cat([c, d]).flatten().tolist()) == {4.0, 5.0}
@@ -216,7 +216,7 @@ def test_weak_and_strong_views_come_from_caches_of_their_own() -> None:
 
 
 QUICK = {
-    "method.probe.epochs": 2, "method.probe.least_steps": 0, "method.warm_up_head": 1, "method.warm_up_all": 1,
+    "method.probe.epochs": 2, "method.probe.min_steps": 0, "method.warm_up_head": 1, "method.warm_up_all": 1,
     "method.tune.epochs": 2,
 }  # fmt: skip
 
@@ -231,7 +231,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fitted(world: Path, out: Path, **options: Any) -> cleantune.Result:
     data = next(world.glob("*.parquet"))
-    base: dict[str, Any] = {"label": "label", "true_label": "true", "cache": str(out.parent / "cache"), "silent": True}
+    base: dict[str, Any] = {"label": "label", "true_label": "true", "cache": str(out.parent / "cache"), "quiet": True}
     return cleantune.fit(data, world / "model", out=out, precision="float32", device="cpu", **base | options)
 
 
@@ -241,7 +241,7 @@ def test_views_are_counted_announced_and_one_is_the_control(
 ) -> None:
     result = fitted(world, tmp_path / "run", method=name, scope="head", views=views, settings=QUICK)
     train_rows = result.summary["samples"]["train"]
-    assert result.summary["cost"]["forwards"] == (1 + extra) * train_rows
+    assert result.summary["cost"]["forward_passes"] == (1 + extra) * train_rows
     told = [note for note in result.summary["notes"] if "augmented views" in note]
     assert len(told) == (1 if extra else 0)
     if extra:
@@ -270,7 +270,7 @@ def test_embeddings_have_one_view_and_their_ensemble_is_two_heads(tmp_path: Path
     problem = blobs(0.3, size=120)
     names = np.array(["a", "b", "c", "d"])
     data = (problem.x["train"].numpy(), names[problem.y["train"].numpy()])
-    result = cleantune.fit(data, out=tmp_path / "run", method="dividemix", silent=True, settings=QUICK)
+    result = cleantune.fit(data, out=tmp_path / "run", method="dividemix", quiet=True, settings=QUICK)
     assert any("one view" in note for note in result.summary["notes"])
     assert result.model.predict_proba(problem.x["test"].numpy()).shape == (120, CLASSES)
 
@@ -278,8 +278,8 @@ def test_embeddings_have_one_view_and_their_ensemble_is_two_heads(tmp_path: Path
 def test_a_projection_is_trained_and_not_delivered(tmp_path: Path) -> None:
     head = ProjectedHead(LinearHead(WIDTH, 3), 4, seed=0)
     nets = [Net(None, head), Net(None, LinearHead(WIDTH, 3, generator=torch.Generator().manual_seed(1)))]
-    assert save_nets(tmp_path / "m", nets, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "ensemble"
-    loaded, note = load_nets(tmp_path / "m")
+    assert save_models(tmp_path / "m", nets, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "ensemble"
+    loaded, note = load_models(tmp_path / "m")
     assert note["classes"] == ["a", "b", "c"]
     x = Vectors(torch.randn(5, WIDTH)).x
     for before, after in zip(nets, loaded, strict=True):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cleantune.data import Data, Rows
-from cleantune.label_quality.scores import nats
+from cleantune.label_quality.scores import cross_entropy_per_sample
 from cleantune.methods.ledger import Ledger
-from cleantune.pipeline.label_table import Verdict, Witness, judge_labels, label_table, mixtures_of, witness
+from cleantune.pipeline.label_table import LabelStatistics, Verdict, judge_labels, label_table, mixtures_of, witness
 
 COLUMNS = ["id", "split", "given_label", "suggested_label", "label_score", "is_label_issue", "p_clean"]
 
@@ -35,14 +35,14 @@ def verdict(score: list[float], suggested: list[int], issue: list[bool]) -> Verd
     return Verdict(s, s.clone(), torch.tensor(suggested), torch.tensor(issue), 0.0, torch.zeros(2))
 
 
-def known_problem(count: int = 600, seed: int = 0) -> tuple[Witness, Tensor]:
+def known_problem(count: int = 600, seed: int = 0) -> tuple[LabelStatistics, Tensor]:
     """A probe that is sure of the true class, on labels of which three in ten are wrong."""
     rng = torch.Generator().manual_seed(seed)
     true = torch.arange(count) % 3
     wrong = torch.rand(count, generator=rng) < 0.3
     y = torch.where(wrong, (true + 1) % 3, true)
     p = (4 * torch.nn.functional.one_hot(true, 3) + 0.5 * torch.randn(count, 3, generator=rng)).softmax(1)
-    return Witness(y, nats(p, y), nats(p, y), p), wrong
+    return LabelStatistics(y, cross_entropy_per_sample(p, y), cross_entropy_per_sample(p, y), p), wrong
 
 
 def test_the_table_is_sorted_worst_first_with_the_columns_of_the_contract() -> None:
@@ -111,14 +111,14 @@ def test_the_score_is_the_probability_of_the_given_label() -> None:
 
 def test_a_class_without_a_sample_has_the_rate_zero() -> None:
     known, _ = known_problem()
-    wide = Witness(known.y, known.loss, known.late_loss, torch.cat([known.p, torch.zeros(600, 1)], 1))
+    wide = LabelStatistics(known.y, known.loss, known.late_loss, torch.cat([known.p, torch.zeros(600, 1)], 1))
     assert float(judge_labels([wide], 4).rate_by_class[3]) == 0
 
 
 def test_the_witness_is_the_ledger_of_the_last_or_the_first_probe_else_a_last_look() -> None:
     y, look, p = torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.5, 0.5], [0.3, 0.7]])
     looked = witness(Ledger(2), look, y, first=False)
-    torch.testing.assert_close(looked.loss, nats(look, y))
+    torch.testing.assert_close(looked.loss, cross_entropy_per_sample(look, y))
     ledger = Ledger(2)
     for name, value in (("loss", 1.0), ("late_loss", 2.0), ("first_loss", 3.0), ("first_late_loss", 4.0)):
         ledger.write(name, torch.full((2,), value))

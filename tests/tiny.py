@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cleantune.backbones import quiet
+from cleantune.backbones import quiet_transformers
 
 SIZE = 32
 _VIT: dict[str, Any] = {
@@ -105,7 +105,7 @@ def save_tiny(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path
     """Write a random checkpoint of an architecture, weights shaken so that nothing is zero, with its preprocessing."""
     import json
 
-    with quiet():
+    with quiet_transformers():
         import transformers
 
         class_name, settings = CHECKPOINTS[name]

@@ -18,17 +18,17 @@ from tiny import save_tiny
 from torch import nn
 
 from cleantune.backbones import open_backbone
-from cleantune.distributed.process_group import ALONE, Ranks, SharedBatchNorm, here
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, SharedBatchNorm, init_distributed
 from cleantune.features import cache
 from cleantune.features.precision import Precision
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Method, Scope, Stage
-from cleantune.training.batches import FeatureSource, SampleSource
-from cleantune.training.checkpoint import Split
+from cleantune.training.batches import FeatureBatches, SampleBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases, train
-from cleantune.training.evaluator import Judge
+from cleantune.training.evaluator import Evaluator
 from cleantune.training.models import Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 SIZE = 97
 """Samples: the batches cannot be divided evenly."""
@@ -37,7 +37,7 @@ SIZE = 97
 class Shared(InMemory):
     """A memory into which rank 0 alone writes, and from which all ranks read, as from a folder that all see."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: ProcessGroup) -> None:
         super().__init__()
         self.ranks = ranks
 
@@ -50,16 +50,18 @@ class Shared(InMemory):
         return {k: torch.tensor(v, dtype=getattr(torch, d.split(".")[1])) for k, d, v in tensors}, counters
 
 
-def trained(method: Method, scope: Scope, ranks: Ranks, memory: InMemory | None = None) -> tuple[Loop, list[Any]]:
+def trained(
+    method: Method, scope: Scope, ranks: ProcessGroup, memory: InMemory | None = None
+) -> tuple[Trainer, list[Any]]:
     """A run of so many ranks, and its rows."""
     problem = blobs(0.3, size=SIZE)
     loop = loop_for(method, problem, scope, body=backbone(dropout=0.0))
     loop.ranks = ranks
-    rows = list(train(phases(method, 3e-3), loop, Judge(problem.data()), memory))
+    rows = list(train(phases(method, 3e-3), loop, Evaluator(problem.data()), memory))
     return loop, rows
 
 
-def numbers(loop: Loop) -> dict[str, torch.Tensor]:
+def numbers(loop: Trainer) -> dict[str, torch.Tensor]:
     """Everything that a run has learned and remembers, and the last plan."""
     tensors, _ = loop.state()
     assert loop.plan is not None
@@ -75,26 +77,28 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def short(name: str, scope: Scope, **stage: Any) -> Method:
     """A method for a few epochs."""
     method = quick(name, scope)
-    cut = {k: replace(getattr(method, k), epochs=min(3, getattr(method, k).epochs), **stage) for k in ("probe", "tune")}
-    return replace(method, **cut)  # type: ignore[type-var]
+    split_batches = {
+        k: replace(getattr(method, k), epochs=min(3, getattr(method, k).epochs), **stage) for k in ("probe", "tune")
+    }
+    return replace(method, **split_batches)  # type: ignore[type-var]
 
 
-def compared(name: str, scope: Scope, ranks: Ranks, **stage: Any) -> dict[str, Any]:
+def compared(name: str, scope: Scope, ranks: ProcessGroup, **stage: Any) -> dict[str, Any]:
     """One method alone, shared, and shared again."""
     method = short(name, scope, **stage)
-    (alone, rows), (shared, same), (again, _) = (trained(method, scope, r) for r in (ALONE, ranks, ranks))
+    (alone, rows), (shared, same), (again, _) = (trained(method, scope, r) for r in (SINGLE_PROCESS, ranks, ranks))
     a, b, c = numbers(alone), numbers(shared), numbers(again)
     return {
         "difference": difference(a, b),
         "plan": float((a["plan"] != b["plan"]).float().sum()),
         "again": all(torch.equal(b[k], c[k]) for k in b),
-        "alike": ranks.alike(b.values()),
-        "forwards": [row["forwards"] for row in rows] == [row["forwards"] for row in same],
-        "evaluation": alone.cost.evaluation_forwards == shared.cost.evaluation_forwards,
+        "alike": ranks.is_identical(b.values()),
+        "forward_passes": [row["forward_passes"] for row in rows] == [row["forward_passes"] for row in same],
+        "evaluation": alone.cost.evaluation_forward_passes == shared.cost.evaluation_forward_passes,
     }
 
 
-def resumed(ranks: Ranks) -> bool:
+def resumed(ranks: ProcessGroup) -> bool:
     """Whether a run that goes on from its second epoch ends with the bits of one left alone."""
     method, memory = short("elr", "all"), Shared(ranks)
     whole, _ = trained(method, "all", ranks, memory)
@@ -103,7 +107,7 @@ def resumed(ranks: Ranks) -> bool:
     return len(rows) == 1 and all(torch.equal(numbers(whole)[k], v) for k, v in numbers(torn).items())
 
 
-def batch_normed(ranks: Ranks) -> dict[str, float]:
+def batch_normed(ranks: ProcessGroup) -> dict[str, float]:
     """Outputs, gradients and running statistics of a shared normalization against one over the whole batch."""
     out: dict[str, float] = {}
     for shape in ((7, 3), (7, 3, 4, 5)):
@@ -116,7 +120,7 @@ def batch_normed(ranks: Ranks) -> dict[str, float]:
         (whole(a) * goal).sum().backward()
         joined = ranks.join(shared(ranks.part(b)), len(b))
         (joined * goal).sum().backward()
-        ranks.sum_gradients(shared.parameters())
+        ranks.all_reduce_gradients(shared.parameters())
         assert b.grad is not None
         assert a.grad is not None
         close = [(whole(x), ranks.join(shared(ranks.part(x)), len(x))), (a.grad, ranks.total(b.grad))]
@@ -126,9 +130,9 @@ def batch_normed(ranks: Ranks) -> dict[str, float]:
     return out
 
 
-def extracted(ranks: Ranks, cache: Path) -> dict[str, Any]:
+def extracted(ranks: ProcessGroup, cache: Path) -> dict[str, Any]:
     """Features in shards made by all ranks, against those made by one."""
-    cache.SHARD, cache.BATCH, cache.MOST = 16, 4, 4
+    cache.SHARD_ROWS, cache.BATCH, cache.MAX_BATCH_SIZE = 16, 4, 4
     body = open_backbone(nn.Linear(8, 6), feature="x", width=6)
     for p in body.parameters():
         nn.init.constant_(p, 0.1)
@@ -136,15 +140,15 @@ def extracted(ranks: Ranks, cache: Path) -> dict[str, Any]:
     prepared = data.data().rows["train"].samples
     alone = cache.extract(body, prepared, Precision(), cache / f"own-{ranks.rank}", "k")  # type: ignore[arg-type]
     made: list[int] = []
-    real = cache.shard_of
-    cache.shard_of = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
+    real = cache.extract_shard
+    cache.extract_shard = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
     shared = cache.extract(body, prepared, Precision(), cache / "shared", "k", ranks=ranks)  # type: ignore[arg-type]
     return {"equal": bool(np.array_equal(alone, shared)), "made": ranks.each(len(made))}
 
 
-def empty_share(ranks: Ranks) -> bool:
+def empty_share(ranks: ProcessGroup) -> bool:
     """Whether a batch of one row passes through a net of two ranks as through one."""
-    loop, _ = trained(short("ce", "all"), "all", ALONE)
+    loop, _ = trained(short("ce", "all"), "all", SINGLE_PROCESS)
     net: Net = loop.whole[0].eval()
     x = torch.randn(1, 8)
     alone = net(x).logits
@@ -159,7 +163,7 @@ class Pictures(Vectors):
         return self.x[indices]
 
 
-def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
+def divided(ranks: ProcessGroup, folder: Path) -> dict[str, Any]:
     """A small ViT fine-tuned whole, divided among the ranks, and divided and resumed after its first epoch."""
     if ranks.main:
         save_tiny("vit", folder / "vit")
@@ -168,18 +172,18 @@ def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
     x, y = torch.randn(40, 3, 32, 32, generator=rng), torch.arange(40) % CLASSES
     method = replace(short("ce", "all"), tune=Stage(epochs=3, learning_rate=1e-2, batch_size=16))  # type: ignore[type-var]
 
-    def run(shared: Ranks, sharded: bool, memory: InMemory | None = None) -> Loop:
+    def run(shared: ProcessGroup, sharded: bool, memory: InMemory | None = None) -> Trainer:
         body = open_backbone(folder / "vit")
         with torch.no_grad():
-            features = FeatureSource(body.eval()(x))
-        split = Split(y, features, SampleSource(Pictures(x)))
+            features = FeatureBatches(body.eval()(x))
+        split = SplitData(y, features, SampleBatches(Pictures(x)))
         net = Net(body, new_head(cache.plain, 0))
-        loop = Loop([net], {"train": split}, CLASSES, 0, new_head, ranks=shared, sharded=sharded)
+        loop = Trainer([net], {"train": split}, CLASSES, 0, new_head, ranks=shared, sharded=sharded)
         list(train(phases(method, 1e-3), loop, lambda run, looks: {}, memory))
         return loop
 
     memory = Shared(ranks)
-    alone, mine = run(ALONE, False), run(ranks, True, memory)
+    alone, mine = run(SINGLE_PROCESS, False), run(ranks, True, memory)
     memory.saved = memory.saved[:1]
     torn = run(ranks, True, memory)
     a, b, c = numbers(alone), numbers(mine), numbers(torn)
@@ -187,7 +191,7 @@ def divided(ranks: Ranks, folder: Path) -> dict[str, Any]:
     assert body is not None
     held = sum(p.to_local().numel() for p in body.parameters())  # type: ignore[attr-defined]
     whole = sum(p.numel() for p in body.parameters())
-    mine.gather_nets(lambda: [Net(open_backbone(folder / "vit"), new_head(torch.zeros(2, 16), 0))])
+    mine.gather_models(lambda: [Net(open_backbone(folder / "vit"), new_head(torch.zeros(2, 16), 0))])
     gathered = mine.whole[0].backbone
     assert gathered is not None
     same = all(torch.equal(v, b[f"backbone.0.{k}"]) for k, v in gathered.state_dict().items())
@@ -205,7 +209,7 @@ def end(out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     atexit.register(end, Path(sys.argv[1]))
-    ranks, out = here(), Path(sys.argv[1])
+    ranks, out = init_distributed(), Path(sys.argv[1])
     table = [(name, scope) for name in METHODS for scope in get_args(Scope)]
     said: dict[str, Any] = {f"{name} {scope}": compared(name, scope, ranks) for name, scope in table}
     said["ce all, BatchNorm learns"] = compared("ce", "all", ranks, freeze_batchnorm=False)

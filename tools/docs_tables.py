@@ -15,14 +15,14 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from cleantune.backbones import ARCHITECTURES
-from cleantune.config.data import DataSpec
-from cleantune.config.run import ModelSpec, RunSpec
-from cleantune.config.schema import describe
+from cleantune.config.data import DataConfig
+from cleantune.config.run import ModelConfig, RunConfig
+from cleantune.config.schema import describe_fields
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, Interval
+from cleantune.methods.protocol import Choice, Range
 
 ASKED = re.compile(r"^<!-- table: (.+?) -->$", re.MULTILINE)
-SPECS = {"data": DataSpec, "model": ModelSpec, "run": RunSpec}
+SPECS = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -54,7 +54,7 @@ def settings(cls: type, prefix: str) -> str:
 
 
 def rows_of(cls: type, default: Any, prefix: str) -> Iterable[Sequence[str]]:
-    for field in describe(cls):
+    for field in describe_fields(cls):
         value = getattr(default, field.name, field.default)
         if is_dataclass(value) and not isinstance(value, type):
             yield from rows_of(type(value), value, f"{prefix}{field.name}.")
@@ -73,8 +73,8 @@ def spelled(value: Any) -> str:
     return "needed"
 
 
-def allowed(limits: Interval | Choice | None) -> str:
-    if isinstance(limits, Interval):
+def allowed(limits: Range | Choice | None) -> str:
+    if isinstance(limits, Range):
         return f"{limits.low:g} to {limits.high:g}"
     return ", ".join(f"`{value}`" for value in limits.values) if limits else ""
 

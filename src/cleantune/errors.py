@@ -13,7 +13,7 @@ class UserError(Exception):
     """
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The known name that was probably meant, as the end of a sentence.
 
     Args:
@@ -41,4 +41,4 @@ def refuse_unknown_keys(table: Iterable[str], known: Collection[str], path: str 
     """
     for key in table:
         if key not in known:
-            raise UserError(f'unknown key "{path}{key}"{nearest(key, known)}')
+            raise UserError(f'unknown key "{path}{key}"{did_you_mean(key, known)}')

@@ -2,7 +2,7 @@
 
 >>> import cleantune
 >>> found = cleantune.audit(features=features, labels=labels)  # or pred_probs=…; doctest: +SKIP
->>> found.labels, found.noise_rate, found.noise_rate_interval, found.transition  # doctest: +SKIP
+>>> found.labels, found.noise_rate, found.noise_rate_range, found.transition  # doctest: +SKIP
 >>> cleantune.audit("photos/", model="google/vit-base-patch16-224", out="runs/audit")  # doctest: +SKIP
 """
 
@@ -30,7 +30,7 @@ class Audit:
     """One row a label, worst first: id, given_label, suggested_label, label_score, p_wrong, is_label_issue, …"""
     noise_rate: float | None
     """Share of wrong labels; None where the features or probabilities cannot tell."""
-    noise_rate_interval: tuple[float, float] | None
+    noise_rate_range: tuple[float, float] | None
     """95 %: of sampling and of what labels alone leave open."""
     transition: pd.DataFrame | None
     """P(given = column | true = row)."""
@@ -61,10 +61,10 @@ def audit(
     labels: Any = None,
     annotators: Any = None,
     source: Source = "network",
-    trade: float = 1.0,
+    beta: float = 1.0,
     out: str | Path | None = None,
     overwrite: bool = False,
-    silent: bool = False,
+    quiet: bool = False,
     **options: Any,
 ) -> Audit:
     """Find the wrong labels, without fine-tuning.
@@ -79,7 +79,7 @@ def audit(
         annotators: With data, names of columns with further labels (or one text, separated by commas); with arrays,
             their labels [A, N].
         source: Where probabilities come from: `network` that learned the labels whole, or `probe` on frozen features.
-        trade: beta of the F-measure that the cut is best for: 1 balances precision and recall, 2 finds more, 0.5
+        beta: beta of the F-measure that the cut is best for: 1 balances precision and recall, 2 finds more, 0.5
             is surer.
         out: Folder of the run; needed with data, not with arrays.
         overwrite: Remove an earlier run in `out` first.
@@ -89,8 +89,8 @@ def audit(
     Raises:
         UserError: Something the user can put right; the sentence says what, where and how.
     """
-    if not trade > 0:
-        raise UserError(f"trade is {trade}; it must be above 0: 1 balances precision and recall")
+    if not beta > 0:
+        raise UserError(f"beta is {beta}; it must be above 0: 1 balances precision and recall")
     if source not in ("network", "probe"):
         raise UserError(f'source is "{source}"; it is "network" or "probe"')
     given = [n for n, v in (("data", data), ("features", features), ("pred_probs", pred_probs)) if v is not None]
@@ -101,8 +101,8 @@ def audit(
     if data is not None:
         if out is None:
             raise UserError("--out is missing: name the folder of the run")
-        table = run.tabulated(data, model, options)
-        return run.of_data(table, Path(out), _names(annotators), source, trade, overwrite, silent)
+        table = run.build_config_table(data, model, options)
+        return run.audit_data(table, Path(out), _names(annotators), source, beta, overwrite, quiet)
     if options or model is not None:
         raise UserError(f"{', '.join([*options, *(['model'] if model is not None else [])])}: only beside data")
     if labels is None:
@@ -110,7 +110,7 @@ def audit(
     import numpy as np
 
     others = None if annotators is None else np.asarray(annotators)
-    return run.of_arrays(features, pred_probs, labels, others, source, trade, out, overwrite, silent)
+    return run.audit_arrays(features, pred_probs, labels, others, source, beta, out, overwrite, quiet)
 
 
 def _names(annotators: Any) -> list[str]:

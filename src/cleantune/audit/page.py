@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cleantune.report.templates import rendered
+from cleantune.report.templates import render_page
 from cleantune.storage.files import read_json, write_text
 
 LISTED = 60
@@ -35,7 +35,7 @@ def build(run: Path) -> Path:
         "by_class": _table(run / "by_class.csv", 40), "pairs": _table(run / "pairs.csv", PAIRS),
         "duplicates": _table(run / "duplicates.csv", PAIRS),
     }  # fmt: skip
-    page = rendered("cleantune.audit", "page.html", parts, percent=_percent, count="{:,}".format)
+    page = render_page("cleantune.audit", "page.html", parts, percent=_percent, count="{:,}".format)
     write_text(run / "report.html", page)
     return run / "report.html"
 

@@ -12,23 +12,23 @@ import tomli_w
 import torch
 
 from cleantune.audit import Audit
-from cleantune.audit.score_labels import Verdict, judge_features, judge_probabilities
-from cleantune.audit.tables import Rowed, audited, write
-from cleantune.audit.validation import checked_annotators, checked_features, checked_labels, checked_probabilities
-from cleantune.config.run import configure, to_table
+from cleantune.audit.score_labels import Verdict, score_features, score_probabilities
+from cleantune.audit.tables import LabelTable, build_audit, write
+from cleantune.audit.validation import validate_annotators, validate_features, validate_labels, validate_probabilities
+from cleantune.config.run import config_to_dict, configure
 from cleantune.config.schema import merge
 from cleantune.data import Data
 from cleantune.data.labels import read_labels
 from cleantune.data.load import assemble
 from cleantune.errors import UserError
 from cleantune.label_quality.noise_model import Source
-from cleantune.pipeline.export import save_nets
+from cleantune.pipeline.export import save_models
 from cleantune.pipeline.fit import tabulate
-from cleantune.pipeline.inputs import Material, fingerprint, gather, open_model, read_data
-from cleantune.pipeline.label_table import LISTED
+from cleantune.pipeline.inputs import RunInputs, fingerprint, open_model, prepare_inputs, read_data
+from cleantune.pipeline.label_table import LABELED_SPLITS
 from cleantune.pipeline.summary import versions
 from cleantune.storage.files import write_text
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.training.models import LinearHead, Net
 from cleantune.utils.console import Console
 
@@ -36,41 +36,43 @@ DEFAULTS = {"data": {"validation_fraction": 0.0, "test_fraction": 0.0}, "method"
 """What an audit needs otherwise than a training: nothing is set aside."""
 
 
-def tabulated(data: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
+def build_config_table(data: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The table of a run from what was said."""
     return merge(DEFAULTS, tabulate(data, model, None, None, None, options.pop("seed", None), None, None, options))
 
 
-def of_arrays(
+def audit_arrays(
     features: Any,
     pred_probs: Any,
     labels: Any,
     annotators: np.ndarray | None,
     source: Source,
-    trade: float,
+    beta: float,
     out: str | Path | None,
     overwrite: bool,
-    silent: bool,
+    quiet: bool,
     came: dict[str, str] | None = None,
 ) -> Audit:
     """The audit of features or probabilities with their labels."""
-    start, console = time.perf_counter(), Console(silent)
+    start, console = time.perf_counter(), Console(quiet)
     if pred_probs is not None:
-        p = checked_probabilities(pred_probs, "pred_probs")
-        y, names, values = checked_labels(labels, len(p), p.shape[1])
-        others = checked_annotators(annotators, values, len(y))
-        said = judge_probabilities(p, torch.from_numpy(y), source, trade=trade, annotators=others)
+        p = validate_probabilities(pred_probs, "pred_probs")
+        y, names, values = validate_labels(labels, len(p), p.shape[1])
+        others = validate_annotators(annotators, values, len(y))
+        said = score_probabilities(p, torch.from_numpy(y), source, beta=beta, annotators=others)
     else:
-        x = checked_features(features, "features")
-        y, names, values = checked_labels(labels, len(x), None)
-        others = checked_annotators(annotators, values, len(y))
-        with console.bar("neighbors") as told:
-            said = judge_features(x, torch.from_numpy(y), len(names), trade=trade, annotators=others, progress=told)
-    rows = Rowed(np.arange(len(y)), np.full(len(y), "train", dtype=object), y, None, names, values)
-    found = audited(said, rows, "probabilities" if pred_probs is not None else "features", time.perf_counter() - start)
+        x = validate_features(features, "features")
+        y, names, values = validate_labels(labels, len(x), None)
+        others = validate_annotators(annotators, values, len(y))
+        with console.progress("neighbors") as told:
+            said = score_features(x, torch.from_numpy(y), len(names), beta=beta, annotators=others, progress=told)
+    rows = LabelTable(np.arange(len(y)), np.full(len(y), "train", dtype=object), y, None, names, values)
+    found = build_audit(
+        said, rows, "probabilities" if pred_probs is not None else "features", time.perf_counter() - start
+    )
     if out is None:
         return found
-    folder = RunFolder(Path(out), overwrite=overwrite, kind="audit")
+    folder = RunDir(Path(out), overwrite=overwrite, kind="audit")
     folder.clear()
     write_text(
         folder.path / "config.toml",
@@ -83,15 +85,15 @@ def of_arrays(
 class _Read:
     """Labels of train and validation, one after the other."""
 
-    rows: Rowed
+    rows: LabelTable
     splits: list[str]
 
 
-def of_data(
-    table: dict[str, Any], out: Path, annotators: list[str], source: Source, trade: float, overwrite: bool, silent: bool
+def audit_data(
+    table: dict[str, Any], out: Path, annotators: list[str], source: Source, beta: float, overwrite: bool, quiet: bool
 ) -> Audit:
     """The audit of data: frozen features, or probabilities in a file."""
-    start, console = time.perf_counter(), Console(silent)
+    start, console = time.perf_counter(), Console(quiet)
     data_path = table["data"]["data"]
     if isinstance(data_path, str | Path) and Path(data_path).suffix == ".npz" and Path(data_path).is_file():
         with np.load(data_path, allow_pickle=False) as file:
@@ -104,22 +106,22 @@ def of_data(
                     )
                 p, labels = file["pred_probs"], file[given]
                 came = {"source": str(Path(data_path).resolve()), "label": given}
-                return of_arrays(None, p, labels, None, source, trade, out, overwrite, silent, came)
+                return audit_arrays(None, p, labels, None, source, beta, out, overwrite, quiet, came)
     config = configure(table)
     data, _ = read_data(config, console)
     backbone = open_model(config.model, data.kind == "features")
     if backbone is not None:
-        console.say(f"backbone {backbone.source}: {backbone.feature}, {backbone.width} numbers a sample")
+        console.print(f"backbone {backbone.source}: {backbone.feature}, {backbone.width} numbers a sample")
     named = _columns(config.data, data, annotators)
-    folder = RunFolder(out, overwrite=overwrite, kind="audit")
-    material = gather(config, data, backbone, console)
-    read = read_rows(material.data)
+    folder = RunDir(out, overwrite=overwrite, kind="audit")
+    material = prepare_inputs(config, data, backbone, console)
+    read = read_labels_of_splits(material.data)
     x = np.concatenate([np.asarray(material.features[s], np.float32) for s in read.splits])
     keys = list(zip(read.rows.split, read.rows.ids.tolist(), strict=True))
     others = np.array([[known.get(key, -1) for key in keys] for known in named]) if named else None
     y = torch.from_numpy(read.rows.y)
-    with console.bar("neighbors") as told:
-        said = judge_features(x, y, len(data.classes), trade=trade, annotators=others, progress=told)
+    with console.progress("neighbors") as told:
+        said = score_features(x, y, len(data.classes), beta=beta, annotators=others, progress=told)
     record = {
         "audit": "data",
         "fingerprint": fingerprint(material),
@@ -127,19 +129,19 @@ def of_data(
         "versions": versions(),
     }
     folder.clear()
-    write_text(folder.path / "config.toml", tomli_w.dumps(to_table(config) | {"record": record}))
-    found = audited(said, read.rows, data.kind, time.perf_counter() - start, leaks=_leaks(material, x, said, read))
-    save_nets(folder.path / "model", [_net(said, material)], classes=data.classes, class_values=data.class_values)
+    write_text(folder.path / "config.toml", tomli_w.dumps(config_to_dict(config) | {"record": record}))
+    found = build_audit(said, read.rows, data.kind, time.perf_counter() - start, leaks=_leaks(material, x, said, read))
+    save_models(folder.path / "model", [_net(said, material)], classes=data.classes, class_values=data.class_values)
     return write(found, said, read.rows, folder.path, console, material.data)
 
 
-def read_rows(data: Data) -> _Read:
+def read_labels_of_splits(data: Data) -> _Read:
     """The labels that an audit judges."""
-    splits = [s for s in LISTED if s in data.rows]
+    splits = [s for s in LABELED_SPLITS if s in data.rows]
     truth = None
     if any(s in data.truth for s in splits):
         truth = np.concatenate([data.truth.get(s, np.full(len(data.rows[s]), -1)) for s in splits])
-    rows = Rowed(
+    rows = LabelTable(
         np.concatenate([data.rows[s].ids for s in splits]),
         np.concatenate([np.full(len(data.rows[s]), s, dtype=object) for s in splits]),
         np.concatenate([data.rows[s].y for s in splits]).astype(np.int64),
@@ -158,7 +160,7 @@ def _columns(spec: Any, data: Data, names: list[str]) -> list[dict[tuple[str, An
     out = []
     for name in names:
         known: dict[tuple[str, Any], int] = {}
-        for split in LISTED:
+        for split in LABELED_SPLITS:
             if split not in data.rows:
                 continue
             piece = pieces[split]
@@ -169,7 +171,7 @@ def _columns(spec: Any, data: Data, names: list[str]) -> list[dict[tuple[str, An
     return out
 
 
-def _net(said: Verdict, material: Material) -> Net:
+def _net(said: Verdict, material: RunInputs) -> Net:
     """The ridge probe on the frozen backbone, its scores scaled as the audit weighs them."""
     assert said.ridge is not None
     assert said.stack is not None
@@ -185,7 +187,7 @@ LEAK = 0.98
 """Cosine of centered features from which on a test sample is a near-duplicate of a training sample."""
 
 
-def _leaks(material: Material, x: np.ndarray, said: Verdict, read: _Read) -> list[dict[str, Any]]:
+def _leaks(material: RunInputs, x: np.ndarray, said: Verdict, read: _Read) -> list[dict[str, Any]]:
     """Test samples that have a near-duplicate among the audited ones."""
     if "test" not in material.features or said.ridge is None:
         return []

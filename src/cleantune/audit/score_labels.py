@@ -10,19 +10,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cleantune.functional.knn import Graph, Progress, neighbor_graph, outliers, votes
-from cleantune.functional.standardize import floats
+from cleantune.functional.knn import NeighborGraph, Progress, build_neighbor_graph, neighbor_votes, outlier_scores
+from cleantune.functional.standardize import to_float32
 from cleantune.label_quality import scores
-from cleantune.label_quality.loo_ridge import Ridge, Separation, Stack, loo_ridge, separation, stack
+from cleantune.label_quality.loo_ridge import ClassSeparability, Ridge, Stack, class_separability, loo_ridge, stack
 from cleantune.label_quality.noise_model import (
     NoiseModel,
     Source,
-    balanced_cut,
-    calibrated,
-    contradicted,
-    fitted_rows,
+    calibrate,
+    disagreement_fraction,
+    f_beta_threshold,
+    fit_noise_model_family,
     label_scores,
-    noise_models,
+    subsample_rows,
 )
 
 BLOCK_CELLS = 2_000_000
@@ -55,16 +55,16 @@ class Verdict:
     doubt: str
     """Why nothing can be told; empty where it can."""
     detectors: dict[str, Float[Tensor, " N"]] = field(default_factory=dict)
-    graph: Graph | None = None
+    graph: NeighborGraph | None = None
     outlier: Float[Tensor, " N"] | None = None
     ridge: Ridge | None = None
     stack: Stack | None = None
-    separation: Separation | None = None
+    class_separability: ClassSeparability | None = None
     sharpness: float = 0.0
 
 
-def judge_features(
-    features: Any, y: Int[Tensor, " N"], classes: int, *, trade: float = 1.0, neighbors: int = 15,
+def score_features(
+    features: Any, y: Int[Tensor, " N"], classes: int, *, beta: float = 1.0, neighbors: int = 15,
     annotators: Int[np.ndarray, "A N"] | None = None, progress: Progress | None = None,
 ) -> Verdict:  # fmt: skip
     """The verdict from frozen features: a leave-one-out ridge probe and neighbors' votes, then the cut-off.
@@ -73,17 +73,17 @@ def judge_features(
         features: [N, D], an array or memory-mapped.
         y: Given labels.
         classes: C.
-        trade: As `judge_probabilities`.
+        beta: As `score_probabilities`.
         neighbors: Of every sample.
-        annotators: As `judge_probabilities`.
+        annotators: As `score_probabilities`.
         progress: Told how far the neighbors are.
     """
     ridge = loo_ridge(features, y, classes)
-    graph = neighbor_graph(features, ridge.mean, neighbors, progress=progress)
-    share = votes(graph, y, classes)
+    graph = build_neighbor_graph(features, ridge.mean, neighbors, progress=progress)
+    share = neighbor_votes(graph, y, classes)
     stacked = stack([ridge.loo, share], y)
     p = torch.softmax(stacked(ridge.loo, share), 1)
-    apart = separation(features, y, classes, ridge.penalty)
+    apart = class_separability(features, y, classes, ridge.penalty)
     doubt = ""
     if apart.cannot_tell:
         doubt = (
@@ -91,17 +91,23 @@ def judge_features(
             f" (Cohen's kappa {apart.between:.2f} and {apart.with_labels:.2f}):"
             " these features do not separate the classes well enough to say which labels are wrong"
         )
-    out = judge_probabilities(p, y, "probe", trade=trade, annotators=annotators, doubt=doubt)
+    out = score_probabilities(p, y, "probe", beta=beta, annotators=annotators, doubt=doubt)
     out.detectors |= {
         "neighbor_agreement": scores.agreement_score(share, y),
         "distance_ratio": scores.distance_ratio_score(graph.index, graph.similarity, y),
     }
-    out.graph, out.outlier, out.ridge, out.stack, out.separation = graph, outliers(graph), ridge, stacked, apart
+    out.graph, out.outlier, out.ridge, out.stack, out.class_separability = (
+        graph,
+        outlier_scores(graph),
+        ridge,
+        stacked,
+        apart,
+    )
     return out
 
 
-def judge_probabilities(
-    p: Any, y: Int[Tensor, " N"], source: Source = "network", *, trade: float = 1.0,
+def score_probabilities(
+    p: Any, y: Int[Tensor, " N"], source: Source = "network", *, beta: float = 1.0,
     annotators: Int[np.ndarray, "A N"] | None = None, doubt: str = "",
 ) -> Verdict:  # fmt: skip
     """The verdict from class probabilities, none of which was learned from its own label.
@@ -110,23 +116,23 @@ def judge_probabilities(
         p: [N, C], an array or memory-mapped; it is passed over in blocks.
         y: Given labels.
         source: Where the probabilities come from.
-        trade: beta of the F-measure that the cut is best for: 1 balances precision and recall.
+        beta: beta of the F-measure that the cut is best for: 1 balances precision and recall.
         annotators: Labels that others gave, -1 where they gave none.
         doubt: Why nothing can be told, where that is known.
     """
     count, classes = p.shape
-    rows = fitted_rows(count, classes)
-    some, given = floats(p[rows.numpy()]), y[rows]
-    models = noise_models(some, given, source)
+    rows = subsample_rows(count, classes)
+    some, given = to_float32(p[rows.numpy()]), y[rows]
+    models = fit_noise_model_family(some, given, source)
     seen = _pass(p, y, models[0], annotators)
     score = label_scores(seen.own[:, None], torch.zeros_like(y), seen.wrong)
     if annotators is not None:
         score = 1 - seen.wrong
-    p_wrong = calibrated(score, seen.wrong)
-    kappa = _kappa(seen.guess, y, classes)
-    if not doubt and kappa < CHANCE:
-        doubt = f"the probabilities agree with the labels hardly more than by chance (Cohen's kappa {kappa:.2f})"
-    cut = 1.0 + 1e-6 if doubt else balanced_cut(p_wrong, trade)
+    p_wrong = calibrate(score, seen.wrong)
+    cohen_kappa = _kappa(seen.guess, y, classes)
+    if not doubt and cohen_kappa < CHANCE:
+        doubt = f"the probabilities agree with the labels hardly more than by chance (Cohen's kappa {cohen_kappa:.2f})"
+    cut = 1.0 + 1e-6 if doubt else f_beta_threshold(p_wrong, beta)
     rate = float(p_wrong.mean())
     spread = _Spread(models, some, given, classes)
     low, high = spread.around(rate, count)
@@ -174,7 +180,7 @@ def _pass(p: Any, y: Tensor, model: NoiseModel, annotators: np.ndarray | None) -
     experts = _experts(p, y, model, annotators, starts, block) if annotators is not None else None
     for start in starts:
         at = slice(start, min(start + block, count))
-        part, mine = floats(p[at]), y[at]
+        part, mine = to_float32(p[at]), y[at]
         said = model.judge(part, mine)
         truth = said.truth if experts is None else experts[at]
         best = truth.max(1)
@@ -192,16 +198,16 @@ def _pass(p: Any, y: Tensor, model: NoiseModel, annotators: np.ndarray | None) -
 
 
 def _experts(p: Any, y: Tensor, model: NoiseModel, votes_of: np.ndarray, starts: range, block: int) -> Tensor:
-    from cleantune.label_quality.annotators import weighed
+    from cleantune.label_quality.annotators import dawid_skene_posterior
 
-    truth = torch.cat([model.judge(floats(p[s : s + block]), y[s : s + block]).truth for s in starts])
-    return weighed(truth, torch.as_tensor(votes_of))
+    truth = torch.cat([model.judge(to_float32(p[s : s + block]), y[s : s + block]).truth for s in starts])
+    return dawid_skene_posterior(truth, torch.as_tensor(votes_of))
 
 
 def _kappa(guess: Tensor, y: Tensor, classes: int) -> float:
-    from cleantune.label_quality.loo_ridge import kappa
+    from cleantune.label_quality.loo_ridge import cohen_kappa
 
-    return kappa(guess, y, classes)
+    return cohen_kappa(guess, y, classes)
 
 
 def _rows(joint: Tensor) -> Tensor:
@@ -258,4 +264,4 @@ class _Spread:
         return torch.stack([(low - error[0]).clamp(min=0), (high + error[1]).clamp(max=1)])
 
 
-__all__ = ["Verdict", "contradicted", "judge_features", "judge_probabilities"]
+__all__ = ["Verdict", "disagreement_fraction", "score_features", "score_probabilities"]

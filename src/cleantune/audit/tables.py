@@ -12,7 +12,7 @@ from cleantune.audit import Audit
 from cleantune.audit.score_labels import Verdict
 from cleantune.data import Data
 from cleantune.functional import metrics
-from cleantune.functional.knn import near_duplicates
+from cleantune.functional.knn import find_near_duplicates
 from cleantune.storage.files import write_json, write_table
 from cleantune.utils.console import Console
 
@@ -20,14 +20,14 @@ TRUSTED = 3
 """Trusted neighbors that are shown as evidence."""
 TRUST = 0.2
 """Probability of being wrong up to which a neighbor's label is trusted."""
-ALONE = 4.0
+SINGLE_PROCESS = 4.0
 """Median absolute deviations above the median from which on a sample is an outlier."""
 PAIRS = 10_000
 """Pairs of classes that are listed, at the most."""
 
 
 @dataclass(frozen=True)
-class Rowed:
+class LabelTable:
     """Labels with their places."""
 
     ids: np.ndarray
@@ -43,7 +43,9 @@ class Rowed:
         return written
 
 
-def audited(said: Verdict, rows: Rowed, kind: str, seconds: float, leaks: list[dict[str, Any]] | None = None) -> Audit:
+def build_audit(
+    said: Verdict, rows: LabelTable, kind: str, seconds: float, leaks: list[dict[str, Any]] | None = None
+) -> Audit:
     """The verdict as tables."""
     import pandas as pd
 
@@ -67,11 +69,11 @@ def audited(said: Verdict, rows: Rowed, kind: str, seconds: float, leaks: list[d
         "issues": {"count": int(said.issue.sum()), "cut": said.cut if known else None},
         "neighbors": None if said.graph is None else {"count": said.graph.index.shape[1], "recall": said.graph.recall},
         "separation": None
-        if said.separation is None
+        if said.class_separability is None
         else {
-            "between_probes": said.separation.between,
-            "with_labels": said.separation.with_labels,
-            "doubt": said.separation.doubt,
+            "between_probes": said.class_separability.between,
+            "with_labels": said.class_separability.with_labels,
+            "doubt": said.class_separability.doubt,
         },
         "sharpness": said.sharpness,
         "duplicates": None
@@ -101,7 +103,7 @@ def audited(said: Verdict, rows: Rowed, kind: str, seconds: float, leaks: list[d
     )
 
 
-def label_frame(said: Verdict, rows: Rowed) -> Any:
+def label_frame(said: Verdict, rows: LabelTable) -> Any:
     """One row a label, worst first."""
     import pandas as pd
 
@@ -121,7 +123,7 @@ def label_frame(said: Verdict, rows: Rowed) -> Any:
         alone = said.outlier.double().numpy()
         middle = np.median(alone)
         columns["outlier_score"] = alone
-        columns["is_outlier"] = alone > middle + ALONE * 1.4826 * max(np.median(np.abs(alone - middle)), 1e-9)
+        columns["is_outlier"] = alone > middle + SINGLE_PROCESS * 1.4826 * max(np.median(np.abs(alone - middle)), 1e-9)
     if rows.truth is not None:
         columns["true_label"] = rows.labels(rows.truth)
     frame = pd.DataFrame(columns).infer_objects()
@@ -147,12 +149,12 @@ def _pairs(said: Verdict, names: list[str]) -> Any:
     )
 
 
-def _duplicates(said: Verdict, rows: Rowed, leaks: list[dict[str, Any]]) -> Any:
+def _duplicates(said: Verdict, rows: LabelTable, leaks: list[dict[str, Any]]) -> Any:
     import pandas as pd
 
     if said.graph is None:
         return None
-    found, cosine = near_duplicates(said.graph)
+    found, cosine = find_near_duplicates(said.graph)
     pairs = found.numpy()
     a, b = pairs[:, 0], pairs[:, 1]
     listed = {
@@ -175,7 +177,7 @@ def _duplicates(said: Verdict, rows: Rowed, leaks: list[dict[str, Any]]) -> Any:
     return frame.sort_values(["conflict", "leak", "cosine"], ascending=False, ignore_index=True)
 
 
-def _measured(said: Verdict, rows: Rowed) -> dict[str, Any]:
+def _measured(said: Verdict, rows: LabelTable) -> dict[str, Any]:
     """How good the list is, where true labels are known; nothing is decided by it."""
     assert rows.truth is not None
     sure = rows.truth >= 0
@@ -193,7 +195,7 @@ def _measured(said: Verdict, rows: Rowed) -> dict[str, Any]:
     }
 
 
-def trusted_neighbors(said: Verdict, rows: Rowed) -> Any:
+def trusted_neighbors(said: Verdict, rows: LabelTable) -> Any:
     """For every suspect its nearest neighbors whose labels are trusted: id and other ids, nearest first."""
     import pandas as pd
 
@@ -217,7 +219,7 @@ def trusted_neighbors(said: Verdict, rows: Rowed) -> Any:
     )
 
 
-def write(found: Audit, said: Verdict, rows: Rowed, folder: Path, console: Console, data: Data | None) -> Audit:
+def write(found: Audit, said: Verdict, rows: LabelTable, folder: Path, console: Console, data: Data | None) -> Audit:
     """Every file of the folder; the summary comes last but for the page."""
     from cleantune.audit.page import build
     from cleantune.pipeline.artifacts import gallery
@@ -239,8 +241,8 @@ def write(found: Audit, said: Verdict, rows: Rowed, folder: Path, console: Conso
     write_json(folder / "summary.json", found.summary)
     report = build(folder)
     for text in words(found):
-        console.mention(text)
-    console.mention(f"report: {report}")
+        console.info(text)
+    console.info(f"report: {report}")
     return replace(found, path=folder)
 
 
@@ -253,8 +255,8 @@ def words(found: Audit) -> list[str]:
             "no label is called wrong; the list is ranked all the same. Try a stronger or better fitting --model.",
         ]
     assert found.noise_rate is not None
-    assert found.noise_rate_interval is not None
-    low, high = found.noise_rate_interval
+    assert found.noise_rate_range is not None
+    low, high = found.noise_rate_range
     return [
         f"noise rate {found.noise_rate:.1%} (95 % interval {low:.1%} to {high:.1%})",
         f"{int(found.labels['is_label_issue'].sum()):,} of {count:,} labels look wrong",

@@ -12,7 +12,7 @@ from cleantune.errors import UserError
 BLOCK = 65_536
 
 
-def checked_probabilities(p: Any, name: str) -> Any:
+def validate_probabilities(p: Any, name: str) -> Any:
     """Probabilities [N, C] as they were handed over.
 
     Raises:
@@ -37,7 +37,7 @@ def checked_probabilities(p: Any, name: str) -> Any:
     return p
 
 
-def checked_features(x: Any, name: str) -> Any:
+def validate_features(x: Any, name: str) -> Any:
     """Features [N, D] as they were handed over.
 
     Raises:
@@ -54,7 +54,7 @@ def checked_features(x: Any, name: str) -> Any:
     return x
 
 
-def checked_labels(
+def validate_labels(
     labels: Any, count: int, classes: int | None
 ) -> tuple[Int[np.ndarray, " N"], tuple[str, ...], tuple[Any, ...]]:
     """Labels as numbers, with the names and values of the classes.
@@ -94,7 +94,9 @@ def checked_labels(
     return np.array([number[v] for v in listed], dtype=np.int64), tuple(map(str, values)), values
 
 
-def checked_annotators(others: np.ndarray | None, values: tuple[Any, ...], count: int) -> Int[np.ndarray, "A N"] | None:
+def validate_annotators(
+    others: np.ndarray | None, values: tuple[Any, ...], count: int
+) -> Int[np.ndarray, "A N"] | None:
     """Further labels as numbers, -1 where there is none or another class.
 
     Raises:

@@ -4,8 +4,8 @@ from cleantune.backbones.architectures import ARCHITECTURES, Architecture, Pooli
 from cleantune.backbones.backbone import Backbone
 from cleantune.backbones.loading import open_backbone
 from cleantune.backbones.preprocess import ImagePreprocess, Preprocess, TextPreprocess, read_image_preprocess
-from cleantune.backbones.random_init import RECIPES, fresh_backbone
-from cleantune.backbones.transformers_logging import quiet
+from cleantune.backbones.random_init import RECIPES, random_backbone
+from cleantune.backbones.transformers_logging import quiet_transformers
 
 __all__ = [
     "ARCHITECTURES",
@@ -16,9 +16,9 @@ __all__ = [
     "Pooling",
     "Preprocess",
     "TextPreprocess",
-    "fresh_backbone",
     "open_backbone",
-    "quiet",
+    "quiet_transformers",
+    "random_backbone",
     "read_image_preprocess",
     "table",
 ]

@@ -14,7 +14,7 @@ from torch.nn import functional
 Mode = Literal["cls", "max", "mean", "mean_sqrt", "pooler"]
 """One way from tokens to a vector; several are concatenated."""
 
-SENTENCES: dict[Mode, str] = {
+POOLING_DESCRIPTIONS: dict[Mode, str] = {
     "cls": "first token",
     "max": "maximum over the tokens",
     "mean": "mean of the tokens",
@@ -30,7 +30,7 @@ class Pooling:
     modes: tuple[Mode, ...]
     norm: Literal["none", "l2", "layer"] = "none"
     """What is done to the vector: nothing, unit length, or a layer norm without parameters."""
-    patches: bool = False
+    patches_only: bool = False
     """Whether `mean` is over the patches alone, without the first token."""
 
 
@@ -46,12 +46,12 @@ class Architecture:
     """The class of transformers whose classifier sees the same feature, or None: then the model has our own form."""
     learning_rate: float
     """For the backbone in full fine-tuning by AdamW with warm-up; text: of a width of 768."""
-    batchnorm: bool
+    has_batchnorm: bool
     """Whether running statistics of batches are part of the network."""
-    loader: str
+    model_class: str
     """The class of transformers that is the backbone."""
     pooling: Pooling
-    patch_tokens: bool = False
+    has_position_embeddings: bool = False
     """Whether the input size is fixed by learned position embeddings, which `image_size` then resamples."""
 
 
@@ -63,7 +63,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     a.model_type: a
     for a in (
         Architecture(
-            "vit", "image", _AFTER_NORM, "ViTForImageClassification", 5e-5, False, "ViTModel", _CLS, patch_tokens=True
+            "vit",
+            "image",
+            _AFTER_NORM,
+            "ViTForImageClassification",
+            5e-5,
+            False,
+            "ViTModel",
+            _CLS,
+            has_position_embeddings=True,
         ),
         Architecture(
             "vit_mae",
@@ -74,7 +82,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             False,
             "ViTModel",
             _CLS,
-            patch_tokens=True,
+            has_position_embeddings=True,
         ),
         Architecture(
             "vit_msn",
@@ -85,7 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             False,
             "ViTMSNModel",
             _CLS,
-            patch_tokens=True,
+            has_position_embeddings=True,
         ),
         Architecture(
             "dinov2",
@@ -95,7 +103,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             1e-5,
             False,
             "Dinov2Model",
-            Pooling(("cls", "mean"), patches=True),
+            Pooling(("cls", "mean"), patches_only=True),
         ),
         Architecture(
             "clip",
@@ -106,7 +114,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             False,
             "CLIPVisionModel",
             _POOLER,
-            patch_tokens=True,
+            has_position_embeddings=True,
         ),
         Architecture(
             "siglip",
@@ -117,7 +125,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             False,
             "SiglipVisionModel",
             _POOLER,
-            patch_tokens=True,
+            has_position_embeddings=True,
         ),
         Architecture(
             "swin",
@@ -200,7 +208,7 @@ def pool(
 
     Source: sentence-transformers' Pooling module, whose files `1_Pooling/config.json` this follows.
     """
-    parts = [_pooled(hidden, mask, mode, pooling.patches) for mode in pooling.modes]
+    parts = [_pooled(hidden, mask, mode, pooling.patches_only) for mode in pooling.modes]
     f = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     if pooling.norm == "l2":
         return functional.normalize(f, dim=1)
@@ -209,11 +217,11 @@ def pool(
     return f
 
 
-def _pooled(hidden: Tensor, mask: Tensor | None, mode: Mode, patches: bool) -> Tensor:
+def _pooled(hidden: Tensor, mask: Tensor | None, mode: Mode, patches_only: bool) -> Tensor:
     if mode == "cls":
         return hidden[:, 0]
     if mask is None:
-        tokens = hidden[:, 1:] if patches else hidden
+        tokens = hidden[:, 1:] if patches_only else hidden
         return tokens.amax(dim=1) if mode == "max" else tokens.mean(dim=1)
     real = mask.unsqueeze(-1).to(hidden.dtype)
     if mode == "max":
@@ -222,9 +230,9 @@ def _pooled(hidden: Tensor, mask: Tensor | None, mode: Mode, patches: bool) -> T
     return (hidden * real).sum(dim=1) / (count.sqrt() if mode == "mean_sqrt" else count)
 
 
-def feature_sentence(pooling: Pooling) -> str:
+def describe_pooling(pooling: Pooling) -> str:
     """The feature that a sentence-transformers folder asks for, in words."""
-    words = " beside ".join(SENTENCES[mode] for mode in pooling.modes)
+    words = " beside ".join(POOLING_DESCRIPTIONS[mode] for mode in pooling.modes)
     return f"{words} of the last layer{', scaled to unit length' if pooling.norm == 'l2' else ''}"
 
 

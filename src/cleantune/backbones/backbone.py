@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         return rate * _TEXT_WIDTH / self.width if self.architecture.kind == "text" else rate
 
     @property
-    def parameter_count(self) -> int:
+    def num_parameters(self) -> int:
         """Number of weights that learn in full fine-tuning."""
         return sum(p.numel() for p in self.parameters())
 
@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def constant_weights(self) -> Iterator[None]:
         """Inside, nobody changes the weights: their fingerprint, seconds for a large network, is computed once."""
         before, self._resting = self._resting, self.fingerprint
         try:

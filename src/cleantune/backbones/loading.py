@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from cleantune.backbones.architectures import ALIASES, ARCHITECTURES, Architecture, Pooling, feature_sentence
+from cleantune.backbones.architectures import ALIASES, ARCHITECTURES, Architecture, Pooling, describe_pooling
 from cleantune.backbones.backbone import Backbone
 from cleantune.backbones.preprocess import (
     ImagePreprocess,
@@ -18,8 +18,8 @@ from cleantune.backbones.preprocess import (
     read_image_preprocess,
     read_json,
 )
-from cleantune.backbones.text import read_stated, read_text_preprocess
-from cleantune.backbones.transformers_logging import quiet
+from cleantune.backbones.text import read_sentence_transformers_config, read_text_preprocess
+from cleantune.backbones.transformers_logging import quiet_transformers
 from cleantune.errors import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
@@ -55,8 +55,8 @@ def open_backbone(
     """
     if isinstance(model, nn.Module):
         return _module(model, kind, feature, width, preprocess)
-    stated = read_stated(folder_of(str(model)))
-    architecture = architecture_of(stated.root)
+    stated = read_sentence_transformers_config(resolve_model_folder(str(model)))
+    architecture = read_architecture(stated.root)
     _refuse_weightless(stated.root)
     _refuse_other_kind(kind, architecture, str(model))
     hf = _load(stated.root, architecture)
@@ -78,7 +78,7 @@ def open_backbone(
         preprocess=read,
         source=str(model),
         pooling=pooling,
-        feature=feature_sentence(pooling) if stated.pooling else None,
+        feature=describe_pooling(pooling) if stated.pooling else None,
     ).eval()
 
 
@@ -98,13 +98,13 @@ def _module(
             "a model given as a module needs feature= (what it returns, in words) and width= (the length of it)"
         )
     stated: Literal["image", "text"] = kind or ("text" if isinstance(preprocess, TextPreprocess) else "image")
-    batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+    has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     name = type(module).__name__
-    architecture = Architecture(name, stated, feature, None, 1e-4, batchnorm, name, Pooling(()))
+    architecture = Architecture(name, stated, feature, None, 1e-4, has_batchnorm, name, Pooling(()))
     return Backbone(module, architecture, width=width, preprocess=preprocess, source=name, feature=feature).eval()
 
 
-def folder_of(model: str) -> Path:
+def resolve_model_folder(model: str) -> Path:
     """The folder of a model; a hub id is fetched first, safetensors and text files only."""
     path = Path(model).expanduser()
     if path.is_dir():
@@ -113,7 +113,7 @@ def folder_of(model: str) -> Path:
         raise UserError(f"the model {model} is a file, not a folder: give the folder that holds its config.json")
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or "\\" in model or not model:
         raise UserError(f'no such model: there is no folder "{model}"; give a transformers folder or a hub id')
-    with quiet():
+    with quiet_transformers():
         from huggingface_hub import snapshot_download
 
         try:
@@ -125,7 +125,7 @@ def folder_of(model: str) -> Path:
             ) from error
 
 
-def architecture_of(folder: Path) -> Architecture:
+def read_architecture(folder: Path) -> Architecture:
     """The architecture that a folder's config.json names.
 
     Raises:
@@ -159,12 +159,12 @@ def _refuse_weightless(folder: Path) -> None:
 
 
 def _load(folder: Path, architecture: Architecture) -> nn.Module:
-    with quiet():
+    with quiet_transformers():
         import transformers
 
-        loader = getattr(transformers, architecture.loader)
+        model_class = getattr(transformers, architecture.model_class)
         try:
-            hf, info = loader.from_pretrained(
+            hf, info = model_class.from_pretrained(
                 folder,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -191,7 +191,7 @@ def _options(folder: Path, architecture: Architecture) -> dict[str, Any]:
     import transformers
 
     options: dict[str, Any] = {}
-    if architecture.loader in _POOLER_IN_VAIN:
+    if architecture.model_class in _POOLER_IN_VAIN:
         options["add_pooling_layer"] = False
     if architecture.model_type == "vit_mae":
         # ViTMAEModel masks three patches of four in every forward, evaluation too: the plain ViT does not.
@@ -213,7 +213,7 @@ def _refuse_misfit(folder: Path, info: Any) -> None:
 
 def _at_size(hf: nn.Module, architecture: Architecture, preprocess: ImagePreprocess) -> nn.Module:
     """The same network for the preprocessing's size: position embeddings are resampled once, here."""
-    if not architecture.patch_tokens:
+    if not architecture.has_position_embeddings:
         return hf
     config: Any = hf.config
     height, width = preprocess.size
@@ -231,11 +231,11 @@ def _at_size(hf: nn.Module, architecture: Architecture, preprocess: ImagePreproc
     old = embeddings.position_embedding.weight if learned else embeddings.position_embeddings
     extra = old.shape[-2] - (_pair(config.image_size)[0] // patch[0]) * (_pair(config.image_size)[1] // patch[1])
     tokens = (height // patch[0]) * (width // patch[1]) + extra
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet_transformers():
         new = embeddings.interpolate_pos_encoding(old.new_zeros(1, tokens, old.shape[-1]), height, width)
         wanted = copy.deepcopy(config)
         wanted.image_size = height
-        options = {"add_pooling_layer": False} if architecture.loader in _POOLER_IN_VAIN else {}
+        options = {"add_pooling_layer": False} if architecture.model_class in _POOLER_IN_VAIN else {}
         resized = type(hf)(wanted, **options)
     state = hf.state_dict()
     name = next(k for k in state if k.endswith(f"{key}.weight" if learned else key))

@@ -12,10 +12,10 @@ import torch
 
 from cleantune.backbones.architectures import ARCHITECTURES
 from cleantune.backbones.backbone import Backbone
-from cleantune.backbones.loading import architecture_of, folder_of, open_backbone
+from cleantune.backbones.loading import open_backbone, read_architecture, resolve_model_folder
 from cleantune.backbones.preprocess import ImagePreprocess
-from cleantune.backbones.transformers_logging import quiet
-from cleantune.errors import UserError, nearest
+from cleantune.backbones.transformers_logging import quiet_transformers
+from cleantune.errors import UserError, did_you_mean
 
 RECIPES: dict[str, tuple[str, dict[str, Any], int]] = {
     "resnet-small": (
@@ -35,7 +35,7 @@ _BESIDE = ("*.json", "*.txt", "*.model")
 """Files of a checkpoint folder that are not weights: configuration, preprocessing, tokenizer."""
 
 
-def fresh_backbone(
+def random_backbone(
     name: str, *, seed: int = 0, image_size: int | None = None, max_length: int | None = None
 ) -> Backbone:
     """A backbone with random weights, as transformers initializes them.
@@ -69,22 +69,22 @@ def fresh_backbone(
 def _copied(name: str, folder: Path) -> str:
     """The architecture of a folder or hub id, whose files but for the weights are put into `folder`."""
     try:
-        source = folder_of(name)
+        source = resolve_model_folder(name)
     except UserError as error:
-        raise UserError(f'--backbone "{name}" is no recipe{nearest(name, RECIPES)}; and {error}') from None
+        raise UserError(f'--backbone "{name}" is no recipe{did_you_mean(name, RECIPES)}; and {error}') from None
     for pattern in _BESIDE:
         for file in source.glob(pattern):
             shutil.copy(file, folder / file.name)
-    return architecture_of(source).model_type
+    return read_architecture(source).model_type
 
 
 def _draw(folder: Path, kind: str, changes: dict[str, Any], seed: int) -> None:
     """Random weights and their configuration into a folder."""
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         import transformers
 
         torch.manual_seed(seed)
-        cls = getattr(transformers, ARCHITECTURES[kind].loader)
+        cls = getattr(transformers, ARCHITECTURES[kind].model_class)
         stated = (folder / "config.json").is_file()
         config = cls.config_class.from_pretrained(folder) if stated else cls.config_class(**changes)
         cls(config).save_pretrained(folder)

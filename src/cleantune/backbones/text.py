@@ -11,14 +11,14 @@ from torch import nn
 from cleantune.backbones.architectures import Mode, Pooling
 from cleantune.backbones.backbone import POOLING_KEYS
 from cleantune.backbones.preprocess import TextPreprocess, read_json
-from cleantune.backbones.transformers_logging import quiet
+from cleantune.backbones.transformers_logging import quiet_transformers
 from cleantune.errors import UserError
 
 DEFAULT_MAX_LENGTH = 128
 """Tokens of a text where neither the user nor a shorter limit of the model says otherwise."""
 
 
-class Stated(NamedTuple):
+class SentenceTransformersConfig(NamedTuple):
     """What a folder says of its text network."""
 
     root: Path
@@ -29,7 +29,7 @@ class Stated(NamedTuple):
     lowercase: bool
 
 
-def read_stated(folder: Path) -> Stated:
+def read_sentence_transformers_config(folder: Path) -> SentenceTransformersConfig:
     """What `modules.json`, the pooling's file and `sentence_bert_config.json` of a folder say.
 
     Raises:
@@ -55,10 +55,12 @@ def read_stated(folder: Path) -> Stated:
     return _stated(kinds[0][1], pooling)
 
 
-def _stated(root: Path, pooling: Pooling | None) -> Stated:
+def _stated(root: Path, pooling: Pooling | None) -> SentenceTransformersConfig:
     path = root / "sentence_bert_config.json"
     config = read_json(path) if path.is_file() else {}
-    return Stated(root, pooling, config.get("max_seq_length"), bool(config.get("do_lower_case", False)))
+    return SentenceTransformersConfig(
+        root, pooling, config.get("max_seq_length"), bool(config.get("do_lower_case", False))
+    )
 
 
 def _modes(path: Path) -> tuple[Mode, ...]:
@@ -79,14 +81,14 @@ def _modes(path: Path) -> tuple[Mode, ...]:
     return tuple(cast(Mode, mode) for mode in POOLING_KEYS if mode in chosen)
 
 
-def read_text_preprocess(hf: nn.Module, stated: Stated, max_length: int | None) -> TextPreprocess:
+def read_text_preprocess(hf: nn.Module, stated: SentenceTransformersConfig, max_length: int | None) -> TextPreprocess:
     """The tokenizer of a folder, cut at `max_length` or at what the folder says, 128 at most by default.
 
     Raises:
         UserError: No usable tokenizer, or more tokens asked for than the network takes.
     """
     folder = stated.root
-    with quiet():
+    with quiet_transformers():
         from transformers import AutoTokenizer
 
         try:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from cleantune.cli import options
-from cleantune.config.run import ModelSpec, RunSpec
-from cleantune.data import DataSpec
+from cleantune.config.run import ModelConfig, RunConfig
+from cleantune.data import DataConfig
 
 FORMS = ("csv", "parquet", "fiftyone", "label-studio", "argilla", "cleanlab")
 
@@ -29,7 +29,7 @@ FORMS = ("csv", "parquet", "fiftyone", "label-studio", "argilla", "cleanlab")
     help="Where probabilities in a file come from: a network that learned the labels whole, or a probe.",
 )
 @click.option(
-    "--trade",
+    "--beta",
     type=float,
     default=1.0,
     show_default=True,
@@ -38,7 +38,7 @@ FORMS = ("csv", "parquet", "fiftyone", "label-studio", "argilla", "cleanlab")
 )
 @options.overwrite("run")
 @options.SILENT
-@options.of(DataSpec, ModelSpec, RunSpec)
+@options.of(DataConfig, ModelConfig, RunConfig)
 def audit(data: str, model: str | None, out: Path, **said: Any) -> None:
     """Find the wrong labels, without fine-tuning.
 
@@ -76,7 +76,7 @@ def apply(run: Path, decisions: Path | None, out: Path | None, retrain: bool, ex
 
     DECISIONS is decisions.csv of RUN where it is left out.
     """
-    from cleantune.review.apply import applied
+    from cleantune.review.apply import apply_decisions
 
-    for text in applied(run, decisions, out, retrain=retrain, export=export):
+    for text in apply_decisions(run, decisions, out, retrain=retrain, export=export):
         click.echo(text)

@@ -13,18 +13,18 @@ from cleantune.cli import options, study_commands
 from cleantune.cli.compare_command import compare
 from cleantune.cli.reproduce_command import reproduce
 from cleantune.cli.search_command import search
-from cleantune.config.run import ModelSpec, RunSpec
-from cleantune.config.schema import Described, describe
-from cleantune.data import DataSpec
-from cleantune.distributed.process_group import here
+from cleantune.config.run import ModelConfig, RunConfig
+from cleantune.config.schema import FieldInfo, describe_fields
+from cleantune.data import DataConfig
+from cleantune.distributed.process_group import init_distributed
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, Interval, Reshape, Stage
+from cleantune.methods.protocol import Choice, MLPHeadConfig, Range, Stage
 
 
 @click.command()
 @click.argument("data", required=False)
-@click.option("--model", help=f"{describe(ModelSpec)[0].help} [default: none]", metavar="MODEL")
+@click.option("--model", help=f"{describe_fields(ModelConfig)[0].help} [default: none]", metavar="MODEL")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run. [no default]")
 @click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
 @click.option("--scope", type=click.Choice(["head", "all", "lora"]), help="What learns. [default: the method's own]")
@@ -35,7 +35,7 @@ from cleantune.methods.protocol import Choice, Interval, Reshape, Stage
 @options.resume("run")
 @options.overwrite("run")
 @options.SILENT
-@options.of(DataSpec, ModelSpec, RunSpec)
+@options.of(DataConfig, ModelConfig, RunConfig)
 def fit(settings: tuple[str, ...], **said: Any) -> None:
     """Train on noisy labels; write the model, the list of probably wrong labels and the report.
 
@@ -44,7 +44,7 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
     from cleantune.pipeline.fit import fit as run
 
     result = run(settings=list(settings), **{k: v for k, v in said.items() if v is not None})
-    if here().main:
+    if init_distributed().main:
         print_summary(result.summary)
 
 
@@ -53,10 +53,10 @@ def fit(settings: tuple[str, ...], **said: Any) -> None:
 @click.option("--model", required=True, help="Checkpoint folder or hub id. [no default]", metavar="MODEL")
 @options.CONFIG
 @options.SILENT
-@options.of(DataSpec, ModelSpec)
+@options.of(DataConfig, ModelConfig)
 @click.option("--workers", type=int, default=1, show_default=True, help="Processes of Ray at once.", metavar="N")
 @click.option("--cache", help="Folder that all machines see. [default: $CLEANTUNE_CACHE, else ~/.cache/cleantune]")
-def extract(data: str, model: str, config: Path | None, silent: bool, workers: int, **said: Any) -> None:
+def extract(data: str, model: str, config: Path | None, quiet: bool, workers: int, **said: Any) -> None:
     """Features of all samples into the cache, by many processes or machines; `fit` then finds them there.
 
     DATA is an image folder or a table of images or texts that every machine sees under the same path.
@@ -66,20 +66,20 @@ def extract(data: str, model: str, config: Path | None, silent: bool, workers: i
 
     given = {key: value for key, value in said.items() if value is not None}
     table = tabulate(data, model, None, None, None, None, config, None, given)
-    counts = extract_all(table, workers, silent)
+    counts = extract_all(table, workers, quiet)
     for split, count in counts.items():
         click.echo(f"{split}  {count:,} samples")
 
 
 @click.command()
 @click.argument("data", required=False)
-@click.option("--model", help=f"{describe(ModelSpec)[0].help} [default: none]", metavar="MODEL")
+@click.option("--model", help=f"{describe_fields(ModelConfig)[0].help} [default: none]", metavar="MODEL")
 @click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
 @click.option("--scope", type=click.Choice(["head", "all"]), help="What learns. [default: the method's own]")
 @click.option("--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME")
 @options.CONFIG
 @options.setting("Any field, as method.tau=0.7")
-@options.of(DataSpec, ModelSpec, RunSpec)
+@options.of(DataConfig, ModelConfig, RunConfig)
 def plan(settings: tuple[str, ...], **said: Any) -> None:
     """What `fit` would take with the same options, by a probe of about ten seconds; nothing is trained or kept."""
     from cleantune.pipeline.plan import plan as foreseen
@@ -167,14 +167,14 @@ def report(run: Path) -> None:
     help="Table to write: .parquet .csv .tsv .jsonl .npz. [no default]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.", metavar="N")
-@options.of(DataSpec)
+@options.of(DataConfig)
 def corrupt(data: str, noise: str, out: Path, seed: int, **columns: Any) -> None:
     """Write data with noise in its labels and the true ones in a column of their own.
 
     Noise captions:0.2 is for pairs: the captions of a fifth of the rows, column --text, change places.
     """
-    from cleantune.config.schema import build
-    from cleantune.data import KIND, write_like, write_swapped
+    from cleantune.config.schema import from_dict
+    from cleantune.data import KIND, write_corrupted, write_swapped
 
     if noise.startswith(KIND):
         if columns.get("text") is None:
@@ -182,8 +182,8 @@ def corrupt(data: str, noise: str, out: Path, seed: int, **columns: Any) -> None
         share = write_swapped(data, noise, columns["text"], out, image=columns.get("image"), seed=seed)
         click.echo(f"{out}: {percent(share)} of the captions are wrong")
         return
-    spec = build(DataSpec, {"data": data} | {k: v for k, v in columns.items() if v is not None}, "data")
-    measured = write_like(spec, noise, seed, out)
+    spec = from_dict(DataConfig, {"data": data} | {k: v for k, v in columns.items() if v is not None}, "data")
+    measured = write_corrupted(spec, noise, seed, out)
     click.echo(f"{out}: {percent(measured.get('rate', 0.0))} of the labels are wrong")
 
 
@@ -205,10 +205,10 @@ def methods(as_json: bool) -> None:
 
 def _settings(cls: type, path: str = "method") -> list[tuple[str, Any, str, str]]:
     out = []
-    for field in describe(cls):
-        if isinstance(field.default, Stage | Reshape):
+    for field in describe_fields(cls):
+        if isinstance(field.default, Stage | MLPHeadConfig):
             record = field.default
-            for inner in describe(type(record)):
+            for inner in describe_fields(type(record)):
                 value = getattr(record, inner.name)
                 out.append((f"{path}.{field.name}.{inner.name}", value, _range(inner), inner.help))
         else:
@@ -216,8 +216,8 @@ def _settings(cls: type, path: str = "method") -> list[tuple[str, Any, str, str]
     return out
 
 
-def _range(field: Described) -> str:
-    if isinstance(field.allowed, Interval):
+def _range(field: FieldInfo) -> str:
+    if isinstance(field.allowed, Range):
         return f"{field.allowed.low:g} to {field.allowed.high:g}"
     if isinstance(field.allowed, Choice):
         return " | ".join(str(v) for v in field.allowed.values)

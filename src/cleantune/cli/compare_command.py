@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from cleantune.cli import options
-from cleantune.config.run import ModelSpec, RunSpec
-from cleantune.data import DataSpec
+from cleantune.config.run import ModelConfig, RunConfig
+from cleantune.data import DataConfig
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
 
@@ -66,7 +66,7 @@ def read_seeds(value: str | None) -> int | list[int] | None:
 @options.resume("matrix")
 @options.overwrite("matrix")
 @options.SILENT
-@options.of(DataSpec, ModelSpec, RunSpec, left_out={"noise", "noise_seed", "train_seed", "workers"})
+@options.of(DataConfig, ModelConfig, RunConfig, left_out={"noise", "noise_seed", "train_seed", "workers"})
 def compare(
     models: tuple[str, ...],
     methods: str | None,

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, did_you_mean
 
 VERBS: dict[str, dict[str, str]] = {
     "The main job": {
         "fit": "Train on noisy labels; write the model, the list of probably wrong labels and the report.",
-        "plan": "What fit would take: forwards, minutes, disk, memory; nothing is trained.",
+        "plan": "What fit would take: forward_passes, minutes, disk, memory; nothing is trained.",
         "extract": "Features of all samples into the cache, by many processes or machines.",
         "predict": "Predict with the model of a run.",
         "report": "Build the report of a run anew.",
@@ -63,7 +63,7 @@ class Grouped(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, with the nearest verb for an unknown one."""
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
-            raise UserError(f'unknown verb "{args[0]}"{nearest(args[0], self.list_commands(ctx))}')
+            raise UserError(f'unknown verb "{args[0]}"{did_you_mean(args[0], self.list_commands(ctx))}')
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 import click
 
-from cleantune.config.schema import Described, describe
+from cleantune.config.schema import FieldInfo, describe_fields
 from cleantune.methods.protocol import Choice
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -22,7 +22,7 @@ HIDDEN = frozenset({"data", "model"})
 CONFIG: Option = click.option(
     "--config", type=click.Path(path_type=Path), help="TOML file; what stands beside it here wins. [default: none]"
 )
-SILENT: Option = click.option("--silent", is_flag=True, help="Say nothing but errors. [default: off]")
+SILENT: Option = click.option("--quiet", is_flag=True, help="Say nothing but errors. [default: off]")
 
 
 def setting(said: str) -> Option:
@@ -46,7 +46,7 @@ def of(*records: type, left_out: Set[str] = frozenset()) -> Option:
     """One option for each field of the records, in their order, but for those left out and `HIDDEN` ones."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        fields = [field for record in records for field in describe(record)]
+        fields = [field for record in records for field in describe_fields(record)]
         for field in reversed(fields):  # as decorators do, the lowest first
             if field.name not in HIDDEN | left_out:
                 function = option_of(field)(function)
@@ -55,7 +55,7 @@ def of(*records: type, left_out: Set[str] = frozenset()) -> Option:
     return decorate
 
 
-def option_of(field: Described) -> Option:
+def option_of(field: FieldInfo) -> Option:
     """The option of a field; it is None where the user says nothing."""
     kinds = [k for k in get_args(field.kind) if k is not type(None)] if _is_union(field.kind) else [field.kind]
     name = "--" + field.name.replace("_", "-")
@@ -72,7 +72,7 @@ def _is_union(kind: Any) -> bool:
     return get_origin(kind) in (typing.Union, types.UnionType)
 
 
-def _metavar(field: Described, kind: type) -> str:
+def _metavar(field: FieldInfo, kind: type) -> str:
     if kind is not str:
         return "N" if kind is int else "X"
     columns = ("text", "image", "label", "id", "true_label", "split_column", "test_label")

@@ -14,7 +14,7 @@ from cleantune.errors import UserError
 @click.argument("block")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results. [no default]")
 @click.option(
-    "--stand-in",
+    "--synthetic",
     is_flag=True,
     help="On 200 made-up images and tiny random networks; all outputs say so. [default: off]",
 )
@@ -33,18 +33,18 @@ from cleantune.errors import UserError
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 0 to N - 1. [default: the experiment's]")
 @click.option("--resume", is_flag=True, help="Keep the cells that are done and run the others. [default: off]")
 @options.overwrite("run")
-@click.option("--silent", is_flag=True, help="Print the tables and nothing before them. [default: off]")
+@click.option("--quiet", is_flag=True, help="Print the tables and nothing before them. [default: off]")
 def reproduce(
     block: str,
     out: Path,
-    stand_in: bool,
+    synthetic: bool,
     only: tuple[str, ...],
     data: tuple[str, ...],
     model: tuple[str, ...],
     seeds: int | None,
     resume: bool,
     overwrite: bool,
-    silent: bool,
+    quiet: bool,
 ) -> None:
     """A table or figure of TURN's paper, ours beside the paper's numbers.
 
@@ -54,8 +54,8 @@ def reproduce(
 
     places = {"--data": _pairs("--data", data), "--model": _pairs("--model", model)}
     done = run(
-        block, out=out, stand_in=stand_in, only=only, data=places["--data"], models=places["--model"], seeds=seeds,
-        resume=resume, overwrite=overwrite, silent=silent,
+        block, out=out, synthetic=synthetic, only=only, data=places["--data"], models=places["--model"], seeds=seeds,
+        resume=resume, overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
     click.echo(done.text)
 

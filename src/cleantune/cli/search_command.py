@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from cleantune.cli import options
-from cleantune.config.run import ModelSpec, RunSpec
-from cleantune.data import DataSpec
+from cleantune.config.run import ModelConfig, RunConfig
+from cleantune.data import DataConfig
 from cleantune.methods import METHODS
 
-OBJECTIVES = ("noisy-validation", "noisy-validation-averaged", "noisy-validation-gce")
+OBJECTIVES = ("noisy-val", "noisy-val-averaged", "noisy-val-gce")
 
 
 @click.command()
@@ -44,7 +44,7 @@ OBJECTIVES = ("noisy-validation", "noisy-validation-averaged", "noisy-validation
 @options.resume("search")
 @options.overwrite("search")
 @options.SILENT
-@options.of(DataSpec, ModelSpec, RunSpec, left_out={"workers", "test_every_epoch"})
+@options.of(DataConfig, ModelConfig, RunConfig, left_out={"workers", "test_every_epoch"})
 def search(settings: tuple[str, ...], **said: Any) -> None:
     """Search for a method's settings on the noisy validation split; write trials, the best config and a page.
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from cleantune.cli import options
-from cleantune.config.run import ModelSpec, RunSpec
-from cleantune.data import DataSpec
+from cleantune.config.run import ModelConfig, RunConfig
+from cleantune.data import DataConfig
 from cleantune.errors import UserError
 from cleantune.functional.spectrum import PRESETS
 
@@ -44,7 +44,7 @@ def evaluate(runs: tuple[Path, ...], ood: tuple[str, ...], out: Path | None, **s
 
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise UserError(f"--out {out}: the table is written as .parquet or .csv")
-    frame = measure(runs, ood, silent=False, **said)
+    frame = measure(runs, ood, quiet=False, **said)
     if not len(frame):
         raise UserError("there is nothing to measure: the run has no test split; name other data with --ood")
     if out is not None:
@@ -70,14 +70,14 @@ def evaluate(runs: tuple[Path, ...], ood: tuple[str, ...], out: Path | None, **s
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
-    default="official_code",
+    default="official",
     show_default=True,
-    help="official_code: rows of length 1 without their own mean; paper: features as they are.",
+    help="official: rows of length 1 without their own mean; paper: features as they are.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of table and page. [no default]")
 @options.SILENT
-@options.of(DataSpec, ModelSpec)
-def spectrum(data: tuple[str, ...], models: tuple[str, ...], silent: bool, **said: Any) -> None:
+@options.of(DataConfig, ModelConfig)
+def spectrum(data: tuple[str, ...], models: tuple[str, ...], quiet: bool, **said: Any) -> None:
     """Singular values of the features of models on data: entropy, dominant share, effective rank, and a page.
 
     DATA are one or several image folders, tables, embeddings (.npz) or Hugging Face data sets.
@@ -85,7 +85,7 @@ def spectrum(data: tuple[str, ...], models: tuple[str, ...], silent: bool, **sai
     from cleantune.studies.spectrum import study
     from cleantune.utils.console import Console
 
-    done = study(data, models, console=Console(silent), **{k: v for k, v in said.items() if v is not None})
+    done = study(data, models, console=Console(quiet), **{k: v for k, v in said.items() if v is not None})
     table = done.table[["data", "model", "samples", "width", "sve", "lsvr", "dominant_share", "effective_rank"]]
     click.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     click.echo(f"report: {done.report}")
@@ -108,7 +108,10 @@ def spectrum(data: tuple[str, ...], models: tuple[str, ...], silent: bool, **sai
 @options.overwrite("run")
 @options.SILENT
 @options.of(
-    DataSpec, ModelSpec, RunSpec, left_out={"head_init", "choose", "do_no_harm", "views", "validation_fraction"}
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    left_out={"head_init", "model_selection", "fallback_to_probe", "views", "validation_fraction"},
 )
 def pretrain(settings: tuple[str, ...], epochs: int | None, **said: Any) -> None:
     """Train a backbone from random weights on labels that may be wrong; OUT/model is a transformers folder.
@@ -128,12 +131,12 @@ def pretrain(settings: tuple[str, ...], epochs: int | None, **said: Any) -> None
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the study. [no default]")
-@click.option("--stand-in", is_flag=True, help="Rehearse on made-up data and tiny random networks. [default: off]")
+@click.option("--synthetic", is_flag=True, help="Rehearse on made-up data and tiny random networks. [default: off]")
 @click.option("--model", multiple=True, metavar="NAME=PATH", help="Where a model is. [default: as the study says]")
 @click.option("--data", multiple=True, metavar="NAME=PATH", help="Where a task's data are. [default: as it says]")
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 0 to N - 1. [default: the study's]")
-@click.option("--silent", is_flag=True, help="Print the tables and nothing before them. [default: off]")
-def transfer(study: Path, out: Path, stand_in: bool, seeds: int | None, silent: bool, **places: Any) -> None:
+@click.option("--quiet", is_flag=True, help="Print the tables and nothing before them. [default: off]")
+def transfer(study: Path, out: Path, synthetic: bool, seeds: int | None, quiet: bool, **places: Any) -> None:
     """What frozen backbones are worth on tasks in and out of domain, by which tuning: a TOML file as in runs/paper.
 
     What is finished in OUT is kept, so the same command goes on where it was stopped.
@@ -145,7 +148,7 @@ def transfer(study: Path, out: Path, stand_in: bool, seeds: int | None, silent: 
 
     made = placed(read(study), places["model"], places["data"])
     made = replace(made, seeds=tuple(range(seeds))) if seeds else made
-    if stand_in:
+    if synthetic:
         made = rehearsed(made, out / "stand-in")
-    run(made, out, console=Console(silent), cache=str(out / "cache") if stand_in else None)
+    run(made, out, console=Console(quiet), cache=str(out / "cache") if synthetic else None)
     click.echo((out / "results.md").read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class DataSpec:
+class DataConfig:
     """Where the data is, what its columns mean, and how it is divided."""
 
     data: Any

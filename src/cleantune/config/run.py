@@ -9,47 +9,47 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cleantune.config.augmentation import ImageAugment, TextAugment
-from cleantune.config.data import DataSpec
-from cleantune.config.schema import build, merge, spell
-from cleantune.errors import UserError, nearest, refuse_unknown_keys
+from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
+from cleantune.config.data import DataConfig
+from cleantune.config.schema import from_dict, merge, to_dict
+from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choose, Interval, Method
+from cleantune.methods.protocol import Method, ModelSelection, Range
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelConfig:
     """Which pre-trained model, and how samples are put before it."""
 
     model: Any = None
     """Checkpoint folder or hub id of transformers; in Python also a torch module. Not needed for embeddings."""
-    image_size: Annotated[int | None, Interval(8, 4096)] = None
+    image_size: Annotated[int | None, Range(8, 4096)] = None
     """Side of the images in pixels; left out: the checkpoint's own."""
-    max_length: Annotated[int | None, Interval(4, 8192)] = None
+    max_length: Annotated[int | None, Range(4, 8192)] = None
     """Tokens of a text at the most; left out: the model's own, at most 128."""
     head_init: Literal["zeros", "normal"] = "zeros"
     """Initial weights of a head: zeros, or N(0, 0.02^2) as in the paper and for two heads on the same features."""
-    lora_rank: Annotated[int, Interval(0, 1024)] = 0
+    lora_rank: Annotated[int, Range(0, 1024)] = 0
     """Rank of the LoRA adapters that learn in the place of the backbone's weights; 0: none. --scope lora sets 8."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the backbone's arithmetic; auto times both on this machine."""
-    engine: Literal["auto", "torch", "openvino"] = "auto"
+    backend: Literal["auto", "torch", "openvino"] = "auto"
     """Program that makes features of a frozen backbone; auto takes OpenVINO where it is installed and pays."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the nets compute; auto takes a GPU where there is one."""
 
 
 @dataclass(frozen=True)
-class RunSpec:
+class RunConfig:
     """What is done beside training: noise that is injected, how the model is chosen, seeds, cache."""
 
     noise: str | None = None
     """Noise put into the training labels before anything sees them, such as symmetric:0.6; left out: none."""
-    choose: Choose = "last"
+    model_selection: ModelSelection = "last"
     """Which epoch's model is delivered: the last, or the best on the validation split by given or by true labels."""
-    do_no_harm: bool = True
+    fallback_to_probe: bool = True
     """Deliver the probe where fine-tuning ends clearly below it on the noisy validation split."""
-    views: Annotated[int, Interval(1, 64)] = 4
+    views: Annotated[int, Range(1, 64)] = 4
     """Cached views of each training sample and kind, which DivideMix and UNICON mix in scope head; 1: plain ones."""
     test_every_epoch: bool = False
     """Look at the test split after every epoch of fine-tuning, not only where validation improves and at the end."""
@@ -57,25 +57,25 @@ class RunSpec:
     """Seed of the injected noise."""
     train_seed: int = 0
     """Seed of initial weights, order, views and selection."""
-    max_bad: Annotated[float, Interval(0.0, 1.0)] = 0.01
+    max_unreadable: Annotated[float, Range(0.0, 1.0)] = 0.01
     """Share of unreadable samples up to which the run goes on without them."""
-    workers: Annotated[int, Interval(1, 100_000)] = 1
+    workers: Annotated[int, Range(1, 100_000)] = 1
     """Processes that share the run, started by Ray: on this machine, or where RAY_ADDRESS says."""
     sharding: Literal["none", "fsdp"] = "none"
     """With several processes: fsdp divides a backbone that learns among them, for those that do not fit whole."""
-    store: Literal["float16", "float32"] = "float16"
+    feature_dtype: Literal["float16", "float32"] = "float16"
     """Format of cached features; float16 takes half the disk, and is not used where it would change the features."""
     cache: str | None = None
     """Folder of decoded images and features; left out: $CLEANTUNE_CACHE, else ~/.cache/cleantune."""
 
 
 @dataclass(frozen=True)
-class ViewSpec:
+class AugmentationConfig:
     """How far augmented views stray from a sample."""
 
-    image: ImageAugment = ImageAugment()
+    image: ImageAugmentation = ImageAugmentation()
     """Of images."""
-    text: TextAugment = TextAugment()
+    text: TextAugmentation = TextAugmentation()
     """Of texts."""
 
 
@@ -86,10 +86,10 @@ class Config:
     name: str
     preset: str | None
     method: Method
-    data: DataSpec
-    model: ModelSpec
-    run: RunSpec
-    views: ViewSpec
+    data: DataConfig
+    model: ModelConfig
+    run: RunConfig
+    views: AugmentationConfig
 
 
 def configure(table: Mapping[str, Any], backbone: str | None = None, features_only: bool = False) -> Config:
@@ -109,41 +109,41 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     return Config(
         name,
         preset,
-        method_of(name, preset, settings, backbone, features_only),
-        build(DataSpec, table.get("data", {}), "data"),
-        build(ModelSpec, table.get("model", {}), "model"),
-        build(RunSpec, table.get("run", {}), "run"),
-        build(ViewSpec, table.get("views", {}), "views"),
+        build_method(name, preset, settings, backbone, features_only),
+        from_dict(DataConfig, table.get("data", {}), "data"),
+        from_dict(ModelConfig, table.get("model", {}), "model"),
+        from_dict(RunConfig, table.get("run", {}), "run"),
+        from_dict(AugmentationConfig, table.get("views", {}), "views"),
     )
 
 
-def method_of(
+def build_method(
     name: str, preset: str | None, settings: Mapping[str, Any], backbone: str | None, features_only: bool
 ) -> Method:
     """The method of a name with its preset's settings, then the given ones."""
     if name not in METHODS:
-        raise UserError(f'unknown method "{name}"{nearest(name, METHODS)}')
+        raise UserError(f'unknown method "{name}"{did_you_mean(name, METHODS)}')
     cls = METHODS[name]
     start = cls()
     if preset is not None:
         if preset not in cls.presets:
-            raise UserError(f'method {name} has no preset "{preset}"{nearest(preset, cls.presets)}')
+            raise UserError(f'method {name} has no preset "{preset}"{did_you_mean(preset, cls.presets)}')
         start = cls.presets[preset](backbone or "")
     if features_only and "scope" not in settings:
         settings = merge(settings, {"scope": "head"})
-    return build(cls, settings, "method", start)
+    return from_dict(cls, settings, "method", start)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A configuration file as a table, without what it says of the past.
 
     Raises:
         UserError: It is missing or not TOML; the sentence has the line.
     """
-    return {key: value for key, value in toml_of(path).items() if key not in RECORD}
+    return {key: value for key, value in load_toml(path).items() if key not in HISTORY_TABLES}
 
 
-def toml_of(path: Path | Traversable, missing: str | None = None) -> dict[str, Any]:
+def load_toml(path: Path | Traversable, missing: str | None = None) -> dict[str, Any]:
     """All that a TOML file holds.
 
     Args:
@@ -161,16 +161,16 @@ def toml_of(path: Path | Traversable, missing: str | None = None) -> dict[str, A
         raise UserError(f"{path} is not TOML: {error}") from None
 
 
-RECORD = ("record",)
+HISTORY_TABLES = ("record",)
 """Tables of a run's config.toml that say what was, and are not read back."""
 
 
-def to_table(config: Config) -> dict[str, Any]:
+def config_to_dict(config: Config) -> dict[str, Any]:
     """The table that `configure` reads back; paths are absolute, data given as Python objects are named as such."""
-    data = {key: _path(value) for key, value in spell(config.data).items()}
-    model = {key: _path(value) if key == "model" else value for key, value in spell(config.model).items()}
-    method = {"name": config.name} | ({"preset": config.preset} if config.preset else {}) | spell(config.method)
-    return {"data": data, "model": model, "method": method, "run": spell(config.run), "views": spell(config.views)}
+    data = {key: _path(value) for key, value in to_dict(config.data).items()}
+    model = {key: _path(value) if key == "model" else value for key, value in to_dict(config.model).items()}
+    method = {"name": config.name} | ({"preset": config.preset} if config.preset else {}) | to_dict(config.method)
+    return {"data": data, "model": model, "method": method, "run": to_dict(config.run), "views": to_dict(config.views)}
 
 
 def _path(value: Any) -> Any:

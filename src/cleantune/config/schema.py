@@ -12,24 +12,24 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from cleantune.errors import UserError, nearest, refuse_unknown_keys
-from cleantune.methods.protocol import Choice, Interval
+from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
+from cleantune.methods.protocol import Choice, Range
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Described:
+class FieldInfo:
     """What is known of one field: all that help, docs and a search need."""
 
     name: str
     kind: Any
     default: Any
-    allowed: Interval | Choice | None
+    allowed: Range | Choice | None
     help: str
 
 
-def describe(cls: type) -> tuple[Described, ...]:
+def describe_fields(cls: type) -> tuple[FieldInfo, ...]:
     """Every field of a dataclass with its type, default, range and the comment below it.
 
     Ranges come from `Annotated[..., Interval | Choice]`, `Literal` and `bool`; comments are the strings that
@@ -40,10 +40,10 @@ def describe(cls: type) -> tuple[Described, ...]:
     return _described[cls]
 
 
-_described: dict[type, tuple[Described, ...]] = {}
+_described: dict[type, tuple[FieldInfo, ...]] = {}
 
 
-def _describe(cls: type) -> tuple[Described, ...]:
+def _describe(cls: type) -> tuple[FieldInfo, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
     comments = _comments(cls)
     out = []
@@ -51,13 +51,13 @@ def _describe(cls: type) -> tuple[Described, ...]:
         kind, allowed = hints[field.name], None
         if get_origin(kind) is Annotated:
             kind, *marks = get_args(kind)
-            allowed = next((m for m in marks if isinstance(m, Interval | Choice)), None)
+            allowed = next((m for m in marks if isinstance(m, Range | Choice)), None)
         if get_origin(kind) is Literal:
             allowed = Choice(get_args(kind))
         default = field.default if field.default is not MISSING else (
             field.default_factory() if field.default_factory is not MISSING else MISSING
         )  # fmt: skip
-        out.append(Described(field.name, kind, default, allowed, comments.get(field.name, "")))
+        out.append(FieldInfo(field.name, kind, default, allowed, comments.get(field.name, "")))
     return tuple(out)
 
 
@@ -77,7 +77,7 @@ def _comments(cls: type) -> dict[str, str]:
     return found
 
 
-def build(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = None) -> T:
+def from_dict(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = None) -> T:
     """A dataclass from a table, over its defaults or over a given start.
 
     Args:
@@ -89,7 +89,7 @@ def build(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = N
     Raises:
         UserError: A key is unknown, or a value has the wrong type or leaves its range; the sentence names the key.
     """
-    known = {d.name: d for d in describe(cls)}
+    known = {d.name: d for d in describe_fields(cls)}
     refuse_unknown_keys(table, known, f"{path}.")
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -103,7 +103,7 @@ def build(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = N
     return cls(**values)
 
 
-def _value(field: Described, value: Any, key: str, old: Any) -> Any:
+def _value(field: FieldInfo, value: Any, key: str, old: Any) -> Any:
     """One value, converted where nothing is lost and checked against type and range."""
     options = get_args(field.kind) if get_origin(field.kind) in (Union, types.UnionType) else (field.kind,)
     if value is None or (isinstance(value, str) and value == "none" and type(None) in options and str not in options):
@@ -115,14 +115,14 @@ def _value(field: Described, value: Any, key: str, old: Any) -> Any:
         if isinstance(value, inner):  # type: ignore[arg-type]
             return value
         if not isinstance(value, Mapping):
-            raise UserError(f'key "{key}" is a table: set one of {", ".join(d.name for d in describe(inner))}')  # type: ignore[arg-type]
-        return build(inner, value, key, old if is_dataclass(old) else None)  # type: ignore[arg-type]
+            raise UserError(f'key "{key}" is a table: set one of {", ".join(d.name for d in describe_fields(inner))}')  # type: ignore[arg-type]
+        return from_dict(inner, value, key, old if is_dataclass(old) else None)  # type: ignore[arg-type]
     value = _convert(options, value, key)
     allowed = field.allowed
     if isinstance(allowed, Choice) and value not in allowed.values:
         names = [str(v) for v in allowed.values]
-        raise UserError(f'key "{key}" is "{value}"{nearest(str(value), names)}')
-    if isinstance(allowed, Interval) and not allowed.low <= value <= allowed.high:
+        raise UserError(f'key "{key}" is "{value}"{did_you_mean(str(value), names)}')
+    if isinstance(allowed, Range) and not allowed.low <= value <= allowed.high:
         raise UserError(f'key "{key}" is {value}, outside {allowed.low:g} to {allowed.high:g}')
     return value
 
@@ -149,22 +149,22 @@ def _convert(options: tuple[Any, ...], value: Any, key: str) -> Any:
     raise UserError(f'key "{key}" is {value!r}; it must be {wanted}')
 
 
-def spell(record: Any) -> dict[str, Any]:
-    """A dataclass as a table that `build` reads back; fields that are None are left out."""
+def to_dict(record: Any) -> dict[str, Any]:
+    """A dataclass as a table that `from_dict` reads back; fields that are None are left out."""
     table: dict[str, Any] = {}
-    for field in describe(type(record)):
+    for field in describe_fields(type(record)):
         value = getattr(record, field.name)
         if value is None:
             continue
         if is_dataclass(value) and not isinstance(value, type):
-            value = spell(value)
+            value = to_dict(value)
         elif isinstance(value, tuple):
             value = list(value)
         table[field.name] = value
     return table
 
 
-def assignment(text: str) -> tuple[list[str], Any]:
+def parse_assignment(text: str) -> tuple[list[str], Any]:
     """The key path and the value of `method.tau=0.7`; the value is read as TOML, else taken as a text.
 
     Raises:
@@ -180,7 +180,7 @@ def assignment(text: str) -> tuple[list[str], Any]:
     return key.strip().split("."), read
 
 
-def nested(path: list[str], value: Any) -> dict[str, Any]:
+def nest(path: list[str], value: Any) -> dict[str, Any]:
     """`{"a": {"b": value}}` for the path a.b."""
     for key in reversed(path):
         value = {key: value}

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cleantune.config.augmentation import ImageAugment
+from cleantune.config.augmentation import ImageAugmentation
 from cleantune.kernels.to_delete.halves import by_halves
 from cleantune.methods.protocol import View
 
@@ -21,12 +21,8 @@ _LEVELS = 30
 """RandAugment counts magnitudes from 0 to this."""
 
 
-
-
-
-
 def augment_images(
-    pixels: Tensor, view: View, settings: ImageAugment, generator: torch.Generator
+    pixels: Tensor, view: View, settings: ImageAugmentation, generator: torch.Generator
 ) -> Float[Tensor, "B 3 H W"]:
     """A view of each image.
 
@@ -45,7 +41,7 @@ def augment_images(
     if view == "strong":
         x.div_(255)
         level = settings.magnitude / _LEVELS
-        for _ in range(settings.operations):
+        for _ in range(settings.num_ops):
             drawn = torch.randint(_OPERATION_COUNT, (count,), generator=generator)
             sign = torch.randint(2, (count,), generator=generator).float() * 2 - 1
             for k, name in enumerate(_COLORS):
@@ -60,16 +56,16 @@ def augment_images(
 # -- geometry: 3 x 3 matrices from a place in the view to its place in the image, in units of half a side --------------
 
 
-def _weak_geometry(count: int, settings: ImageAugment, generator: torch.Generator) -> Tensor:
+def _weak_geometry(count: int, settings: ImageAugmentation, generator: torch.Generator) -> Tensor:
     chance = torch.rand(5, count, generator=generator)
     angle = (chance[0] * 2 - 1) * math.radians(settings.degrees)
-    zoom = 1 / (1 + (chance[1] * 2 - 1) * settings.zoom)
+    scale = 1 / (1 + (chance[1] * 2 - 1) * settings.scale)
     mirror = torch.where(chance[4] < settings.flip, -1.0, 1.0)
     matrix = torch.zeros(count, 3, 3)
-    matrix[:, 0, 0] = zoom * angle.cos() * mirror
-    matrix[:, 0, 1] = -zoom * angle.sin() * mirror
-    matrix[:, 1, 0] = zoom * angle.sin()
-    matrix[:, 1, 1] = zoom * angle.cos()
+    matrix[:, 0, 0] = scale * angle.cos() * mirror
+    matrix[:, 0, 1] = -scale * angle.sin() * mirror
+    matrix[:, 1, 0] = scale * angle.sin()
+    matrix[:, 1, 1] = scale * angle.cos()
     matrix[:, :2, 2] = (chance[2:4].T * 2 - 1) * 2 * settings.translate
     matrix[:, 2, 2] = 1
     return matrix
@@ -122,7 +118,7 @@ def _colored(x: Tensor, name: str, level: Tensor, magnitude: float) -> Tensor:
     from kornia import enhance
 
     factor = 1 + 0.9 * level
-    operations: dict[str, Callable[[], Tensor]] = {
+    num_ops: dict[str, Callable[[], Tensor]] = {
         "identity": lambda: x,
         "autocontrast": lambda: enhance.normalize_min_max(x),
         "equalize": lambda: enhance.equalize(x),
@@ -133,7 +129,7 @@ def _colored(x: Tensor, name: str, level: Tensor, magnitude: float) -> Tensor:
         "contrast": lambda: enhance.adjust_contrast_with_mean_subtraction(x, factor),
         "brightness": lambda: enhance.adjust_brightness_accumulative(x, factor),
     }
-    return operations[name]()
+    return num_ops[name]()
 
 
 # -- text --------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cleantune.data.corrupt import moved_paths, put
-from cleantune.data.readers import read_one
+from cleantune.data.corrupt import relocate_image_paths, set_column
+from cleantune.data.readers import read_single_table
 from cleantune.data.writers import write_table
 from cleantune.errors import UserError
 from cleantune.noise.pairs import swap
@@ -37,15 +37,15 @@ def write_swapped(
         UserError: The rate or a column is not what it must be.
     """
     rate = _rate(noise)
-    part = read_one(data, "train", [])
+    part = read_single_table(data, "train", [])
     part.need(caption, "--text")
     values = part.table.column(caption).to_pylist()
     swapped = [values[k] for k in swap(len(values), rate, seed).tolist()]
-    table = put(put(part.table, caption, pa.array(swapped)), f"true_{caption}", pa.array(values))
+    table = set_column(set_column(part.table, caption, pa.array(swapped)), f"true_{caption}", pa.array(values))
     table = table.replace_schema_metadata(None)
     if image is not None:
         part.need(image, "--image")
-        table = moved_paths(table, part, image, Path(out))
+        table = relocate_image_paths(table, part, image, Path(out))
     write_table(table, "text", caption, caption, Path(out))
     wrong = sum(bool(a != b) for a, b in zip(values, swapped, strict=True))
     return wrong / max(len(values), 1)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
-from cleantune.config.data import DataSpec
+from cleantune.config.data import DataConfig
 from cleantune.data.dataset import DataKind
-from cleantune.data.raw_table import Part, is_image, is_text, is_vector, names_images
-from cleantune.data.splits import split_named
+from cleantune.data.raw_table import RawTable, has_image_paths, is_image, is_text, is_vector
+from cleantune.data.splits import canonical_split
 from cleantune.errors import UserError
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "image_path", "file_name", "filename", "image_file", "path", "file")
@@ -42,7 +42,7 @@ class Columns:
     split: str | None
 
 
-def choose_columns(part: Part, spec: DataSpec, notes: list[str]) -> Columns:
+def choose_columns(part: RawTable, spec: DataConfig, notes: list[str]) -> Columns:
     """The columns that the user named, and good guesses for the rest.
 
     Raises:
@@ -63,7 +63,7 @@ def choose_columns(part: Part, spec: DataSpec, notes: list[str]) -> Columns:
 
 
 def choose_sample(
-    part: Part, text: str | None, image: str | None, notes: list[str], *, but: Sequence[str | None] = ()
+    part: RawTable, text: str | None, image: str | None, notes: list[str], *, but: Sequence[str | None] = ()
 ) -> tuple[DataKind, str]:
     """Kind and column of the samples: as named, else features, images and texts in this order.
 
@@ -90,43 +90,43 @@ def choose_sample(
     return guess
 
 
-def _guess_sample(part: Part, free: list[str]) -> tuple[DataKind, str] | None:
+def _guess_sample(part: RawTable, free: list[str]) -> tuple[DataKind, str] | None:
     kinds = {name: part.table.schema.field(name).type for name in free}
     candidates: list[tuple[DataKind, str]] = []
     candidates += [("features", n) for n in FEATURE_NAMES if n in kinds and is_vector(kinds[n])]
     candidates += [("image", n) for n in (*IMAGE_NAMES, *free) if n in kinds and is_image(kinds[n])]
     strings = [n for n in free if is_text(kinds[n])]
-    candidates += [("image", n) for n in IMAGE_NAMES if n in strings and names_images(part.table.column(n))]
+    candidates += [("image", n) for n in IMAGE_NAMES if n in strings and has_image_paths(part.table.column(n))]
     candidates += [("text", n) for n in TEXT_NAMES if n in strings]
     candidates += [("features", n) for n in free if is_vector(kinds[n])]
     rest = [n for n in strings if n not in (*LABEL_NAMES, "id", "split")]
     if len(rest) == 1:  # of several, any could be meant
-        candidates.append(("image" if names_images(part.table.column(rest[0])) else "text", rest[0]))
+        candidates.append(("image" if has_image_paths(part.table.column(rest[0])) else "text", rest[0]))
     return candidates[0] if candidates else None
 
 
-def choose_id(part: Part, column: str | None) -> str | None:
+def choose_id(part: RawTable, column: str | None) -> str | None:
     """The column of ids: as named (empty: none), else `id` where there is one."""
     if column:
         return column
     return "id" if column is None and part.has("id") else None
 
 
-def _split_column(part: Part, spec: DataSpec, notes: list[str]) -> str | None:
+def _split_column(part: RawTable, spec: DataConfig, notes: list[str]) -> str | None:
     if spec.split_column:
         part.need(spec.split_column, "--split-column")
         return spec.split_column
     guess = "split"
     if spec.split_column == "" or not part.has(guess) or not is_text(part.table.schema.field(guess).type):
         return None
-    names = {split_named(value) for value in pc.unique(part.table.column(guess)).to_pylist() if value}
+    names = {canonical_split(value) for value in pc.unique(part.table.column(guess)).to_pylist() if value}
     if "train" not in names or len(names - {None}) < 2:
         return None
     notes.append(f'{part.name}: took the column "{guess}" for the splits (--split-column; empty for none)')
     return guess
 
 
-def divide(part: Part, column: str, notes: list[str]) -> dict[str, np.ndarray]:
+def split_rows_by_column(part: RawTable, column: str, notes: list[str]) -> dict[str, np.ndarray]:
     """Row numbers of each split that a column names; rows of other names are left out and counted in the notes.
 
     Raises:
@@ -134,7 +134,7 @@ def divide(part: Part, column: str, notes: list[str]) -> dict[str, np.ndarray]:
     """
     values = ["" if value is None else str(value) for value in part.table.column(column).to_pylist()]
     distinct, code, counts = np.unique(np.array(values), return_inverse=True, return_counts=True)
-    split_of = [split_named(value) for value in distinct]
+    split_of = [canonical_split(value) for value in distinct]
     others = [f'"{v}" ({n})' for v, s, n in zip(distinct, split_of, counts, strict=True) if s is None]
     if "train" not in split_of:
         raise UserError(
@@ -146,10 +146,10 @@ def divide(part: Part, column: str, notes: list[str]) -> dict[str, np.ndarray]:
     return {split: np.flatnonzero(names == split) for split in ("train", "validation", "test") if split in split_of}
 
 
-def _guess(part: Part, names: Sequence[str]) -> str | None:
+def _guess(part: RawTable, names: Sequence[str]) -> str | None:
     lower = {name.lower(): name for name in reversed(part.table.column_names)}
     return next((lower[name] for name in names if name in lower), None)
 
 
-def _listed(part: Part) -> str:
+def _listed(part: RawTable) -> str:
     return ", ".join(f'"{name}"' for name in part.table.column_names[:12])

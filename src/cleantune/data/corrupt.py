@@ -12,13 +12,13 @@ import pyarrow as pa
 from jaxtyping import Shaped
 from PIL.Image import Image
 
-from cleantune.config.data import DataSpec
+from cleantune.config.data import DataConfig
 from cleantune.data.columns import Columns
-from cleantune.data.dataset import Data, Samples, fingerprint_of
+from cleantune.data.dataset import Data, Samples, compute_fingerprint
 from cleantune.data.labels import read_labels
 from cleantune.data.load import assemble
-from cleantune.data.raw_table import Part
-from cleantune.data.split_assembly import Piece
+from cleantune.data.raw_table import RawTable
+from cleantune.data.split_assembly import SplitPart
 from cleantune.data.writers import write_table
 from cleantune.noise import flip, measure, parse, spell
 
@@ -62,7 +62,7 @@ def corrupt(data: Data, noise: str, seed: int) -> tuple[Data, dict[str, Any]]:
         rows[split], truths[split] = replace(rows[split], y=own), own_truth
     measured = measure(after, truth, len(data.classes))
     by_name = {key: dict(zip(data.classes, measured[key], strict=True)) for key in ("class_histogram", "class_purity")}  # type: ignore[arg-type]
-    mark = fingerprint_of(data.classes, rows, truths)
+    mark = compute_fingerprint(data.classes, rows, truths)
     return replace(data, rows=rows, truth=truths, fingerprint=mark), {
         "noise": spell(model),
         "seed": seed,
@@ -71,7 +71,7 @@ def corrupt(data: Data, noise: str, seed: int) -> tuple[Data, dict[str, Any]]:
     }
 
 
-def write_like(spec: DataSpec, noise: str, seed: int, out: str | Path) -> dict[str, Any]:
+def write_corrupted(spec: DataConfig, noise: str, seed: int, out: str | Path) -> dict[str, Any]:
     """Write the data as one table with corrupted given labels and a column `true_label`; what `corrupt` measured.
 
     Every other column and row stays; data of several tables gets a column `split`, paths of images are written relative
@@ -96,9 +96,9 @@ def write_like(spec: DataSpec, noise: str, seed: int, out: str | Path) -> dict[s
         own = {split: piece for split, piece in pieces.items() if piece.part is part}
         table = _relabeled(part, own, noisy, columns)
         if len(parts) > 1:
-            table = put(table, "split", pa.array(_split_names(part, own)))
+            table = set_column(table, "split", pa.array(_split_names(part, own)))
         if columns.kind == "image":
-            table = moved_paths(table, part, columns.sample, out)
+            table = relocate_image_paths(table, part, columns.sample, out)
         tables.append(table)
     write_table(pa.concat_tables(tables, promote_options="default"), columns.kind, columns.sample, columns.label, out)
     return measured
@@ -115,7 +115,7 @@ def _vectors(samples: Samples) -> np.ndarray:
     return vectors
 
 
-def _relabeled(part: Part, pieces: dict[str, Piece], noisy: Data, columns: Columns) -> pa.Table:
+def _relabeled(part: RawTable, pieces: dict[str, SplitPart], noisy: Data, columns: Columns) -> pa.Table:
     labels = read_labels(part, columns.label, [])
     words = labels.names if labels.declared else labels.values
     given: Shaped[np.ndarray, " N"] = np.array([*words, None, 0], dtype=object)[:-1][labels.codes]
@@ -127,25 +127,25 @@ def _relabeled(part: Part, pieces: dict[str, Piece], noisy: Data, columns: Colum
             given[piece.rows] = table[noisy.rows[split].y]
         if split in noisy.truth:
             true[piece.rows] = table[noisy.truth[split]]
-    relabeled = put(part.table, columns.label, pa.array(given.tolist()))
-    return put(relabeled, "true_label", pa.array(true.tolist())).replace_schema_metadata(None)
+    relabeled = set_column(part.table, columns.label, pa.array(given.tolist()))
+    return set_column(relabeled, "true_label", pa.array(true.tolist())).replace_schema_metadata(None)
 
 
-def _split_names(part: Part, pieces: dict[str, Piece]) -> list[str | None]:
+def _split_names(part: RawTable, pieces: dict[str, SplitPart]) -> list[str | None]:
     names = np.full(len(part), None, dtype=object)
     for split, piece in pieces.items():
         names[piece.rows] = "train" if split == "unlabeled" else split
     return names.tolist()
 
 
-def put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+def set_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
     """The table with a column of this name, in the place of the one it has."""
     if name in table.column_names:
         return table.set_column(table.column_names.index(name), name, values)
     return table.append_column(name, values)
 
 
-def moved_paths(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table:
+def relocate_image_paths(table: pa.Table, part: RawTable, column: str, out: Path) -> pa.Table:
     """The table with paths of images relative to where it will lie."""
     if not (pa.types.is_string(table.column(column).type) or pa.types.is_large_string(table.column(column).type)):
         return table
@@ -154,4 +154,4 @@ def moved_paths(table: pa.Table, part: Part, column: str, out: Path) -> pa.Table
         None if path is None else Path(os.path.relpath(part.folder / path, folder)).as_posix()
         for path in table.column(column).to_pylist()
     ]
-    return put(table, column, pa.array(paths, pa.large_string()))
+    return set_column(table, column, pa.array(paths, pa.large_string()))

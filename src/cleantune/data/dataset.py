@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DataKind = Literal["image", "text", "features"]
 
 
-class Bad(NamedTuple):
+class UnreadableImage(NamedTuple):
     """Stands in the place of an image that cannot be read."""
 
     reason: str
@@ -37,7 +37,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> list[Image | Bad] | list[str] | np.ndarray:
+    def read(self, indices: Sequence[int]) -> list[Image | UnreadableImage] | list[str] | np.ndarray:
         """The samples at these indices, in this order."""
         ...
 
@@ -87,7 +87,7 @@ class Data:
     """SHA-256 (hex) of ids, labels and samples of every split."""
 
 
-def fingerprint_of(classes: Sequence[str], rows: dict[str, Rows], truth: dict[str, np.ndarray]) -> str:
+def compute_fingerprint(classes: Sequence[str], rows: dict[str, Rows], truth: dict[str, np.ndarray]) -> str:
     """SHA-256 (hex) of everything a run can depend on."""
     digest = hashlib.sha256("\0".join(classes).encode())
     for split in sorted(rows):

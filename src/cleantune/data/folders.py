@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cleantune.data.images import EXTENSIONS
-from cleantune.data.raw_table import Part
-from cleantune.data.splits import split_named
+from cleantune.data.images import IMAGE_EXTENSIONS
+from cleantune.data.raw_table import RawTable
+from cleantune.data.splits import canonical_split
 from cleantune.errors import UserError
 
 
-def read_image_folder(root: Path, notes: list[str], *, labeled: bool = True) -> dict[str, Part]:
+def read_image_folder(root: Path, notes: list[str], *, labeled: bool = True) -> dict[str, RawTable]:
     """One table a split with the columns `image` (path below the root) and, where labeled, `label` (folder's name).
 
     Without a folder named train, or where not labeled, everything below the root is one undivided table.
@@ -25,7 +25,7 @@ def read_image_folder(root: Path, notes: list[str], *, labeled: bool = True) -> 
     if not labeled:
         return {"": _part(root, root, {None: root}, notes)}
     folders = _folders(root)
-    splits = {split: folder for folder in folders if (split := split_named(folder.name))}
+    splits = {split: folder for folder in folders if (split := canonical_split(folder.name))}
     if "train" not in splits:
         return {"": _part(root, root, {folder.name: folder for folder in folders}, notes)}
     for folder in folders:
@@ -37,7 +37,7 @@ def read_image_folder(root: Path, notes: list[str], *, labeled: bool = True) -> 
     }
 
 
-def _part(root: Path, top: Path, classes: Mapping[str, Path] | Mapping[None, Path], notes: list[str]) -> Part:
+def _part(root: Path, top: Path, classes: Mapping[str, Path] | Mapping[None, Path], notes: list[str]) -> RawTable:
     paths: list[str] = []
     labels: list[str | None] = []
     skipped = 0
@@ -55,7 +55,7 @@ def _part(root: Path, top: Path, classes: Mapping[str, Path] | Mapping[None, Pat
     if skipped:
         notes.append(f"skipped {skipped} files in {top} that are no images")
     table = pa.table({"image": pa.array(paths, pa.large_string()), "label": pa.array(labels, pa.string())})
-    return Part(str(top), table if None not in classes else table.select(["image"]), root)
+    return RawTable(str(top), table if None not in classes else table.select(["image"]), root)
 
 
 def _folders(root: Path) -> list[Path]:
@@ -67,7 +67,7 @@ def _images(folder: Path) -> tuple[list[Path], int]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith("."):  # noqa: PTH122
+            if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith("."):  # noqa: PTH122
                 images.append(Path(place, name))
             else:
                 others += not name.startswith(".")

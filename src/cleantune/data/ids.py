@@ -7,12 +7,12 @@ import pyarrow as pa
 from jaxtyping import Int, Shaped
 
 from cleantune.data.columns import Columns
-from cleantune.data.raw_table import Part, is_text
+from cleantune.data.raw_table import RawTable, is_text
 from cleantune.errors import UserError
 
 
-def ids_of(
-    part: Part, rows: Int[np.ndarray, " N"], columns: Columns, named: str | None, split: str, notes: list[str]
+def read_ids(
+    part: RawTable, rows: Int[np.ndarray, " N"], columns: Columns, named: str | None, split: str, notes: list[str]
 ) -> Shaped[np.ndarray, " N"]:
     """Ids of some rows of a part: int64, or str as objects.
 
@@ -37,7 +37,7 @@ def ids_of(
         own = None if paths is None else paths[rows]
         if own is not None and all(path is not None for path in own):
             if len(set(own)) == len(own):
-                return as_objects(own.tolist())
+                return object_array(own.tolist())
             notes.append(f"{part.name}: some image paths stand twice, so row numbers are the ids")
     return rows.astype(np.int64)
 
@@ -54,21 +54,21 @@ def unify_ids(ids: dict[str, np.ndarray], notes: list[str]) -> None:
         if not seen.isdisjoint(own):
             notes.append(f"ids of the {split} rows stand elsewhere too, so they are written as {split}/<id>")
             own = [f"{split}/{value}" for value in own]
-            ids[split] = as_objects(own)
+            ids[split] = object_array(own)
         seen.update(own)
     if any(ids[split].dtype == object for split in listed):
         for split in listed:
-            ids[split] = as_objects([str(value) for value in ids[split].tolist()])
+            ids[split] = object_array([str(value) for value in ids[split].tolist()])
 
 
-def as_objects(values: list[str]) -> Shaped[np.ndarray, " N"]:
+def object_array(values: list[str]) -> Shaped[np.ndarray, " N"]:
     """A list of strings as an array of objects."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
-def _from_column(part: Part, rows: np.ndarray, column: str) -> np.ndarray:
+def _from_column(part: RawTable, rows: np.ndarray, column: str) -> np.ndarray:
     values = part.table.column(column)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -81,7 +81,7 @@ def _from_column(part: Part, rows: np.ndarray, column: str) -> np.ndarray:
     if pa.types.is_integer(values.type):
         ids = values.to_numpy().astype(np.int64)
     elif is_text(values.type):
-        ids = as_objects(values.to_pylist())
+        ids = object_array(values.to_pylist())
     else:
         raise UserError(f'{part.name}: the id column "{column}" holds {values.type}; ids are text or whole numbers')
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)

@@ -16,26 +16,26 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from cleantune.backbones import ImagePreprocess
-from cleantune.data import Bad, Samples
+from cleantune.data import Samples, UnreadableImage
 
 Progress = Callable[[int, int], None]
 """Told how many of how many samples are done."""
 
 BLOCK = 64
 """Images that one thread prepares at a time; the network waits for the first of them."""
-TOGETHER = 32
+RESIZE_BATCH = 32
 """Images that are decoded before they are resized: those of one size in one go."""
-AHEAD = 16
+PREFETCH_BLOCKS = 16
 """Blocks that are decoded ahead of the one in use; an interrupted run ends after these."""
 
 
 class Decoder:
     """Pixels of a split decoded each time they are asked for, by all cores."""
 
-    def __init__(self, samples: Samples, preprocess: ImagePreprocess, bad: dict[int, str]) -> None:
+    def __init__(self, samples: Samples, preprocess: ImagePreprocess, unreadable: dict[int, str]) -> None:
         self.samples = samples
         self.preprocess = preprocess
-        self.bad = bad
+        self.unreadable = unreadable
         self.threads = os.cpu_count() or 1
 
     def decode(self, rows: Int[np.ndarray, " B"]) -> UInt8[np.ndarray, "B H W 3"]:
@@ -48,14 +48,14 @@ class Decoder:
 
     def fill(self, out: UInt8[np.ndarray, "B H W 3"], rows: Int[np.ndarray, " B"]) -> None:
         """Write the pixels of these rows into `out`."""
-        for start in range(0, len(rows), TOGETHER):
-            self._fill(out[start : start + TOGETHER], rows[start : start + TOGETHER].tolist())
+        for start in range(0, len(rows), RESIZE_BATCH):
+            self._fill(out[start : start + RESIZE_BATCH], rows[start : start + RESIZE_BATCH].tolist())
 
     def _fill(self, out: np.ndarray, rows: list[int]) -> None:
         alike: dict[tuple[str, tuple[int, int]], list[tuple[int, Image.Image]]] = {}
         for k, image in enumerate(self.samples.read(rows)):
-            if isinstance(image, Bad):
-                self.bad[rows[k]] = f"{self.samples.describe(rows[k])}: {image.reason}"
+            if isinstance(image, UnreadableImage):
+                self.unreadable[rows[k]] = f"{self.samples.describe(rows[k])}: {image.reason}"
             else:
                 picture = cast(Image.Image, image)
                 alike.setdefault((picture.mode, picture.size), []).append((k, picture))
@@ -64,7 +64,7 @@ class Decoder:
                 out[k] = pixels
 
 
-class Filling:
+class LazyPixels:
     """Pixels in memory that threads decode ahead of where they are asked for; what nobody asks for is not decoded."""
 
     def __init__(self, decoder: Decoder, out: UInt8[np.ndarray, "N H W 3"]) -> None:
@@ -80,7 +80,7 @@ class Filling:
         """Pixels of these rows; the blocks after the last of them are begun."""
         if self._left:
             wanted = np.unique(rows // BLOCK).tolist()
-            self._begin([*wanted, *range(wanted[-1] + 1, wanted[-1] + 1 + AHEAD)] if wanted else [])
+            self._begin([*wanted, *range(wanted[-1] + 1, wanted[-1] + 1 + PREFETCH_BLOCKS)] if wanted else [])
             for k in wanted:
                 self._wait(k)
         found: np.ndarray = self.out[rows]
@@ -101,7 +101,7 @@ class Filling:
         if not self._left:
             return
         for k in range(len(self._blocks)):
-            self._begin(range(k, k + AHEAD))
+            self._begin(range(k, k + PREFETCH_BLOCKS))
             self._wait(k)
             if progress is not None:
                 progress(min((k + 1) * BLOCK, len(self.out)), len(self.out))
@@ -124,7 +124,7 @@ class Filling:
         block.result()
 
 
-class Passing:
+class StreamedPixels:
     """Pixels that threads decode ahead of where they are asked for, and that nobody keeps: fresh memory is dear.
 
     Who goes through the rows in their order finds them ready; rows in another order are decoded as by a `Decoder`.
@@ -146,7 +146,7 @@ class Passing:
             for k in [k for k in self._coming if k < start // BLOCK]:
                 self._coming.pop(k).cancel()
             last = -(-end // BLOCK)
-            for k in range(start // BLOCK, min(last + AHEAD, -(-len(self.decoder.samples) // BLOCK))):
+            for k in range(start // BLOCK, min(last + PREFETCH_BLOCKS, -(-len(self.decoder.samples) // BLOCK))):
                 if k not in self._coming:
                     self._coming[k] = self._pool.submit(self._block, k)
             wanted = [self._coming[k] for k in range(start // BLOCK, last)]
@@ -179,7 +179,7 @@ def write_pixels(final: Path, shape: tuple[int, ...], decoder: Decoder, progress
     finally:
         draft.unlink(missing_ok=True)
     note = final / f"bad.{uuid4().hex}.tmp"
-    note.write_text(json.dumps(decoder.bad), encoding="utf-8")
+    note.write_text(json.dumps(decoder.unreadable), encoding="utf-8")
     note.replace(final / "bad.json")
 
 

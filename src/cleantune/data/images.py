@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from cleantune.data.dataset import Bad
+from cleantune.data.dataset import UnreadableImage
 
 # fmt: off
-EXTENSIONS = frozenset((
+IMAGE_EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
     ".pnm", ".jp2", ".avif", ".tga",
 ))
@@ -25,8 +25,8 @@ _LARGE = 1 << 24
 """Pixels beyond which Pillow may have a warning to give."""
 
 
-def open_picture(source: Path | memoryview) -> Image.Image | Bad:
-    """The picture of a file or of its bytes: mode RGB, turned as its EXIF says; `Bad` where it cannot be read."""
+def load_image(source: Path | memoryview) -> Image.Image | UnreadableImage:
+    """The picture of a file or of its bytes: mode RGB, turned as its EXIF says; `UnreadableImage` where it cannot be read."""
     quick = None if isinstance(source, Path) else _plain_jpeg(source)
     if quick is not None:
         return quick
@@ -34,13 +34,13 @@ def open_picture(source: Path | memoryview) -> Image.Image | Bad:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             image.load()
             # EXIF is looked for first: the transposition copies the picture even where there is nothing to turn.
-            return as_rgb(ImageOps.exif_transpose(image) if image.getexif() else image)
+            return to_rgb(ImageOps.exif_transpose(image) if image.getexif() else image)
     except FileNotFoundError:
-        return Bad("the file does not exist")
+        return UnreadableImage("the file does not exist")
     except MemoryError:
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything; the reason is kept and counted
-        return Bad(f"{str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return UnreadableImage(f"{str(error).splitlines()[0] if str(error) else type(error).__name__}")
 
 
 def _plain_jpeg(source: memoryview) -> Image.Image | None:
@@ -79,7 +79,7 @@ def _jpeg_size(data: memoryview) -> tuple[int, int] | None:
     return None
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """The picture in mode RGB; 16 bits and more are scaled to 8, never clipped, and transparency is dropped.
 
     Integers are read as 0..65535 (or 0..their maximum where that is larger), floats as 0..1 (or 0..their maximum).

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from cleantune.data.images import encode_png
-from cleantune.data.raw_table import Part
-from cleantune.errors import UserError, nearest
+from cleantune.data.raw_table import RawTable
+from cleantune.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +25,7 @@ ARRAYS = ("features", "image", "text", "label", "true_label", "id", "split")
 """Names that a mapping of arrays or an .npz file may use."""
 
 
-def part_of_dataset(data: Any, name: str) -> Part:
+def table_from_dataset(data: Any, name: str) -> RawTable:
     """A `datasets.Dataset` as it lies, memory-mapped where it is.
 
     Raises:
@@ -39,7 +39,7 @@ def part_of_dataset(data: Any, name: str) -> Part:
     names = {
         column: tuple(kind.names) for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)
     }
-    return Part(name, table, class_names=names, identity=_identity(data))
+    return RawTable(name, table, class_names=names, identity=_identity(data))
 
 
 def _identity(data: datasets.Dataset) -> str | None:
@@ -49,7 +49,7 @@ def _identity(data: datasets.Dataset) -> str | None:
     return " ".join([str(data._fingerprint), *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in files)])
 
 
-def part_of_frame(frame: pd.DataFrame, name: str) -> Part:
+def table_from_frame(frame: pd.DataFrame, name: str) -> RawTable:
     """A pandas frame, without its index.
 
     Raises:
@@ -58,10 +58,10 @@ def part_of_frame(frame: pd.DataFrame, name: str) -> Part:
     columns = {}
     for column in frame.columns:
         columns[str(column)] = _array(frame[column], str(column), name)
-    return Part(name, pa.table(columns))
+    return RawTable(name, pa.table(columns))
 
 
-def part_of_arrays(arrays: Mapping[str, Any], name: str) -> Part:
+def table_from_arrays(arrays: Mapping[str, Any], name: str) -> RawTable:
     """A mapping of arrays of one length, by the names of `ARRAYS`.
 
     `features` is [N, D], `image` [N, H, W] or [N, H, W, 3] uint8 or a list of Pillow images or paths.
@@ -72,21 +72,21 @@ def part_of_arrays(arrays: Mapping[str, Any], name: str) -> Part:
     columns: dict[str, Any] = {}
     for key, values in arrays.items():
         if key not in ARRAYS:
-            raise UserError(f'{name} has an array "{key}"{nearest(key, ARRAYS)}')
+            raise UserError(f'{name} has an array "{key}"{did_you_mean(key, ARRAYS)}')
         columns[key] = _column(key, values, name)
     sizes = {key: len(values) for key, values in columns.items()}
     if len(set(sizes.values())) > 1:
         raise UserError(
             f"{name}: lengths differ: " + ", ".join(f"{key} has {size} rows" for key, size in sizes.items())
         )
-    return Part(name, pa.table(columns))
+    return RawTable(name, pa.table(columns))
 
 
-def read_npz(path: Path) -> Part:
+def read_npz(path: Path) -> RawTable:
     """Embeddings of an .npz file: `features` [N, D]; every array [N] beside it is a column by its name.
 
     Raises:
-        UserError: As `part_of_arrays`, and where the file is damaged, pickled or lacks `features`.
+        UserError: As `table_from_arrays`, and where the file is damaged, pickled or lacks `features`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -99,8 +99,8 @@ def read_npz(path: Path) -> Part:
         )
         raise UserError(f"{path} cannot be read: {reason}") from error
     if "features" not in arrays:
-        raise UserError(f'{path} has no array "features"{nearest("features", names)}')
-    part = part_of_arrays(arrays, path.name)
+        raise UserError(f'{path} has no array "features"{did_you_mean("features", names)}')
+    part = table_from_arrays(arrays, path.name)
     table = part.table
     for key, values in others.items():
         if len(values) == len(table):

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
-from cleantune.data.raw_table import Part, is_text
-from cleantune.errors import UserError, nearest
+from cleantune.data.raw_table import RawTable, is_text
+from cleantune.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Labels:
         return encoded
 
 
-def read_labels(part: Part, column: str, notes: list[str]) -> Labels:
+def read_labels(part: RawTable, column: str, notes: list[str]) -> Labels:
     """The labels of a column; null, an empty string, and -1 of a ClassLabel count as missing.
 
     Raises:
@@ -79,12 +79,12 @@ def vocabulary(used: dict[str, Any], declared: bool) -> tuple[tuple[str, ...], t
     return tuple(order), tuple(used[name] for name in order)
 
 
-def unknown_label(labels: Labels, row: int, part: Part, classes: Sequence[str]) -> UserError:
+def unknown_label(labels: Labels, row: int, part: RawTable, classes: Sequence[str]) -> UserError:
     """The sentence for a row whose label is no class of the training rows."""
     name = labels.names[labels.codes[row]]
     return UserError(
         f'{part.name}: row {row} (from 0) has the label "{name}" in the column "{labels.column}", '
-        f"which is no class of the training rows{nearest(name, classes)}"
+        f"which is no class of the training rows{did_you_mean(name, classes)}"
     )
 
 

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from cleantune.config.data import DataSpec
-from cleantune.data.columns import Columns, choose_columns, choose_sample, divide
-from cleantune.data.dataset import Data, DataKind, Rows, Samples, fingerprint_of
-from cleantune.data.duplicates import copies
-from cleantune.data.ids import ids_of, unify_ids
+from cleantune.config.data import DataConfig
+from cleantune.data.columns import Columns, choose_columns, choose_sample, split_rows_by_column
+from cleantune.data.dataset import Data, DataKind, Rows, Samples, compute_fingerprint
+from cleantune.data.duplicates import count_duplicates
+from cleantune.data.ids import read_ids, unify_ids
 from cleantune.data.labels import Labels, read_labels, unknown_label, vocabulary
-from cleantune.data.raw_table import Part
-from cleantune.data.readers import read, read_one
-from cleantune.data.samples import Texts
-from cleantune.data.split_assembly import Piece, draw_splits
-from cleantune.errors import UserError, nearest
+from cleantune.data.raw_table import RawTable
+from cleantune.data.readers import read, read_single_table
+from cleantune.data.samples import TextSamples
+from cleantune.data.split_assembly import SplitPart, draw_splits
+from cleantune.errors import UserError, did_you_mean
 
 
-def load(spec: DataSpec, cache: str | None = None) -> Data:
+def load(spec: DataConfig, cache: str | None = None) -> Data:
     """The data, divided into splits, with its classes.
 
     Rows without a given label become the split `unlabeled`. The classes are those of the given labels of the training
@@ -39,7 +39,7 @@ def load(spec: DataSpec, cache: str | None = None) -> Data:
     return assemble(spec, cache)[0]
 
 
-def assemble(spec: DataSpec, cache: str | None = None) -> tuple[Data, dict[str, Piece], Columns]:
+def assemble(spec: DataConfig, cache: str | None = None) -> tuple[Data, dict[str, SplitPart], Columns]:
     """`load`, with the rows that each split came from and the columns chosen."""
     _check(spec)
     notes: list[str] = []
@@ -52,11 +52,11 @@ def assemble(spec: DataSpec, cache: str | None = None) -> tuple[Data, dict[str, 
     classes, values = _label(spec, columns, pieces, notes)
     splits = draw_splits(spec, pieces, classes, notes)
     samples = _samples(columns, splits, notes)
-    ids = {split: ids_of(piece.part, piece.rows, columns, spec.id, split, notes) for split, piece in splits.items()}
+    ids = {split: read_ids(piece.part, piece.rows, columns, spec.id, split, notes) for split, piece in splits.items()}
     unify_ids(ids, notes)
-    rows = {split: Rows(ids[split], piece.known, samples[split]) for split, piece in splits.items()}
+    rows = {split: Rows(ids[split], piece.labels, samples[split]) for split, piece in splits.items()}
     truth = {split: piece.truth for split, piece in splits.items() if piece.truth is not None}
-    mark = fingerprint_of(classes, rows, truth)
+    mark = compute_fingerprint(classes, rows, truth)
     return Data(columns.kind, classes, values, rows, truth, tuple(dict.fromkeys(notes)), mark), splits, columns
 
 
@@ -71,7 +71,7 @@ def load_unlabeled(
     """All rows of some data, for prediction; labels are not needed and not read.
 
     Args:
-        data: As `DataSpec.data`; also a list of texts, or of image paths or Pillow images, with `kind` said; an array
+        data: As `DataConfig.data`; also a list of texts, or of image paths or Pillow images, with `kind` said; an array
             of features; one image file. Any folder of images will do, its folders are no classes.
         kind: What the model reads; None takes what is there.
         text: Column of texts.
@@ -88,7 +88,7 @@ def load_unlabeled(
         data = {kind or "text": data}
     elif hasattr(data, "ndim") and not hasattr(data, "columns"):
         data = {kind or "features": data}
-    part = read_one(data, "test", notes, labeled=False)
+    part = read_single_table(data, "test", notes, labeled=False)
     if id:
         part.need(id, "--id")
     found, sample = choose_sample(part, text, image, notes, but=(id,))
@@ -96,11 +96,11 @@ def load_unlabeled(
         raise UserError(f'{part.name}: the column "{sample}" holds {found}, but the model reads {kind}')
     every = np.arange(len(part))
     columns = Columns(found, sample, "", id or ("id" if part.has("id") else None), None)
-    ids = ids_of(part, every, columns, id, "data", notes)
+    ids = read_ids(part, every, columns, id, "data", notes)
     return Rows(ids, np.full(len(part), -1, np.int64), part.samples(found, sample))
 
 
-def _check(spec: DataSpec) -> None:
+def _check(spec: DataConfig) -> None:
     for name in ("validation_fraction", "test_fraction"):
         value = getattr(spec, name)
         if not 0 <= value < 1:
@@ -110,22 +110,25 @@ def _check(spec: DataSpec) -> None:
 
 
 def _pieces(
-    spec: DataSpec, parts: dict[str, Part], columns: Columns, notes: list[str], cache: str | None
-) -> dict[str, Piece]:
+    spec: DataConfig, parts: dict[str, RawTable], columns: Columns, notes: list[str], cache: str | None
+) -> dict[str, SplitPart]:
     whole = parts.get("")
     if whole is None:
-        pieces = {split: Piece(part, np.arange(len(part)), True) for split, part in parts.items()}
+        pieces = {split: SplitPart(part, np.arange(len(part)), True) for split, part in parts.items()}
     elif columns.split is None:
-        pieces = {"train": Piece(whole, np.arange(len(whole)), True)}
+        pieces = {"train": SplitPart(whole, np.arange(len(whole)), True)}
     else:
-        pieces = {split: Piece(whole, rows, True) for split, rows in divide(whole, columns.split, notes).items()}
+        pieces = {
+            split: SplitPart(whole, rows, True)
+            for split, rows in split_rows_by_column(whole, columns.split, notes).items()
+        }
     for split, source in (("validation", spec.validation), ("test", spec.test)):
         if source is None:
             continue
         if split in pieces:
             notes.append(f"the {split} rows of {pieces[split].part.name} are left out for those of --{split}")
-        part = read_one(source, split, notes, cache=cache)
-        pieces[split] = Piece(part, np.arange(len(part)), False)
+        part = read_single_table(source, split, notes, cache=cache)
+        pieces[split] = SplitPart(part, np.arange(len(part)), False)
     if spec.test_label not in (None, columns.label, spec.true_label) and "test" not in pieces:
         raise UserError(
             f'--test-label "{spec.test_label}" is for test rows that are handed over; those that --test-fraction draws '
@@ -135,7 +138,7 @@ def _pieces(
 
 
 def _label(
-    spec: DataSpec, columns: Columns, pieces: dict[str, Piece], notes: list[str]
+    spec: DataConfig, columns: Columns, pieces: dict[str, SplitPart], notes: list[str]
 ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     train = pieces["train"]
     given = read_labels(train.part, columns.label, notes)
@@ -156,8 +159,8 @@ def _label(
 
 
 def _labeled(
-    spec: DataSpec, columns: Columns, piece: Piece, split: str, classes: Sequence[str], notes: list[str]
-) -> Piece:
+    spec: DataConfig, columns: Columns, piece: SplitPart, split: str, classes: Sequence[str], notes: list[str]
+) -> SplitPart:
     part = piece.part
     column = columns.label
     if split == "test":
@@ -170,7 +173,7 @@ def _labeled(
     return replace(piece, y=y, truth=truth)
 
 
-def _encode(labels: Labels, piece: Piece, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
+def _encode(labels: Labels, piece: SplitPart, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
     y: np.ndarray = labels.encode(classes)[piece.rows]
     unknown = np.flatnonzero(y == -2)
     if len(unknown):
@@ -178,21 +181,21 @@ def _encode(labels: Labels, piece: Piece, classes: Sequence[str]) -> Int[np.ndar
     return y
 
 
-def _test_column(spec: DataSpec, columns: Columns, piece: Piece, notes: list[str]) -> str:
+def _test_column(spec: DataConfig, columns: Columns, piece: SplitPart, notes: list[str]) -> str:
     if spec.test_label is not None:
         return spec.test_label
     if piece.part.has(spec.true_label):
         notes.append(f'the test rows are judged by their true labels, the column "{spec.true_label}"')
         return str(spec.true_label)
     if not piece.part.has(columns.label):
-        hint = nearest(columns.label, piece.part.table.column_names)
+        hint = did_you_mean(columns.label, piece.part.table.column_names)
         raise UserError(
             f'the test data {piece.part.name} has no column "{columns.label}"{hint}; name its labels with --test-label'
         )
     return columns.label
 
 
-def _samples(columns: Columns, splits: dict[str, Piece], notes: list[str]) -> dict[str, Samples]:
+def _samples(columns: Columns, splits: dict[str, SplitPart], notes: list[str]) -> dict[str, Samples]:
     whole: dict[int, Samples] = {}
     taken: dict[str, Samples] = {}
     for split, piece in splits.items():
@@ -203,14 +206,14 @@ def _samples(columns: Columns, splits: dict[str, Piece], notes: list[str]) -> di
     if columns.kind == "features":
         _same_width(splits, taken)
     for split, own in taken.items():
-        if isinstance(own, Texts) and (missing := own.missing()):
+        if isinstance(own, TextSamples) and (missing := own.missing()):
             notes.append(f"{missing} {split} rows have no text; they are read as empty ones")
-    if "test" in taken and (count := copies(taken["train"], taken["test"])):
+    if "test" in taken and (count := count_duplicates(taken["train"], taken["test"])):
         notes.append(f"{count} of {len(taken['test'])} test samples are exact copies of training samples")
     return taken
 
 
-def _same_width(splits: dict[str, Piece], samples: dict[str, Samples]) -> None:
+def _same_width(splits: dict[str, SplitPart], samples: dict[str, Samples]) -> None:
     widths = {split: np.asarray(taken.read([0])).shape[1] for split, taken in samples.items()}
     for split, width in widths.items():
         if width != widths["train"]:

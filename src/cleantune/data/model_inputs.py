@@ -15,31 +15,31 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
-from cleantune.config.augmentation import ImageAugment, TextAugment
+from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
 from cleantune.data import Samples
 from cleantune.data.augmentation import augment_images, drop_tokens
-from cleantune.data.image_cache import Decoder, Filling, Passing, Progress, decode_all, write_pixels
-from cleantune.distributed.process_group import ALONE, Ranks
+from cleantune.data.image_cache import Decoder, LazyPixels, Progress, StreamedPixels, decode_all, write_pixels
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
 from cleantune.methods.protocol import Inputs
 
 T = TypeVar("T")
-MEMORY_SHARE = 0.25
+MEMORY_FRACTION = 0.25
 """Pixels and features live in memory while they fit in this share of what is free, else in a memory map."""
-TEXTS = 256
+TOKENIZER_BATCH = 256
 """Texts that are tokenized at a time."""
-DISK_SHARE = 0.5
+DISK_FRACTION = 0.5
 """Pixels are cached while they fit in this share of the free disk, else images are decoded each time."""
 
 
-class Prepared(Protocol):
+class ModelInputs(Protocol):
     """Samples of one split, ready for a network.
 
     Views take the indices of rows and, but for `plain`, a generator that is their only source of chance.
     """
 
     @property
-    def bad(self) -> dict[int, str]:
+    def unreadable(self) -> dict[int, str]:
         """Rows that could not be read, by index, with place and reason; their inputs are zeros."""
         ...
 
@@ -67,7 +67,7 @@ class Prepared(Protocol):
         """A view far off."""
         ...
 
-    def take(self, indices: Int[np.ndarray, " M"]) -> Prepared:
+    def take(self, indices: Int[np.ndarray, " M"]) -> ModelInputs:
         """These rows alone, in this order; nothing is copied."""
         ...
 
@@ -76,7 +76,7 @@ class Prepared(Protocol):
         ...
 
 
-class PreparedImages:
+class ImageInputs:
     """Images as uint8 pixels [N, H, W, 3], in memory, in a memory map, or decoded on demand."""
 
     lengths: Int[np.ndarray, " N"] | None = None
@@ -85,31 +85,31 @@ class PreparedImages:
         self,
         samples: Samples,
         preprocess: ImagePreprocess,
-        store: UInt8[np.ndarray, "n H W 3"] | Decoder | Filling | Passing,
+        store: UInt8[np.ndarray, "n H W 3"] | Decoder | LazyPixels | StreamedPixels,
         rows: Int[np.ndarray, " N"],
-        bad: dict[int, str],
-        augment: ImageAugment,
+        unreadable: dict[int, str],
+        augment: ImageAugmentation,
     ) -> None:
-        """Rows of a store; `bad` and `samples` are numbered as the store."""
+        """Rows of a store; `unreadable` and `samples` are numbered as the store."""
         self.preprocess = preprocess
         self.augment = augment
         self._samples = samples
         self._store = store
         self._rows = rows
-        self._bad = bad
+        self._bad = unreadable
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
-    def bad(self) -> dict[int, str]:
+    def unreadable(self) -> dict[int, str]:
         """Rows that could not be read; where images are decoded on demand, those met so far."""
         return {i: self._bad[row] for i, row in enumerate(self._rows.tolist()) if row in self._bad} if self._bad else {}
 
     @property
     def ready(self) -> bool:
         """Whether all pixels lie in memory."""
-        return self._store.full if isinstance(self._store, Filling) else type(self._store) is np.ndarray
+        return self._store.full if isinstance(self._store, LazyPixels) else type(self._store) is np.ndarray
 
     def pixels(self, indices: Int[Tensor, " B"]) -> UInt8[Tensor, "B 3 H W"]:
         """Resized and cropped pixels; the strides are those of channels-last."""
@@ -119,7 +119,7 @@ class PreparedImages:
 
     def finish(self, progress: Progress | None = None) -> None:
         """Decode what has not been asked for yet, where pixels are decoded ahead."""
-        if isinstance(self._store, Filling):
+        if isinstance(self._store, LazyPixels):
             self._store.finish(progress)
 
     def plain(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
@@ -134,16 +134,16 @@ class PreparedImages:
         """The weak view after RandAugment."""
         return self.preprocess.inputs(augment_images(self.pixels(indices), "strong", self.augment, generator), own=True)
 
-    def take(self, indices: Int[np.ndarray, " M"]) -> PreparedImages:
+    def take(self, indices: Int[np.ndarray, " M"]) -> ImageInputs:
         """These rows alone, in this order; nothing is copied."""
-        return PreparedImages(self._samples, self.preprocess, self._store, self._rows[indices], self._bad, self.augment)
+        return ImageInputs(self._samples, self.preprocess, self._store, self._rows[indices], self._bad, self.augment)
 
     def describe(self, index: int) -> str:
         """Where the image stands."""
         return self._samples.describe(int(self._rows[index]))
 
 
-class PreparedTexts:
+class TextInputs:
     """Texts as token ids, without padding, in one long array."""
 
     ready = True
@@ -155,12 +155,12 @@ class PreparedTexts:
         tokens: Int[Tensor, " total"],
         ends: Int[Tensor, " n+1"],
         rows: Int[np.ndarray, " N"],
-        augment: TextAugment,
+        augment: TextAugmentation,
     ) -> None:
         """Rows of the long array: text r is `tokens[ends[r] : ends[r + 1]]`."""
         self.preprocess = preprocess
         self.augment = augment
-        self.bad: dict[int, str] = {}
+        self.unreadable: dict[int, str] = {}
         self._samples = samples
         self._tokens = tokens
         self._ends = ends
@@ -182,11 +182,9 @@ class PreparedTexts:
         """Many tokens left out."""
         return self._dropped(indices, self.augment.strong, generator)
 
-    def take(self, indices: Int[np.ndarray, " M"]) -> PreparedTexts:
+    def take(self, indices: Int[np.ndarray, " M"]) -> TextInputs:
         """These rows alone, in this order; nothing is copied."""
-        return PreparedTexts(
-            self._samples, self.preprocess, self._tokens, self._ends, self._rows[indices], self.augment
-        )
+        return TextInputs(self._samples, self.preprocess, self._tokens, self._ends, self._rows[indices], self.augment)
 
     def describe(self, index: int) -> str:
         """Where the text stands."""
@@ -211,17 +209,17 @@ class PreparedTexts:
         return {"input_ids": tokens.masked_fill(mask == 0, self.preprocess.pad_id), "attention_mask": mask}
 
 
-def prepare(
+def make_model_inputs(
     samples: Samples,
     preprocess: Preprocess,
     cache: Path,
     progress: Progress | None = None,
-    augment: ImageAugment | TextAugment | None = None,
-    ranks: Ranks = ALONE,
+    augment: ImageAugmentation | TextAugmentation | None = None,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     *,
-    lazily: bool = False,
+    lazy: bool = False,
     keep: bool = True,
-) -> Prepared:
+) -> ModelInputs:
     """Samples in the form the network takes.
 
     Args:
@@ -239,10 +237,10 @@ def prepare(
         UserError: The kinds of samples and preprocessing differ.
     """
     if isinstance(preprocess, ImagePreprocess) and samples.kind == "image":
-        chosen = augment if isinstance(augment, ImageAugment) else ImageAugment()
-        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks, lazily, keep)
+        chosen = augment if isinstance(augment, ImageAugmentation) else ImageAugmentation()
+        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks, lazy, keep)
     if isinstance(preprocess, TextPreprocess) and samples.kind == "text":
-        chosen_text = augment if isinstance(augment, TextAugment) else TextAugment()
+        chosen_text = augment if isinstance(augment, TextAugmentation) else TextAugmentation()
         return _prepare_texts(samples, preprocess, progress, chosen_text)
     takes = "images" if isinstance(preprocess, ImagePreprocess) else "texts"
     raise UserError(f"the data are of the kind {samples.kind}, but the model takes {takes}: choose another model")
@@ -253,57 +251,57 @@ def _prepare_images(
     preprocess: ImagePreprocess,
     cache: Path,
     progress: Progress | None,
-    augment: ImageAugment,
-    ranks: Ranks,
-    lazily: bool,
+    augment: ImageAugmentation,
+    ranks: ProcessGroup,
+    lazy: bool,
     keep: bool,
-) -> PreparedImages:
+) -> ImageInputs:
     import psutil
 
-    bad: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     shape = (len(samples), *preprocess.size, 3)
     size, rows = int(np.prod(shape)), np.arange(len(samples))
-    if ranks.count == 1 and size <= MEMORY_SHARE * psutil.virtual_memory().available:
-        decoder = Decoder(samples, preprocess, bad)
-        if lazily:
-            ready = Filling(decoder, np.zeros(shape, np.uint8)) if keep else Passing(decoder)
-            return PreparedImages(samples, preprocess, ready, rows, bad, augment)
+    if ranks.count == 1 and size <= MEMORY_FRACTION * psutil.virtual_memory().available:
+        decoder = Decoder(samples, preprocess, unreadable)
+        if lazy:
+            ready = LazyPixels(decoder, np.zeros(shape, np.uint8)) if keep else StreamedPixels(decoder)
+            return ImageInputs(samples, preprocess, ready, rows, unreadable, augment)
         pixels = np.zeros(shape, np.uint8)
         decode_all(decoder, pixels, progress)
-        return PreparedImages(samples, preprocess, pixels, rows, bad, augment)
+        return ImageInputs(samples, preprocess, pixels, rows, unreadable, augment)
     cache.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(f"{samples.fingerprint} {preprocess.fingerprint}".encode()).hexdigest()[:32]
     final = cache / f"pixels-{key}"
-    with ranks.one_by_machine():
+    with ranks.local_main_process_first():
         there = (final / "bad.json").is_file()
-        if not there and size <= DISK_SHARE * psutil.disk_usage(str(cache)).free:
-            write_pixels(final, shape, Decoder(samples, preprocess, bad), progress)
+        if not there and size <= DISK_FRACTION * psutil.disk_usage(str(cache)).free:
+            write_pixels(final, shape, Decoder(samples, preprocess, unreadable), progress)
             there = True
     if not there:
-        return PreparedImages(samples, preprocess, Decoder(samples, preprocess, bad), rows, bad, augment)
+        return ImageInputs(samples, preprocess, Decoder(samples, preprocess, unreadable), rows, unreadable, augment)
     stored = json.loads((final / "bad.json").read_text(encoding="utf-8"))
     pixels = np.load(final / "pixels.npy", mmap_mode="r", allow_pickle=False)
-    return PreparedImages(samples, preprocess, pixels, rows, {int(k): v for k, v in stored.items()}, augment)
+    return ImageInputs(samples, preprocess, pixels, rows, {int(k): v for k, v in stored.items()}, augment)
 
 
 def _prepare_texts(
-    samples: Samples, preprocess: TextPreprocess, progress: Progress | None, augment: TextAugment
-) -> PreparedTexts:
+    samples: Samples, preprocess: TextPreprocess, progress: Progress | None, augment: TextAugmentation
+) -> TextInputs:
     ids: list[np.ndarray] = []
     lengths: list[int] = []
-    for start in range(0, len(samples), TEXTS):
-        texts = samples.read(range(start, min(start + TEXTS, len(samples))))
+    for start in range(0, len(samples), TOKENIZER_BATCH):
+        texts = samples.read(range(start, min(start + TOKENIZER_BATCH, len(samples))))
         block = preprocess.tokens(cast(list[str], texts))
         lengths += [len(row) for row in block]
         ids.append(np.fromiter((token for row in block for token in row), np.int32))
         if progress is not None:
-            progress(min(start + TEXTS, len(samples)), len(samples))
+            progress(min(start + TOKENIZER_BATCH, len(samples)), len(samples))
     tokens = torch.from_numpy(np.concatenate([*ids, np.full(1, preprocess.pad_id, np.int32)]))
     ends = torch.tensor([0, *lengths]).cumsum(0)
-    return PreparedTexts(samples, preprocess, tokens, ends, np.arange(len(samples)), augment)
+    return TextInputs(samples, preprocess, tokens, ends, np.arange(len(samples)), augment)
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def prefetch(items: Iterable[T]) -> Iterator[T]:
     """The same items, each made in a thread while the one before it is in use.
 
     The thread computes alone: a second team of OpenMP or MKL threads on the same cores makes the first one sleep at
@@ -321,7 +319,7 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             item = coming.result()
 
 
-def in_time(items: Iterable[T], prepared: Prepared, in_turns: bool) -> Iterator[T]:
+def maybe_prefetch(items: Iterable[T], prepared: ModelInputs, in_turns: bool) -> Iterator[T]:
     """Batches of prepared samples: each made ahead, or in turns with its use.
 
     Args:
@@ -330,15 +328,15 @@ def in_time(items: Iterable[T], prepared: Prepared, in_turns: bool) -> Iterator[
         in_turns: Whoever uses a batch computes on this processor by all threads that torch has here, and would be
             slowed by a thread beside: what lies in memory is made when it is asked for.
     """
-    return iter(items) if in_turns and prepared.ready else ahead(items)
+    return iter(items) if in_turns and prepared.ready else prefetch(items)
 
 
-def raw_inputs(prepared: Prepared, indices: Int[Tensor, " B"]) -> Inputs:
+def raw_inputs(prepared: ModelInputs, indices: Int[Tensor, " B"]) -> Inputs:
     """What a network that normalizes by itself is given: images as uint8 pixels [B, 3, H, W], else the plain view."""
-    return prepared.pixels(indices) if isinstance(prepared, PreparedImages) else prepared.plain(indices)
+    return prepared.pixels(indices) if isinstance(prepared, ImageInputs) else prepared.plain(indices)
 
 
-def by_length(prepared: Prepared, rows: Sequence[int]) -> list[int]:
+def sort_by_length(prepared: ModelInputs, rows: Sequence[int]) -> list[int]:
     """The rows in an order in which texts of one batch are about as long; images stay as they are."""
     lengths = prepared.lengths
     if lengths is None:
@@ -346,8 +344,8 @@ def by_length(prepared: Prepared, rows: Sequence[int]) -> list[int]:
     return sorted(rows, key=lambda i: (int(lengths[i]), i))
 
 
-def moved(x: Inputs, device: torch.device) -> Inputs:
+def to_device(x: Inputs, device: torch.device) -> Inputs:
     """The inputs on a device; to a GPU from pinned memory, so that the copy does not wait for what computes there."""
     if isinstance(x, Tensor):
         return (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
-    return {name: cast(Tensor, moved(value, device)) for name, value in x.items()}
+    return {name: cast(Tensor, to_device(value, device)) for name, value in x.items()}

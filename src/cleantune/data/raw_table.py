@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 
 from cleantune.data.arrow_values import Cells
 from cleantune.data.dataset import DataKind, Samples
-from cleantune.data.images import EXTENSIONS
-from cleantune.data.samples import Features, Images, Texts, digest_files, digest_matrix
-from cleantune.errors import UserError, nearest
+from cleantune.data.images import IMAGE_EXTENSIONS
+from cleantune.data.samples import FeatureSamples, ImageSamples, TextSamples, digest_files, digest_matrix
+from cleantune.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class RawTable:
     """A table and where it comes from."""
 
     name: str
@@ -46,7 +46,7 @@ class Part:
             UserError: Naming the nearest column.
         """
         if not self.has(column):
-            hint = nearest(column, self.table.column_names)
+            hint = did_you_mean(column, self.table.column_names)
             raise UserError(f'{self.name} has no column "{column}" (asked for by {flag}){hint}')
 
     def samples(self, kind: DataKind, column: str) -> Samples:
@@ -61,12 +61,12 @@ class Part:
         if kind == "features":
             matrix = feature_matrix(values, self.name, column)
             check_finite(matrix, self.name)
-            return Features(self.name, self._identity(column) or digest_matrix(matrix), len(self), rows, matrix)
+            return FeatureSamples(self.name, self._identity(column) or digest_matrix(matrix), len(self), rows, matrix)
         if kind == "text":
             if not is_text(values.type):
                 raise UserError(f'{self.name}: the column "{column}" holds {values.type}, not text')
             cells = Cells(values)
-            return Texts(self.name, self._identity(column) or cells.digest(), len(self), rows, cells)
+            return TextSamples(self.name, self._identity(column) or cells.digest(), len(self), rows, cells)
         return self._images(column, rows)
 
     def paths(self, column: str) -> np.ndarray | None:
@@ -85,7 +85,7 @@ class Part:
             return None
         return hashlib.sha256(f"{self.identity} {column}".encode()).hexdigest()
 
-    def _images(self, column: str, rows: np.ndarray) -> Images:
+    def _images(self, column: str, rows: np.ndarray) -> ImageSamples:
         values = self.table.column(column)
         cells = None
         if pa.types.is_struct(values.type):
@@ -107,7 +107,7 @@ class Part:
                     f"looked for at {self.folder / str(named[0])}; paths are relative to the table"
                 )
             base = hashlib.sha256(f"{base} {files}".encode()).hexdigest()
-        return Images(self.name, base, len(self), rows, cells, paths, self.folder)
+        return ImageSamples(self.name, base, len(self), rows, cells, paths, self.folder)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -132,10 +132,10 @@ def is_image(kind: pa.DataType) -> bool:
     return is_binary(kind) or bool(pa.types.is_struct(kind) and {"bytes", "path"} & set(struct_fields(kind)))
 
 
-def names_images(values: pa.ChunkedArray) -> bool:
+def has_image_paths(values: pa.ChunkedArray) -> bool:
     """Whether the first strings of a column are names of image files."""
     first = [value for value in values.slice(0, 20).to_pylist() if value]
-    return bool(first) and all(Path(value).suffix.lower() in EXTENSIONS for value in first)
+    return bool(first) and all(Path(value).suffix.lower() in IMAGE_EXTENSIONS for value in first)
 
 
 def struct_fields(kind: pa.DataType) -> Sequence[str]:
@@ -169,13 +169,13 @@ def check_finite(matrix: np.ndarray, name: str) -> None:
     Raises:
         UserError: Naming the first such row and column and how many rows there are.
     """
-    bad = np.concatenate(
+    unreadable = np.concatenate(
         [np.zeros(0, bool), *(~np.isfinite(matrix[i : i + 65536]).all(1) for i in range(0, len(matrix), 65536))]
     )
-    if bad.any():
-        row = int(bad.argmax())
+    if unreadable.any():
+        row = int(unreadable.argmax())
         column = int((~np.isfinite(matrix[row])).argmax())
         raise UserError(
             f"{name}: row {row} (from 0) has a feature that is not finite ({matrix[row, column]} in column {column}), "
-            f"{int(bad.sum())} of {len(bad)} rows do; leave them out or compute them again"
+            f"{int(unreadable.sum())} of {len(unreadable)} rows do; leave them out or compute them again"
         )

@@ -9,16 +9,16 @@ from typing import Any
 import pyarrow as pa
 
 from cleantune.data.folders import read_image_folder
-from cleantune.data.images import EXTENSIONS
-from cleantune.data.in_memory import part_of_arrays, part_of_dataset, part_of_frame, read_npz
-from cleantune.data.raw_table import Part
-from cleantune.data.remote import fetched, is_remote
-from cleantune.data.splits import split_named
+from cleantune.data.images import IMAGE_EXTENSIONS
+from cleantune.data.in_memory import read_npz, table_from_arrays, table_from_dataset, table_from_frame
+from cleantune.data.raw_table import RawTable
+from cleantune.data.remote import fetch_to_cache, is_remote
+from cleantune.data.splits import canonical_split
 from cleantune.data.tables import read_csv, read_jsonl, read_parquet
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, did_you_mean
 from cleantune.storage.files import cache_folder
 
-READERS: dict[str, Callable[[Path], Part]] = {
+READERS: dict[str, Callable[[Path], RawTable]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".jsonl": read_jsonl,
@@ -28,11 +28,11 @@ READERS: dict[str, Callable[[Path], Part]] = {
 """How each kind of file is read, by the end of its name."""
 
 
-def read(data: Any, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> dict[str, Part]:
+def read(data: Any, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> dict[str, RawTable]:
     """The tables of a path, a Hugging Face name or a Python object, by split.
 
     Args:
-        data: See `DataSpec.data`.
+        data: See `DataConfig.data`.
         notes: Gets what is left out.
         labeled: Whether the folders of an image folder are classes.
         cache: Where copies of what lies at an address are kept, as `--cache`.
@@ -48,7 +48,9 @@ def read(data: Any, notes: list[str], *, labeled: bool = True, cache: str | None
     return parts
 
 
-def read_one(data: Any, split: str, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> Part:
+def read_single_table(
+    data: Any, split: str, notes: list[str], *, labeled: bool = True, cache: str | None = None
+) -> RawTable:
     """The one table meant by data that is handed over for one split: its part of that name, or all there is.
 
     Raises:
@@ -60,10 +62,10 @@ def read_one(data: Any, split: str, notes: list[str], *, labeled: bool = True, c
     raise UserError(f"{data} has the splits {', '.join(sorted(parts))}, but no {split}; hand over one table")
 
 
-def _read_named(name: str, notes: list[str], labeled: bool, cache: str | None) -> dict[str, Part]:
+def _read_named(name: str, notes: list[str], labeled: bool, cache: str | None) -> dict[str, RawTable]:
     if name.startswith("hf:"):
         return _read_object(_from_hub(name), notes, name)
-    path = fetched(name, notes, cache_folder(cache)) if is_remote(name) else Path(name)
+    path = fetch_to_cache(name, notes, cache_folder(cache)) if is_remote(name) else Path(name)
     if not path.exists():
         raise UserError(f"{name} does not exist{_sibling(path)}")
     if path.is_dir():
@@ -73,8 +75,8 @@ def _read_named(name: str, notes: list[str], labeled: bool, cache: str | None) -
         if tables and not any(child.is_dir() for child in path.iterdir()):
             raise UserError(f"{path} holds tables, not images in folders; name one of them, as {path / tables[0]}")
         return read_image_folder(path, notes, labeled=labeled)
-    if not labeled and path.suffix.lower() in EXTENSIONS:
-        return {"": Part(name, pa.table({"image": [path.name]}), path.parent)}
+    if not labeled and path.suffix.lower() in IMAGE_EXTENSIONS:
+        return {"": RawTable(name, pa.table({"image": [path.name]}), path.parent)}
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(
@@ -87,7 +89,7 @@ def _sibling(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" and neither does its folder {folder}"
-    hint = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix == path.suffix])
+    hint = did_you_mean(path.name, [p.name for p in folder.iterdir() if p.suffix == path.suffix])
     return hint if hint.startswith("; did") else "; check the path"
 
 
@@ -116,34 +118,34 @@ def _from_disk(path: Path) -> Any:
         ) from error
 
 
-def _read_object(data: Any, notes: list[str], name: str = "the data") -> dict[str, Part]:
+def _read_object(data: Any, notes: list[str], name: str = "the data") -> dict[str, RawTable]:
     import datasets
     import pandas as pd
 
     if isinstance(data, datasets.Dataset):
-        return {"": part_of_dataset(data, name)}
+        return {"": table_from_dataset(data, name)}
     if isinstance(data, datasets.DatasetDict):
         return _read_dict(data, notes, name)
     if isinstance(data, pd.DataFrame):
-        return {"": part_of_frame(data, name)}
+        return {"": table_from_frame(data, name)}
     if isinstance(data, tuple) and len(data) == 2:
-        return {"": part_of_arrays({"features": data[0], "label": data[1]}, name)}
+        return {"": table_from_arrays({"features": data[0], "label": data[1]}, name)}
     if isinstance(data, Mapping):
-        return {"": part_of_arrays(data, name)}
+        return {"": table_from_arrays(data, name)}
     raise UserError(
         f"cannot read data of the type {type(data).__name__}; hand over a path, a datasets.Dataset or DatasetDict, a "
         'pandas frame, a mapping of arrays such as {"features": ..., "label": ...}, or (features, labels)'
     )
 
 
-def _read_dict(data: Mapping[Any, Any], notes: list[str], name: str) -> dict[str, Part]:
-    parts: dict[str, Part] = {}
+def _read_dict(data: Mapping[Any, Any], notes: list[str], name: str) -> dict[str, RawTable]:
+    parts: dict[str, RawTable] = {}
     for key, value in data.items():
-        split = split_named(str(key))
+        split = canonical_split(str(key))
         if split is None or split in parts:
             notes.append(f'left the split "{key}" of {name} out ({len(value)} rows)')
         else:
-            parts[split] = part_of_dataset(value, f"{name} ({key})")
+            parts[split] = table_from_dataset(value, f"{name} ({key})")
     if not parts:
         raise UserError(f"{name} has the splits {', '.join(map(str, data)) or '(none)'}; one must be named train")
     return parts

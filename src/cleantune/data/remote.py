@@ -22,7 +22,7 @@ def is_remote(name: str) -> bool:
     return "://" in name
 
 
-def fetched(address: str, notes: list[str], cache: Path) -> Path:
+def fetch_to_cache(address: str, notes: list[str], cache: Path) -> Path:
     """The local copy of a file or folder.
 
     Args:

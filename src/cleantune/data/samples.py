@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, Shaped
 from PIL.Image import Image
 
 from cleantune.data.arrow_values import Cells
-from cleantune.data.dataset import Bad
-from cleantune.data.images import open_picture
+from cleantune.data.dataset import UnreadableImage
+from cleantune.data.images import load_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class _Taken:
 
 
 @dataclass(frozen=True, eq=False)
-class Images(_Taken):
+class ImageSamples(_Taken):
     """Pictures in the cells of a column, or in files that a column names."""
 
     cells: Cells | None
@@ -61,16 +61,16 @@ class Images(_Taken):
     """What relative paths start from."""
     kind: Literal["image"] = "image"
 
-    def read(self, indices: Sequence[int]) -> list[Image | Bad]:
+    def read(self, indices: Sequence[int]) -> list[Image | UnreadableImage]:
         """The pictures as RGB, 8 bits a channel, turned as their EXIF says."""
         return [self._read(int(self.rows[i])) for i in indices]
 
-    def _read(self, row: int) -> Image | Bad:
+    def _read(self, row: int) -> Image | UnreadableImage:
         content = self.cells[row] if self.cells is not None else None
         if content is not None:
-            return open_picture(content)
+            return load_image(content)
         path = self.paths[row] if self.paths is not None else None
-        return Bad("the row holds no image") if path is None else open_picture(self.folder / path)
+        return UnreadableImage("the row holds no image") if path is None else load_image(self.folder / path)
 
     def describe(self, index: int) -> str:
         """The image's file, or the row of the table it is in."""
@@ -82,7 +82,7 @@ class Images(_Taken):
 
 
 @dataclass(frozen=True, eq=False)
-class Texts(_Taken):
+class TextSamples(_Taken):
     """Strings of a column; a missing one is empty."""
 
     cells: Cells
@@ -99,7 +99,7 @@ class Texts(_Taken):
 
 
 @dataclass(frozen=True, eq=False)
-class Features(_Taken):
+class FeatureSamples(_Taken):
     """Rows of a matrix."""
 
     matrix: Float[np.ndarray, "size D"]

@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Int
 
-from cleantune.config.data import DataSpec
-from cleantune.data.raw_table import Part
-from cleantune.data.splits import draw_count, draw_share
+from cleantune.config.data import DataConfig
+from cleantune.data.raw_table import RawTable
+from cleantune.data.splits import draw_count, draw_fraction
 from cleantune.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class SplitPart:
     """Rows of a part on their way to a split."""
 
-    part: Part
+    part: RawTable
     rows: Int[np.ndarray, " N"]
     """Row numbers in the part."""
     own: bool
@@ -26,28 +26,30 @@ class Piece:
     y: Int[np.ndarray, " N"] | None = None
     truth: Int[np.ndarray, " N"] | None = None
 
-    def take(self, keep: np.ndarray) -> Piece:
+    def take(self, keep: np.ndarray) -> SplitPart:
         """Some of the rows, by mask or numbers."""
         y, truth = (None if value is None else value[keep] for value in (self.y, self.truth))
         return replace(self, rows=self.rows[keep], y=y, truth=truth)
 
     @property
-    def known(self) -> Int[np.ndarray, " N"]:
+    def labels(self) -> Int[np.ndarray, " N"]:
         """Its labels, once they are read."""
         assert self.y is not None
         return self.y
 
 
-def draw_splits(spec: DataSpec, pieces: dict[str, Piece], classes: Sequence[str], notes: list[str]) -> dict[str, Piece]:
+def draw_splits(
+    spec: DataConfig, pieces: dict[str, SplitPart], classes: Sequence[str], notes: list[str]
+) -> dict[str, SplitPart]:
     """The splits in their order, from labeled pieces: drawn where asked for, rows without a label apart.
 
     Raises:
         UserError: Where no labeled training row is left.
     """
     rng = np.random.default_rng(spec.split_seed)
-    splits: dict[str, Piece] = {}
-    unlabeled = {split: piece.take(piece.known < 0) for split, piece in pieces.items()}
-    labeled = {split: piece.take(piece.known >= 0) for split, piece in pieces.items()}
+    splits: dict[str, SplitPart] = {}
+    unlabeled = {split: piece.take(piece.labels < 0) for split, piece in pieces.items()}
+    labeled = {split: piece.take(piece.labels >= 0) for split, piece in pieces.items()}
     train = labeled["train"]
     if "test" in labeled:
         if spec.test_fraction:
@@ -56,15 +58,15 @@ def draw_splits(spec: DataSpec, pieces: dict[str, Piece], classes: Sequence[str]
             notes.append(f"{len(unlabeled['test'].rows)} test rows have no label and are left out")
         splits["test"] = labeled["test"]
     elif spec.test_fraction:
-        drawn = draw_share(train.known, spec.test_fraction, rng)
+        drawn = draw_fraction(train.labels, spec.test_fraction, rng)
         splits["test"], train = _judged(train.take(drawn), spec, notes), train.take(~drawn)
     if spec.limit is not None and spec.limit < len(train.rows):
         notes.append(f"drew {spec.limit} of {len(train.rows)} training rows (--limit)")
-        train = train.take(draw_count(train.known, spec.limit, rng))
+        train = train.take(draw_count(train.labels, spec.limit, rng))
     if "validation" in labeled:
         splits["validation"] = labeled["validation"]
     elif spec.validation_fraction:
-        drawn = draw_share(train.known, spec.validation_fraction, rng)
+        drawn = draw_fraction(train.labels, spec.validation_fraction, rng)
         splits["validation"], train = train.take(drawn), train.take(~drawn)
     splits["train"] = train
     _note_classes(train, classes, notes)
@@ -75,14 +77,14 @@ def draw_splits(spec: DataSpec, pieces: dict[str, Piece], classes: Sequence[str]
     return {split: splits[split] for split in order if split in splits and len(splits[split].rows)}
 
 
-def _judged(test: Piece, spec: DataSpec, notes: list[str]) -> Piece:
+def _judged(test: SplitPart, spec: DataConfig, notes: list[str]) -> SplitPart:
     if test.truth is None or (spec.test_label is not None and spec.test_label != spec.true_label):
         return test
     notes.append(f'the test rows are judged by their true labels, the column "{spec.true_label}", where they are known')
-    return replace(test, y=np.where(test.truth >= 0, test.truth, test.known))
+    return replace(test, y=np.where(test.truth >= 0, test.truth, test.labels))
 
 
-def _unlabeled(pieces: Sequence[Piece], notes: list[str]) -> Piece | None:
+def _unlabeled(pieces: Sequence[SplitPart], notes: list[str]) -> SplitPart | None:
     pieces = [piece for piece in pieces if len(piece.rows)]
     if not pieces:
         return None
@@ -99,12 +101,10 @@ def _unlabeled(pieces: Sequence[Piece], notes: list[str]) -> Piece | None:
     )
 
 
-def _note_classes(train: Piece, classes: Sequence[str], notes: list[str]) -> None:
+def _note_classes(train: SplitPart, classes: Sequence[str], notes: list[str]) -> None:
     if not len(train.rows):
-        raise UserError(
-            f"{train.part.name}: no labeled training rows are left; lower the fractions or raise the limit"
-        )
-    sizes = np.bincount(train.known, minlength=len(classes))
+        raise UserError(f"{train.part.name}: no labeled training rows are left; lower the fractions or raise the limit")
+    sizes = np.bincount(train.labels, minlength=len(classes))
     for size, what in ((0, "no training row"), (1, "one training row alone")):
         few = [name for name, n in zip(classes, sizes, strict=True) if n == size]
         if few:

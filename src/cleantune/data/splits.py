@@ -12,7 +12,7 @@ _NAMES = {
 }
 
 
-def split_named(value: str) -> str | None:
+def canonical_split(value: str) -> str | None:
     """`train`, `validation` or `test` where a value is one of their usual names, else None."""
     word = value.strip().lower()
     return next((split for split, names in _NAMES.items() if word in names), None)
@@ -37,7 +37,7 @@ def quotas(
     return quota
 
 
-def draw_share(y: Int[np.ndarray, " N"], fraction: float, rng: np.random.Generator) -> Bool[np.ndarray, " N"]:
+def draw_fraction(y: Int[np.ndarray, " N"], fraction: float, rng: np.random.Generator) -> Bool[np.ndarray, " N"]:
     """Which rows a stratified draw of this share takes; every class leaves at least one row behind."""
     sizes = np.bincount(y)
     count = round(fraction * len(y))

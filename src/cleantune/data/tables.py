@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from cleantune.data.in_memory import LARGE_BYTES, part_of_dataset
-from cleantune.data.raw_table import Part
+from cleantune.data.in_memory import LARGE_BYTES, table_from_dataset
+from cleantune.data.raw_table import RawTable
 from cleantune.errors import UserError
 
 
-def read_csv(path: Path) -> Part:
+def read_csv(path: Path) -> RawTable:
     """A table of a .csv or .tsv file; columns of whole numbers or numbers become such, the rest stays as written.
 
     Raises:
@@ -44,7 +44,7 @@ def read_csv(path: Path) -> Part:
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
     columns = [_typed(table.column(name)) for name in header]
-    return Part(path.name, pa.table(columns, names=header), path.parent)
+    return RawTable(path.name, pa.table(columns, names=header), path.parent)
 
 
 def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -65,7 +65,7 @@ def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def read_jsonl(path: Path) -> Part:
+def read_jsonl(path: Path) -> RawTable:
     """A table of JSON objects, one a line; a key that a line lacks is missing there.
 
     Raises:
@@ -81,7 +81,7 @@ def read_jsonl(path: Path) -> Part:
             raise UserError(f"{path} is not UTF-8 text: {error}") from error
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: _column([row.get(name) for row in rows], name, path.name) for name in names}
-    return Part(path.name, pa.table(columns), path.parent)
+    return RawTable(path.name, pa.table(columns), path.parent)
 
 
 def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _column(values: list[Any], name: str, place: str) -> pa.Array:
         raise UserError(f'{place}: the column "{name}" mixes {", ".join(kinds)}; write one type') from error
 
 
-def read_parquet(path: Path) -> Part:
+def read_parquet(path: Path) -> RawTable:
     """A table of a Parquet file; one above `LARGE_BYTES` stays on disk, in the cache of Hugging Face datasets.
 
     Raises:
@@ -112,14 +112,14 @@ def read_parquet(path: Path) -> Part:
     if stat.st_size > LARGE_BYTES:
         import datasets
 
-        part = part_of_dataset(datasets.Dataset.from_parquet(str(path)), path.name)
+        part = table_from_dataset(datasets.Dataset.from_parquet(str(path)), path.name)
         identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        return Part(path.name, part.table, path.parent, part.class_names, identity)
+        return RawTable(path.name, part.table, path.parent, part.class_names, identity)
     try:
         table = pyarrow.parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    return Part(path.name, table, path.parent, _class_names(table.schema.metadata or {}))
+    return RawTable(path.name, table, path.parent, _class_names(table.schema.metadata or {}))
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:

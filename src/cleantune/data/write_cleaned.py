@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cleantune.config.data import DataSpec
-from cleantune.data.corrupt import moved_paths, put
+from cleantune.config.data import DataConfig
+from cleantune.data.corrupt import relocate_image_paths, set_column
 from cleantune.data.labels import read_labels
 from cleantune.data.load import assemble
 from cleantune.data.writers import write_table
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, did_you_mean
 
 
 def write_cleaned(
-    spec: DataSpec, relabeled: Mapping[tuple[str, str], str], dropped: set[tuple[str, str]], out: Path
+    spec: DataConfig, relabeled: Mapping[tuple[str, str], str], dropped: set[tuple[str, str]], out: Path
 ) -> tuple[int, int]:
     """Write the data as one table with some labels changed and some rows left out; every other column and row stays.
 
@@ -56,12 +56,12 @@ def write_cleaned(
                 continue
             if key in relabeled:
                 if relabeled[key] not in number:
-                    raise UserError(f'"{relabeled[key]}" is no class of the data{nearest(relabeled[key], number)}')
+                    raise UserError(f'"{relabeled[key]}" is no class of the data{did_you_mean(relabeled[key], number)}')
                 given[row] = values[number[relabeled[key]]]
             keep[row] = key not in dropped
-        table = put(part.table, columns.label, pa.array(given.tolist())).replace_schema_metadata(None)
+        table = set_column(part.table, columns.label, pa.array(given.tolist())).replace_schema_metadata(None)
         if columns.kind == "image":
-            table = moved_paths(table, part, columns.sample, out)
+            table = relocate_image_paths(table, part, columns.sample, out)
         tables.append(table.filter(pa.array(keep)))
     whole = pa.concat_tables(tables, promote_options="default")
     write_table(whole, columns.kind, columns.sample, columns.label, out)

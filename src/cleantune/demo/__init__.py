@@ -153,7 +153,7 @@ def digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Result
         }  # fmt: skip
         turn = fit(table, backbone, out=out, overwrite=overwrite, settings=settings, **said)
         ce = fit(
-            table, backbone, out=Path(folder) / "ce", method="ce", scope="all", silent=True,
+            table, backbone, out=Path(folder) / "ce", method="ce", scope="all", quiet=True,
             settings=settings | plain, **said,
         )  # fmt: skip
     return turn, ce.summary["accuracy"]["last"]

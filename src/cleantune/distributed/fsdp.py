@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cleantune.distributed.process_group import Ranks
+from cleantune.distributed.process_group import ProcessGroup
 
 
-def shard(backbone: nn.Module, ranks: Ranks) -> None:
+def shard(backbone: nn.Module, ranks: ProcessGroup) -> None:
     """Divide a backbone among the ranks in place, block by block; gradients are summed. A sharded one is left."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard

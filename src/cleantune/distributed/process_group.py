@@ -31,7 +31,7 @@ PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """Where this process stands among those that share the training."""
 
     rank: int = 0
@@ -79,7 +79,7 @@ class Ranks:
         return [self._from(rank, value) for rank in range(self.count)] if self.count > 1 else [value]
 
     @contextmanager
-    def one_by_machine(self) -> Iterator[None]:
+    def local_main_process_first(self) -> Iterator[None]:
         """One process of every machine goes first; the others find what it left in the cache."""
         if self.local:
             self.wait()
@@ -88,7 +88,7 @@ class Ranks:
             self.wait()
         self.wait()
 
-    def alike(self, tensors: Iterable[Tensor]) -> bool:
+    def is_identical(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these tensors are the same on every rank, bit for bit."""
         if self.count == 1:
             return True
@@ -107,7 +107,7 @@ class Ranks:
         own = list(items[self.rank :: self.count])
         return own + list(items[: -(-len(items) // self.count) - len(own)])
 
-    def all_rows(self, own: Shaped[Tensor, "n ..."], sizes: Sequence[int]) -> Shaped[Tensor, "N ..."]:
+    def all_gather(self, own: Shaped[Tensor, "n ..."], sizes: Sequence[int]) -> Shaped[Tensor, "N ..."]:
         """The rows of all ranks, in the order of the ranks; of what is given beyond a rank's size nothing is taken."""
         if self.count == 1:
             return own
@@ -143,7 +143,7 @@ class Ranks:
         """Rows of each rank's share."""
         return [count // self.count + (rank < count % self.count) for rank in range(self.count)]
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """The sum over ranks in the place of every gradient, as one message.
 
         One message after the backward pass, where DistributedDataParallel sends buckets beside it: its buckets are
@@ -174,11 +174,11 @@ class Ranks:
         return json.loads(bytes(sent.numpy()))
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 """One process: the usual case."""
 
 
-def here() -> Ranks:
+def init_distributed() -> ProcessGroup:
     """The ranks that a launcher (torchrun, Ray Train, MPI, Slurm) has started this process among, joined by accelerate.
 
     Raises:
@@ -186,7 +186,7 @@ def here() -> Ranks:
     """
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not (started or (torch.distributed.is_available() and torch.distributed.is_initialized())):
-        return ALONE
+        return SINGLE_PROCESS
     try:
         from accelerate import PartialState
     except ImportError:
@@ -195,19 +195,21 @@ def here() -> Ranks:
     joined_before = torch.distributed.is_initialized()
     state = PartialState(cpu=not torch.cuda.is_available())
     if state.num_processes == 1:
-        return ALONE
+        return SINGLE_PROCESS
     if state.num_processes not in _groups:
         _groups[state.num_processes] = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
     if not joined_before:
-        atexit.register(leave)
-    return Ranks(state.process_index, state.num_processes, state.local_process_index, _groups[state.num_processes])
+        atexit.register(shutdown)
+    return ProcessGroup(
+        state.process_index, state.num_processes, state.local_process_index, _groups[state.num_processes]
+    )
 
 
 _groups: dict[int, Any] = {}
 """The group for tensors on the CPU, made once a process, whatever serves tensors on a GPU."""
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Part from the other ranks, before the interpreter ends: whoever joined them has to.
 
     Gloo's threads may still hold what was sent last. Left to themselves they let go of it while Python is being taken
@@ -226,10 +228,10 @@ def is_sharded(tensor: Tensor) -> bool:
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization by the mean and variance over the rows of all ranks; torch's own works on GPUs alone."""
 
-    ranks: Ranks
+    ranks: ProcessGroup
 
     @classmethod
-    def become(cls, module: nn.Module, ranks: Ranks) -> None:
+    def become(cls, module: nn.Module, ranks: ProcessGroup) -> None:
         """Make every batch normalization inside share its statistics; parameters and buffers stay the same objects."""
         for each in module.modules():
             if isinstance(each, nn.modules.batchnorm._BatchNorm) and ranks.count > 1:
@@ -266,7 +268,7 @@ class _Summed(torch.autograd.Function):
     """The sum over ranks; what each rank's outputs owe to the sum is summed on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, ranks: Ranks) -> Tensor:
+    def forward(ctx: Any, own: Tensor, ranks: ProcessGroup) -> Tensor:
         ctx.ranks = ranks
         return ranks.total(own)
 
@@ -279,9 +281,9 @@ class _Joined(torch.autograd.Function):
     """Rows of all ranks from this rank's rows; the gradient of this rank's rows from that of all."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, ranks: Ranks, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, own: Tensor, ranks: ProcessGroup, sizes: list[int]) -> Tensor:
         ctx.start, ctx.size, ctx.rows = sum(sizes[: ranks.rank]), sizes[ranks.rank], len(own)
-        return ranks.all_rows(own, sizes)
+        return ranks.all_gather(own, sizes)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

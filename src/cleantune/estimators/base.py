@@ -19,8 +19,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cleantune.config.run import method_of
-from cleantune.config.schema import merge, nested
+from cleantune.config.run import build_method
+from cleantune.config.schema import merge, nest
 from cleantune.estimators import fit_arrays
 from cleantune.methods.protocol import Method
 
@@ -29,7 +29,7 @@ STAGE = ("epochs", "learning_rate", "weight_decay", "batch_size")
 """Parameters of the estimators that are fields of the method's stage `probe`."""
 
 
-class _Probe(BaseEstimator):  # type: ignore[misc]
+class ProbeEstimator(BaseEstimator):  # type: ignore[misc]
     """What all estimators share: parameters to a method, arrays to a head, a head to predictions."""
 
     _method = ""
@@ -49,11 +49,11 @@ class _Probe(BaseEstimator):  # type: ignore[misc]
         table: dict[str, Any] = {"scope": "head"}
         for name, value in given.items():
             if name not in shared:
-                path = ["probe", name] if name in STAGE else ["reshape", name] if name == "standardize" else [name]
-                table = merge(table, nested(path, value))
+                path = ["probe", name] if name in STAGE else ["mlp", name] if name == "standardize" else [name]
+                table = merge(table, nest(path, value))
         for name, value in (self.settings or {}).items():
-            table = merge(table, nested(name.split("."), value))
-        return method_of(given.get("method", self._method), self.preset, table, None, True)
+            table = merge(table, nest(name.split("."), value))
+        return build_method(given.get("method", self._method), self.preset, table, None, True)
 
     def _learn(self, x: Any, y: np.ndarray, weight: Any, classes: int, method: Method) -> None:
         given = _weights(weight, len(x))
@@ -69,7 +69,7 @@ class _Probe(BaseEstimator):  # type: ignore[misc]
         return np.concatenate([logits for logits, _ in fit_arrays.outputs(self.head_, x)])
 
 
-class Classifier(ClassifierMixin, _Probe):  # type: ignore[misc]
+class ProbeClassifier(ClassifierMixin, ProbeEstimator):  # type: ignore[misc]
     """Classes of any kind."""
 
     def fit(
@@ -106,7 +106,7 @@ class Classifier(ClassifierMixin, _Probe):  # type: ignore[misc]
         return found
 
 
-class Reshaping(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Probe):  # type: ignore[misc]
+class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ProbeEstimator):  # type: ignore[misc]
     """Estimators whose head makes features of its own."""
 
     def transform(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
@@ -119,7 +119,7 @@ class Reshaping(ClassNamePrefixFeaturesOutMixin, TransformerMixin, _Probe):  # t
         return int(self.n_features_in_)
 
 
-class Regressor(RegressorMixin, _Probe):  # type: ignore[misc]
+class ProbeRegressor(RegressorMixin, ProbeEstimator):  # type: ignore[misc]
     """Numbers: the only score of the head, on labels that are standardized while it learns."""
 
     def fit(

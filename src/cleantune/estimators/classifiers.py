@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cleantune.estimators.base import Classifier, Regressor, Reshaping
+from cleantune.estimators.base import EmbeddingTransformer, ProbeClassifier, ProbeRegressor
 
 __all__ = ["LinearProbe", "MLPTune", "MLPTuneRegressor", "NMTune", "NMTuneRegressor", "RobustProbe"]
 
 
-class LinearProbe(Classifier):
+class LinearProbe(ProbeClassifier):
     """A linear classifier on standardized features, by cross-entropy.
 
     Parameters that are None are those of the method `ce` (`cleantune methods`).
@@ -27,7 +27,7 @@ class LinearProbe(Classifier):
         learning_rate: Of AdamW; it falls by a cosine to zero.
         weight_decay: Of AdamW.
         batch_size: Samples a step.
-        settings: Any other field of the method by path, `{"probe.least_steps": 0}`.
+        settings: Any other field of the method by path, `{"probe.min_steps": 0}`.
         random_state: Seed of initial weights and order.
         device: `auto`, `cpu` or `cuda`.
     """
@@ -69,11 +69,11 @@ class RobustProbe(LinearProbe):
         self.method = method
 
 
-class MLPTune(Reshaping, Classifier):
+class MLPTune(EmbeddingTransformer, ProbeClassifier):
     """The MLP head of NMTune with its label loss alone. Parameters that are None are those of the method `mlp`.
 
     Args:
-        preset: `paper` or `official_code`.
+        preset: `paper` or `official`.
         loss: `ce`, or against wrong labels `gce` or `elr`.
         q: Exponent of GCE.
         standardize: Standardize features by dimension before the MLP.
@@ -105,12 +105,12 @@ class NMTune(MLPTune):
     """NMTune on features: arXiv:2309.17002. Parameters that are None are those of the method `nmtune`.
 
     Args:
-        preset: `paper` or `official_code`.
+        preset: `paper` or `official`.
         loss: `ce`, or against wrong labels `gce` or `elr`.
         q: Exponent of GCE.
-        consistency_weight: Of the distance between features and reshaped features.
-        covariance_weight: Of the covariance of different dimensions.
-        dominance_weight: Of the share of the largest singular values.
+        mse_weight: Of the distance between features and reshaped features.
+        cov_weight: Of the covariance of different dimensions.
+        svd_weight: Of the share of the largest singular values.
         standardize: As of `MLPTune`, and so are the others.
     """
 
@@ -118,8 +118,8 @@ class NMTune(MLPTune):
 
     def __init__(
         self, *, preset: str | None = None, loss: str = "ce", q: float | None = None,
-        consistency_weight: float | None = None, covariance_weight: float | None = None,
-        dominance_weight: float | None = None, standardize: bool | None = None, epochs: int | None = None,
+        mse_weight: float | None = None, cov_weight: float | None = None,
+        svd_weight: float | None = None, standardize: bool | None = None, epochs: int | None = None,
         learning_rate: float | None = None, weight_decay: float | None = None, batch_size: int | None = None,
         settings: Mapping[str, Any] | None = None, random_state: Any = 0, device: str = "auto",
     ) -> None:  # fmt: skip
@@ -128,12 +128,12 @@ class NMTune(MLPTune):
             weight_decay=weight_decay, batch_size=batch_size, settings=settings, random_state=random_state,
             device=device,
         )  # fmt: skip
-        self.consistency_weight = consistency_weight
-        self.covariance_weight = covariance_weight
-        self.dominance_weight = dominance_weight
+        self.mse_weight = mse_weight
+        self.cov_weight = cov_weight
+        self.svd_weight = svd_weight
 
 
-class MLPTuneRegressor(Reshaping, Regressor):
+class MLPTuneRegressor(EmbeddingTransformer, ProbeRegressor):
     """The MLP head of NMTune on numbers, such as the similarity of two texts, by the squared error alone.
 
     Args:
@@ -168,8 +168,8 @@ class NMTuneRegressor(MLPTuneRegressor):
     _method = "nmtune"
 
     def __init__(
-        self, *, preset: str | None = None, consistency_weight: float | None = None,
-        covariance_weight: float | None = None, dominance_weight: float | None = None, standardize: bool | None = None,
+        self, *, preset: str | None = None, mse_weight: float | None = None,
+        cov_weight: float | None = None, svd_weight: float | None = None, standardize: bool | None = None,
         epochs: int | None = None, learning_rate: float | None = None, weight_decay: float | None = None,
         batch_size: int | None = None, settings: Mapping[str, Any] | None = None, random_state: Any = 0,
         device: str = "auto",
@@ -179,6 +179,6 @@ class NMTuneRegressor(MLPTuneRegressor):
             weight_decay=weight_decay, batch_size=batch_size, settings=settings, random_state=random_state,
             device=device,
         )  # fmt: skip
-        self.consistency_weight = consistency_weight
-        self.covariance_weight = covariance_weight
-        self.dominance_weight = dominance_weight
+        self.mse_weight = mse_weight
+        self.cov_weight = cov_weight
+        self.svd_weight = svd_weight

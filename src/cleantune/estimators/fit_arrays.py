@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from cleantune.features.cache import Features
 from cleantune.methods.nmtune import NMTune
-from cleantune.methods.protocol import Batch, Method, Phase, Plan, Row
-from cleantune.pipeline.inputs import Heads
-from cleantune.training.batches import FeatureSource
-from cleantune.training.checkpoint import Split
+from cleantune.methods.protocol import Batch, EpochMetrics, Method, Phase, Selection
+from cleantune.pipeline.inputs import HeadFactory
+from cleantune.training.batches import FeatureBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases, train
 from cleantune.training.models import Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 from cleantune.utils.device import pick_device
 
-BLOCK = 8192
+BLOCK_ROWS = 8192
 """Rows that pass through a head at a time."""
 
 
@@ -57,11 +57,11 @@ def regression(method: Method) -> Regression:
     learns: Any = phase.epoch.__self__  # type: ignore[attr-defined]
     if isinstance(learns, NMTune):
         return Regression(**{f.name: getattr(learns, f.name) for f in fields(learns)})
-    return LinearRegression(consistency_weight=0.0, covariance_weight=0.0, dominance_weight=0.0, probe=phase.stage)
+    return LinearRegression(mse_weight=0.0, cov_weight=0.0, svd_weight=0.0, probe=phase.stage)
 
 
 @dataclass(frozen=True)
-class Distinct:
+class UniqueSamples:
     """The different samples of a set, in an order that does not depend on theirs."""
 
     rows: Int[np.ndarray, " K"]
@@ -70,20 +70,20 @@ class Distinct:
     """The sums of their weights, above zero."""
 
 
-class WeightedLoop(Loop):
+class WeightedLoop(Trainer):
     """A loop in which every plan's weights are times those of the samples."""
 
     def __init__(self, *args: Any, weight: Float[Tensor, " N"], **more: Any) -> None:
         super().__init__(*args, **more)
         self.weight = weight
 
-    def learn(self, nets: Any, loss: Any, plan: Plan | None = None, **how: Any) -> None:
+    def learn(self, nets: Any, loss: Any, selection: Selection | None = None, **how: Any) -> None:
         """As the loop's."""
-        plan = plan or Plan.of(torch.ones(len(self.y), dtype=torch.bool))
-        super().learn(nets, loss, replace(plan, weight=plan.weight * self.weight), **how)
+        selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
+        super().learn(nets, loss, replace(selection, weight=selection.weight * self.weight), **how)
 
 
-def distinct(x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"]) -> Distinct:
+def distinct(x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"]) -> UniqueSamples:
     """Equal samples with equal labels as one with the sum of their weights; samples of weight zero are left out.
 
     A sample of weight 3 and three equal samples are then the same, to the bit, and so are all orders of the samples.
@@ -94,21 +94,21 @@ def distinct(x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"
         weight: Not below zero.
     """
     marks = np.empty((len(y), 2), np.uint64)
-    for start in range(0, len(y), BLOCK):
-        part = np.ascontiguousarray(x[start : start + BLOCK], np.float32) + np.float32(0)  # no negative zero
-        labels = np.ascontiguousarray(y[start : start + BLOCK], np.float64)
+    for start in range(0, len(y), BLOCK_ROWS):
+        part = np.ascontiguousarray(x[start : start + BLOCK_ROWS], np.float32) + np.float32(0)  # no negative zero
+        labels = np.ascontiguousarray(y[start : start + BLOCK_ROWS], np.float64)
         for k, row in enumerate(part):
             mark = blake2b(row.tobytes() + labels[k].tobytes(), digest_size=16).digest()
             marks[start + k] = np.frombuffer(mark, np.uint64)
     _, first, number = np.unique(marks, axis=0, return_index=True, return_inverse=True)
     total = np.bincount(number.reshape(-1), weight)
-    return Distinct(first[total > 0], total[total > 0])
+    return UniqueSamples(first[total > 0], total[total > 0])
 
 
 def trained(
     method: Method, x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"], classes: int,
     seed: int = 0, device: str = "auto",
-) -> tuple[nn.Module, list[Row]]:  # fmt: skip
+) -> tuple[nn.Module, list[EpochMetrics]]:  # fmt: skip
     """The head that a method ends with, on the CPU, and its rows.
 
     Args:
@@ -124,10 +124,10 @@ def trained(
     rows, shares = kept.rows, kept.weight
     if len(rows) == 1:  # BatchNorm cannot train on one
         rows, shares = np.repeat(rows, 2), np.repeat(shares, 2)
-    source = FeatureSource(Features([x], rows, {}))
+    source = FeatureBatches(Features([x], rows, {}))
     labels = torch.as_tensor(y[rows])
-    heads, where = Heads(classes, "zeros", seed), pick_device(device)
-    split = {"train": Split(labels.float() if labels.is_floating_point() else labels.long(), source, None)}
+    heads, where = HeadFactory(classes, "zeros", seed), pick_device(device)
+    split = {"train": SplitData(labels.float() if labels.is_floating_point() else labels.long(), source, None)}
     with _untouched_generator():
         run = WeightedLoop(
             [Net(None, heads(source.plain, 0))], split, classes, seed, heads, where,
@@ -152,6 +152,6 @@ def outputs(head: nn.Module, x: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     In double precision a sample's prediction does not depend on which others are asked for with it.
     """
     with torch.no_grad():
-        for start in range(0, len(x), BLOCK):
-            out = head(torch.from_numpy(np.array(x[start : start + BLOCK], np.float64)))
+        for start in range(0, len(x), BLOCK_ROWS):
+            out = head(torch.from_numpy(np.array(x[start : start + BLOCK_ROWS], np.float64)))
             yield out.logits.numpy(), out.z.numpy()

@@ -25,31 +25,31 @@ from jaxtyping import Float, Int
 
 from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.data.image_cache import Progress
-from cleantune.data.model_inputs import Prepared, by_length, in_time, raw_inputs
-from cleantune.distributed.process_group import ALONE, Ranks
+from cleantune.data.model_inputs import ModelInputs, maybe_prefetch, raw_inputs, sort_by_length
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
-from cleantune.features.encoder import Program
+from cleantune.features.encoder import Encoder
 from cleantune.features.precision import Precision
-from cleantune.functional.standardize import floats, standardization
+from cleantune.functional.standardize import mean_and_std, to_float32
 from cleantune.methods.protocol import Inputs, View
 
-SHARD = 4096
+SHARD_ROWS = 4096
 """Rows of a shard."""
 BATCH = 64
-"""Samples of a forward; `batch_of` takes more where they are small."""
-MOST = 256
+"""Samples of a forward; `batch_size_for` takes more where they are small."""
+MAX_BATCH_SIZE = 256
 """Images of a forward at the most."""
 ROUNDING = 0.01
 """A shard is kept in float16 where that moves no dimension by more than this share of its standard deviation."""
 _OVERFLOWS = 65520
 """Numbers from here on are rounded to infinity in float16."""
 Store = Literal["float16", "float32"]
-FORMATS = frozenset(get_args(Store))
-OPEN = 1024
+FEATURE_DTYPES = frozenset(get_args(Store))
+MAX_OPEN_SHARDS = 1024
 """Shards that are mapped at a time: Linux maps at most 65,530 files into a process, which 268 M rows would need."""
 
 
-class Mapped(Sequence[np.ndarray]):
+class MemmapShards(Sequence[np.ndarray]):
     """The shards of a folder, each mapped into memory when it is asked for."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Mapped(Sequence[np.ndarray]):
         names: Sequence[str],
         shapes: Sequence[Sequence[int]],
         formats: Sequence[Store] | None = None,
-        most: int = OPEN,
+        most: int = MAX_OPEN_SHARDS,
     ) -> None:
         """Of these files, whose shapes and formats are known; without formats, all are float32.
 
@@ -85,9 +85,9 @@ class Mapped(Sequence[np.ndarray]):
             self._open.popitem(last=False)
         return self._open[k]
 
-    def one_by_one(self) -> Mapped:
+    def sequential(self) -> MemmapShards:
         """The same shards, of which the one before is closed: what was read from it counts as memory till then."""
-        return Mapped(self._folder, self._names, self.shapes, [kind.name for kind in self.formats], most=1)  # type: ignore[misc]
+        return MemmapShards(self._folder, self._names, self.shapes, [kind.name for kind in self.formats], most=1)  # type: ignore[misc]
 
     def whole(self) -> bool:
         """Whether every file is as long as its shape needs."""
@@ -105,15 +105,15 @@ class Features:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, shards: Sequence[np.ndarray], rows: Int[np.ndarray, " N"], bad: dict[int, str]) -> None:
-        """Rows by their number in the concatenated shards; `bad` is numbered so too."""
+    def __init__(self, shards: Sequence[np.ndarray], rows: Int[np.ndarray, " N"], unreadable: dict[int, str]) -> None:
+        """Rows by their number in the concatenated shards; `unreadable` is numbered so too."""
         self._shards = shards
-        shapes = shards.shapes if isinstance(shards, Mapped) else [s.shape for s in shards]
-        self._formats = set(shards.formats if isinstance(shards, Mapped) else [s.dtype for s in shards])
+        shapes = shards.shapes if isinstance(shards, MemmapShards) else [s.shape for s in shards]
+        self._formats = set(shards.formats if isinstance(shards, MemmapShards) else [s.dtype for s in shards])
         self._ends = np.cumsum([0, *(shape[0] for shape in shapes)])
         self._width = int(shapes[0][1])
         self._rows = rows
-        self._bad = bad
+        self._bad = unreadable
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -124,7 +124,7 @@ class Features:
         return len(self._rows), self._width
 
     @property
-    def bad(self) -> dict[int, str]:
+    def unreadable(self) -> dict[int, str]:
         """Rows without a feature (zeros), by index, with place and reason."""
         return {i: self._bad[row] for i, row in enumerate(self._rows.tolist()) if row in self._bad} if self._bad else {}
 
@@ -139,29 +139,29 @@ class Features:
 
     @cached_property
     def scale(self) -> tuple[Float[torch.Tensor, " D"], Float[torch.Tensor, " D"]]:
-        """Mean and deviation of every dimension (`standardization`): what each head of a run asks for again."""
-        return standardization(self)
+        """Mean and deviation of every dimension (`mean_and_std`): what each head of a run asks for again."""
+        return mean_and_std(self)
 
     @property
     def bytes(self) -> int:
         """As they are stored."""
-        return int(self.stored_as.itemsize * np.prod(self.shape))
+        return int(self.storage_dtype.itemsize * np.prod(self.shape))
 
     @property
-    def stored_as(self) -> np.dtype[Any]:
+    def storage_dtype(self) -> np.dtype[Any]:
         """float16 where all shards are, else float32."""
         return np.result_type(*self._formats)
 
     def stored(self) -> np.ndarray:
         """All rows [N, D] in memory, in the format in which they are stored."""
-        return self._whole(self.stored_as)
+        return self._whole(self.storage_dtype)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Features:
         """These rows alone, in this order; nothing is copied."""
         return Features(self._shards, self._rows[indices], self._bad)
 
     def _whole(self, dtype: Any) -> Float[np.ndarray, "N D"]:
-        shards = self._shards.one_by_one() if isinstance(self._shards, Mapped) else self._shards
+        shards = self._shards.sequential() if isinstance(self._shards, MemmapShards) else self._shards
         return Features(shards, self._rows, {})._gather(self._rows, dtype)
 
     def _gather(self, rows: Int[np.ndarray, " B"], dtype: Any = np.float32) -> Float[np.ndarray, "B D"]:
@@ -180,7 +180,7 @@ def _slice(index: Int[np.ndarray, " B"]) -> slice | Int[np.ndarray, " B"]:
     return slice(first, last + 1) if last - first == len(index) - 1 and (np.diff(index) == 1).all() else index
 
 
-class Views:
+class CachedViews:
     """Several cached views of the same samples [V, N, D], each read as it is asked for."""
 
     dtype = np.dtype(np.float32)
@@ -203,14 +203,14 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewSpec:
     """Which view of samples is extracted."""
 
     view: View = "plain"
     number: int = 0
     """Of several views of one kind; each is drawn anew."""
 
-    def of(self, prepared: Prepared, rows: list[int], raw: bool = False) -> Inputs:
+    def of(self, prepared: ModelInputs, rows: list[int], raw: bool = False) -> Inputs:
         """These rows, drawn the same way whenever they are asked for; `raw`: plain images as bytes."""
         index = torch.tensor(rows)
         if self.view == "plain":
@@ -220,12 +220,12 @@ class Seen:
         return (prepared.weak if self.view == "weak" else prepared.strong)(index, generator)
 
 
-def view_key(key: str, seen: Seen, augment: object) -> str:
+def view_key(key: str, seen: ViewSpec, augment: object) -> str:
     """The name of an augmented view's features beside that of the plain ones: how far it strays belongs to it."""
     return sha256(f"{key} {seen.view} {seen.number} {augment!r}".encode()).hexdigest()[:32]
 
 
-def features_key(backbone: Backbone, fingerprint: str, precision: Precision, store: Store = "float32") -> str:
+def features_key(backbone: Backbone, fingerprint: str, precision: Precision, feature_dtype: Store = "float32") -> str:
     """The name of features in a cache: weights, preprocessing, data and precision decide it.
 
     Args:
@@ -236,21 +236,21 @@ def features_key(backbone: Backbone, fingerprint: str, precision: Precision, sto
     """
     preprocess = backbone.preprocess.fingerprint if backbone.preprocess is not None else "ready"
     parts = ["1", backbone.fingerprint, preprocess, fingerprint, precision.fingerprint]
-    parts += [str(batch_of(backbone, precision)), str(SHARD)]
-    if store != "float32":
-        parts.append(store)
+    parts += [str(batch_size_for(backbone, precision)), str(SHARD_ROWS)]
+    if feature_dtype != "float32":
+        parts.append(feature_dtype)
     return sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def batch_of(backbone: Backbone, precision: Precision) -> int:
+def batch_size_for(backbone: Backbone, precision: Precision) -> int:
     """Samples of a forward: of small images as many as have the pixels of `BATCH` of 224 px, where torch computes.
 
     What a layer costs whatever it is given is a third of 64 small images' forward. OpenVINO divides a batch itself.
     """
     preprocess = backbone.preprocess
-    if precision.engine != "torch" or not isinstance(preprocess, ImagePreprocess):
+    if precision.backend != "torch" or not isinstance(preprocess, ImagePreprocess):
         return BATCH
-    return max(BATCH, min(MOST, BATCH * 224 * 224 // int(np.prod(preprocess.size))))
+    return max(BATCH, min(MAX_BATCH_SIZE, BATCH * 224 * 224 // int(np.prod(preprocess.size))))
 
 
 def find(cache: Path, key: str) -> Features | None:
@@ -259,25 +259,25 @@ def find(cache: Path, key: str) -> Features | None:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         formats = index.get("formats") or ()
-        if not FORMATS.issuperset(formats):
+        if not FEATURE_DTYPES.issuperset(formats):
             return None
-        shards = Mapped(folder, index["shards"], index["shapes"], formats)
-        bad = {int(row): reason for row, reason in index["bad"].items()}
-        return Features(shards, np.arange(index["rows"]), bad) if shards.whole() else None
+        shards = MemmapShards(folder, index["shards"], index["shapes"], formats)
+        unreadable = {int(row): reason for row, reason in index["bad"].items()}
+        return Features(shards, np.arange(index["rows"]), unreadable) if shards.whole() else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # none, damaged, or not one of ours
         return None
 
 
 def extract(
     backbone: Backbone,
-    prepared: Prepared,
+    prepared: ModelInputs,
     precision: Precision,
     cache: Path,
     key: str,
     progress: Progress | None = None,
-    seen: Seen = Seen(),
-    ranks: Ranks = ALONE,
-    store: Store = "float32",
+    seen: ViewSpec = ViewSpec(),
+    ranks: ProcessGroup = SINGLE_PROCESS,
+    feature_dtype: Store = "float32",
 ) -> Features:
     """The feature of every sample in one view, from the cache where it holds them.
 
@@ -299,7 +299,7 @@ def extract(
     if all(ranks.each(found is not None)):
         assert found is not None
         return found
-    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, ranks, store)
+    _write_shards(cache / f"features-{key}", backbone, prepared, precision, progress, seen, ranks, feature_dtype)
     done = find(cache, key)
     assert done is not None, f"features-{key} in {cache} was written and cannot be read"
     return done
@@ -308,35 +308,35 @@ def extract(
 def _write_shards(
     folder: Path,
     backbone: Backbone,
-    prepared: Prepared,
+    prepared: ModelInputs,
     precision: Precision,
     progress: Progress | None,
-    seen: Seen,
-    ranks: Ranks,
-    store: Store,
+    seen: ViewSpec,
+    ranks: ProcessGroup,
+    feature_dtype: Store,
 ) -> None:
     """The shards that are not there yet, and then the index that says they all are."""
     folder.mkdir(parents=True, exist_ok=True)
-    count = max(1, -(-len(prepared) // SHARD))
+    count = max(1, -(-len(prepared) // SHARD_ROWS))
     training = backbone.training
     backbone.eval()
 
-    program = Program(backbone, precision)
+    program = Encoder(backbone, precision)
 
     def make(rows: range) -> np.ndarray:
-        return shard_of(backbone, prepared, precision, rows, seen, program)
+        return extract_shard(backbone, prepared, precision, rows, seen, program)
 
     def told(k: int, writing: Future[None] | None) -> None:
         if writing is not None:
             writing.result()
         if progress is not None:
-            progress(min((k + 1) * SHARD, len(prepared)), len(prepared))
+            progress(min((k + 1) * SHARD_ROWS, len(prepared)), len(prepared))
 
     try:
         with ThreadPoolExecutor(1) as writer:
             before: tuple[int, Future[None] | None] | None = None
             for k in range(count)[ranks.rank :: ranks.count]:
-                writing = keep_shard(folder, k, (len(prepared), backbone.width), make, store, writer)
+                writing = ensure_shard(folder, k, (len(prepared), backbone.width), make, feature_dtype, writer)
                 if before is not None:
                     told(*before)
                 before = k, writing
@@ -344,16 +344,16 @@ def _write_shards(
                 told(*before)
     finally:
         backbone.train(training)
-    bad = {int(row): reason for met in ranks.each(prepared.bad) for row, reason in met.items()}
-    ranks.first(lambda: write_index(folder, len(prepared), backbone.width, bad, store))
+    unreadable = {int(row): reason for met in ranks.each(prepared.unreadable) for row, reason in met.items()}
+    ranks.first(lambda: write_index(folder, len(prepared), backbone.width, unreadable, feature_dtype))
 
 
-def keep_shard(
+def ensure_shard(
     folder: Path,
     k: int,
     shape: tuple[int, int],
     make: Callable[[range], np.ndarray],
-    store: Store,
+    feature_dtype: Store,
     writer: Executor | None = None,
 ) -> Future[None] | None:
     """Make and write a shard, unless it is there.
@@ -375,22 +375,22 @@ def keep_shard(
     Raises:
         UserError: The disk is full, or a feature is not finite.
     """
-    rows = range(k * SHARD, min((k + 1) * SHARD, shape[0]))
+    rows = range(k * SHARD_ROWS, min((k + 1) * SHARD_ROWS, shape[0]))
     if has_shard(folder, k, (len(rows), shape[1])):
         return None
-    if store == "float16" and k:
-        keep_shard(folder, 0, shape, make, store)
+    if feature_dtype == "float16" and k:
+        ensure_shard(folder, 0, shape, make, feature_dtype)
     f = make(rows)
     if writer is not None and k:
-        return writer.submit(_put_shard, folder, k, shape[1], f, store)
-    _put_shard(folder, k, shape[1], f, store)
+        return writer.submit(_put_shard, folder, k, shape[1], f, feature_dtype)
+    _put_shard(folder, k, shape[1], f, feature_dtype)
     return None
 
 
-def _put_shard(folder: Path, k: int, width: int, f: Float[np.ndarray, "n D"], store: Store) -> None:
+def _put_shard(folder: Path, k: int, width: int, f: Float[np.ndarray, "n D"], feature_dtype: Store) -> None:
     """Write a shard in the format that the first one decides."""
-    if store == "float16" and (k == 0 or _format(folder, 0, (SHARD, width)) == np.float16):
-        f = narrowed(f, judge=k == 0)
+    if feature_dtype == "float16" and (k == 0 or _format(folder, 0, (SHARD_ROWS, width)) == np.float16):
+        f = to_float16_if_lossless(f, judge=k == 0)
     write_shard(folder / shard_name(k), f)
 
 
@@ -399,18 +399,20 @@ def shard_name(k: int) -> str:
     return f"{k:06d}.npy"
 
 
-def write_index(folder: Path, rows: int, width: int, bad: dict[int, str], store: Store = "float32") -> None:
+def write_index(
+    folder: Path, rows: int, width: int, unreadable: dict[int, str], feature_dtype: Store = "float32"
+) -> None:
     """What says that all shards are there; with a store of float16, also which of them are float32 all the same."""
-    count = max(1, -(-rows // SHARD))
-    shapes = [[min(SHARD, rows - k * SHARD), width] for k in range(count)]
+    count = max(1, -(-rows // SHARD_ROWS))
+    shapes = [[min(SHARD_ROWS, rows - k * SHARD_ROWS), width] for k in range(count)]
     names = [shard_name(k) for k in range(count)]
-    index: dict[str, Any] = {"rows": rows, "shards": names, "shapes": shapes, "bad": bad}
-    if store == "float16":
+    index: dict[str, Any] = {"rows": rows, "shards": names, "shapes": shapes, "bad": unreadable}
+    if feature_dtype == "float16":
         index["formats"] = [str(np.load(folder / name, mmap_mode="r", allow_pickle=False).dtype) for name in names]
     write_shard(folder / "index.json", json.dumps(index).encode())
 
 
-def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarray, "n D"]:
+def to_float16_if_lossless(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarray, "n D"]:
     """The features in float16, or as they are where that would lose what tells them apart.
 
     Large numbers that hardly vary, or numbers beyond 65,504, are the cases: heads see standardized features.
@@ -421,7 +423,7 @@ def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarra
     """
     if not f.size:
         return f
-    x = floats(f)
+    x = to_float32(f)
     low, high = x.aminmax()
     if not (high < _OVERFLOWS and low > -_OVERFLOWS):  # nor what is not a number
         return f
@@ -435,31 +437,31 @@ def narrowed(f: Float[np.ndarray, "n D"], judge: bool = True) -> Float[np.ndarra
     return half.numpy()
 
 
-def shard_of(
+def extract_shard(
     backbone: Backbone,
-    prepared: Prepared,
+    prepared: ModelInputs,
     precision: Precision,
     rows: range,
-    seen: Seen,
-    program: Program | None = None,
+    seen: ViewSpec,
+    program: Encoder | None = None,
 ) -> Float[np.ndarray, "n D"]:
     """Features [n, D] of these rows; texts of about one length share a batch."""
     out = np.zeros((len(rows), backbone.width), np.float32)
-    order = [i for i in by_length(prepared, rows) if i not in prepared.bad]
-    size = batch_of(backbone, precision)
+    order = [i for i in sort_by_length(prepared, rows) if i not in prepared.unreadable]
+    size = batch_size_for(backbone, precision)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    program = program or Program(backbone, precision)
-    made = ((batch, seen.of(prepared, batch, precision.engine == "openvino")) for batch in batches)
-    for batch, f in program.stream(in_time(made, prepared, program.in_turns)):
+    program = program or Encoder(backbone, precision)
+    made = ((batch, seen.of(prepared, batch, precision.backend == "openvino")) for batch in batches)
+    for batch, f in program.stream(maybe_prefetch(made, prepared, program.in_turns)):
         _refuse_non_finite(f.numpy(), batch, prepared)
         out[np.array(batch) - rows.start] = f.numpy()
-    for i in prepared.bad:  # images decoded on demand show only now that they are bad
+    for i in prepared.unreadable:  # images decoded on demand show only now that they are bad
         if i in rows:
             out[i - rows.start] = 0
     return out
 
 
-def _refuse_non_finite(f: Float[np.ndarray, "B D"], batch: list[int], prepared: Prepared) -> None:
+def _refuse_non_finite(f: Float[np.ndarray, "B D"], batch: list[int], prepared: ModelInputs) -> None:
     # By NumPy: threads of torch would go on spinning on the cores that the network computes on.
     finite = np.isfinite(f).all(1)
     if not finite.all():
@@ -481,7 +483,7 @@ def _format(folder: Path, k: int, shape: tuple[int, int]) -> np.dtype[Any] | Non
         shard = np.load(folder / shard_name(k), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):
         return None
-    return shard.dtype if shard.shape == shape and shard.dtype.name in FORMATS else None
+    return shard.dtype if shard.shape == shape and shard.dtype.name in FEATURE_DTYPES else None
 
 
 def write_shard(path: Path, content: np.ndarray | bytes) -> None:
@@ -509,6 +511,6 @@ def write_shard(path: Path, content: np.ndarray | bytes) -> None:
         draft.unlink(missing_ok=True)
 
 
-def forget(cache: Path, key: str) -> None:
+def evict(cache: Path, key: str) -> None:
     """Remove features from a cache."""
     shutil.rmtree(cache / f"features-{key}", ignore_errors=True)

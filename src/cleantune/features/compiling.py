@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cleantune.backbones import Backbone
-from cleantune.data.model_inputs import moved
+from cleantune.data.model_inputs import to_device
 from cleantune.features.benchmark import race
 from cleantune.features.precision import Precision, _count, question
 from cleantune.methods.protocol import Inputs
@@ -39,7 +39,7 @@ def compiled_where_it_pays(
         samples: Of an epoch.
         memory: A folder where the answer is kept, as those of `probe_precision`.
     """
-    inputs = moved(inputs, next(p.device for p in backbone.parameters()))
+    inputs = to_device(inputs, next(p.device for p in backbone.parameters()))
     if precision.channels_last and isinstance(inputs, Tensor):
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -10,19 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cleantune.backbones import Backbone
-from cleantune.data.model_inputs import moved
-from cleantune.features.openvino import Compiled, compiled
+from cleantune.data.model_inputs import to_device
+from cleantune.features.openvino import OpenVINOEncoder, compiled
 from cleantune.features.precision import Precision
 from cleantune.kernels.fold_batch_norm import Folding, Kernel, given
 from cleantune.methods.protocol import Inputs
 
 
-class Program:
+class Encoder:
     """A backbone in a precision, its weights as they are: compiled for the first batch, where it is compiled at all."""
 
     def __init__(self, backbone: Backbone, precision: Precision) -> None:
         self.backbone, self.precision = backbone, precision
-        self._network: Compiled | None = None
+        self._network: OpenVINOEncoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -32,11 +32,11 @@ class Program:
     @property
     def in_turns(self) -> bool:
         """Whether it computes by all threads of this processor, so that one beside would slow it."""
-        return self.precision.engine == "torch" and self.device.type == "cpu"
+        return self.precision.backend == "torch" and self.device.type == "cpu"
 
     def stream(self, items: Iterator[tuple[list[int], Inputs]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches with their features."""
-        if self.precision.engine == "openvino":
+        if self.precision.backend == "openvino":
             first = next(items, None)
             if first is not None:
                 self._network = self._network or compiled(self.backbone, first[1], self.precision)
@@ -52,7 +52,7 @@ class Program:
 
 def forward(backbone: Backbone, x: Inputs, precision: Precision, device: torch.device) -> Float[Tensor, "B D"]:
     """Features of a batch in a precision, on a device."""
-    there = moved(x, device)
+    there = to_device(x, device)
     if isinstance(there, Tensor):
         layout = torch.channels_last if precision.channels_last and there.dim() == 4 else torch.contiguous_format
         there = there.contiguous(memory_format=layout)

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cleantune.backbones import Backbone, ImagePreprocess, quiet
-from cleantune.errors import UserError, nearest
+from cleantune.backbones import Backbone, ImagePreprocess, quiet_transformers
+from cleantune.errors import UserError, did_you_mean
 from cleantune.features.precision import (
     Dtype,
     Precision,
@@ -37,14 +37,14 @@ from cleantune.storage.files import read_json, write_json
 
 Key = TypeVar("Key")
 
-ENGINES = ("auto", "torch", "openvino")
-GRAIN = 16
+BACKENDS = ("auto", "torch", "openvino")
+MICRO_BATCH = 16
 """Images of one inference; batches are cut so, which keeps activations in the processor's cache."""
 PAYS = 5.0
 """Seconds that torch must take for all samples before a conversion is tried; one takes two to four if small."""
 _GAIN = 1.1
 """OpenVINO must be this much faster, after `_ALONE`."""
-AGREES = {"float32": 1e-4, "bfloat16": 1e-2}
+MAX_REL_ERROR = {"float32": 1e-4, "bfloat16": 1e-2}
 """Largest relative error of features beside torch's: the difference's length over the features' length."""
 _TRUSTED = {"float32": 1e-3, "bfloat16": 0.05}
 """A network whose features differ by more was not converted rightly. Roundings in bfloat16 add up over the fifty
@@ -56,7 +56,7 @@ _ALONE = 1.25
 beside it, decoding or another's program, holds up all of them."""
 _KEPT = 4
 """Compiled networks that stay in memory."""
-_compiled: OrderedDict[tuple[object, ...], Compiled] = OrderedDict()
+_compiled: OrderedDict[tuple[object, ...], OpenVINOEncoder] = OrderedDict()
 
 
 def installed() -> bool:
@@ -72,7 +72,7 @@ def openvino() -> Any:
     return package
 
 
-class Compiled:
+class OpenVINOEncoder:
     """A backbone as OpenVINO computes it."""
 
     def __init__(self, backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> None:
@@ -86,7 +86,7 @@ class Compiled:
         """
         self.width = backbone.width
         self.image = isinstance(example, Tensor) and example.dim() == 4
-        self.grain = GRAIN if isinstance(example, Tensor) else 0
+        self.grain = MICRO_BATCH if isinstance(example, Tensor) else 0
         hint = {"float32": "f32", "bfloat16": "bf16"}[precision.dtype]
         threads = torch.get_num_threads()
         settings = {
@@ -157,16 +157,16 @@ class _Tokens(_Plain):
 
 
 def converted(backbone: Backbone, example: Inputs) -> Any:
-    """The network in OpenVINO's form, for batches as they lie in memory; of `GRAIN` samples, or of any number of texts.
+    """The network in OpenVINO's form, for batches as they lie in memory; of `MICRO_BATCH` samples, or of any number of texts.
 
     Args:
         backbone: On the CPU; it is put into evaluation mode.
-        example: As of `Compiled`.
+        example: As of `OpenVINOEncoder`.
     """
     model = _traced(backbone, example)
     if not isinstance(example, Tensor):
         return model
-    model.reshape([GRAIN, *example.shape[1:]])
+    model.reshape([MICRO_BATCH, *example.shape[1:]])
     if example.dim() != 4:
         return model
     return _reads_as_it_lies(model, backbone.preprocess if example.dtype == torch.uint8 else None)
@@ -183,7 +183,7 @@ def _traced(backbone: Backbone, example: Inputs) -> Any:
     else:
         module = _Tokens(backbone)
         given = tuple(example[name][:2].clone() for name in ("input_ids", "attention_mask"))
-    with quiet(), torch.no_grad():
+    with quiet_transformers(), torch.no_grad():
         decoder = TorchScriptPythonDecoder(module.eval(), example_input=given, trace_kwargs={"check_trace": False})
         return ov.convert_model(decoder)
 
@@ -214,25 +214,25 @@ def _reads_as_it_lies(model: Any, preprocess: Any) -> Any:
     return model
 
 
-def compiled(backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> Compiled:
+def compiled(backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> OpenVINOEncoder:
     """The backbone compiled for inputs of this form; the last few are remembered by their weights."""
     form = (str(example.dtype), tuple(example.shape[1:])) if isinstance(example, Tensor) else ("tokens",)
     threads = torch.get_num_threads()
     key = (backbone.fingerprint, form, precision.dtype, precision.streams, threads)
     if key not in _compiled:
-        _compiled[key] = Compiled(backbone, example, precision, model)
+        _compiled[key] = OpenVINOEncoder(backbone, example, precision, model)
     _compiled.move_to_end(key)
     while len(_compiled) > _KEPT:
         _compiled.popitem(last=False)
     return _compiled[key]
 
 
-def choose(
+def select_backend(
     backbone: Backbone,
     inputs: Inputs,
     *,
     precision: str = "auto",
-    engine: str = "auto",
+    backend: str = "auto",
     count: int = 0,
     memory: Path | None = None,
     pixels: Tensor | None = None,
@@ -252,25 +252,25 @@ def choose(
         UserError: An unknown setting; or OpenVINO was asked for and is not installed, cannot take the network, or the
             network is on a GPU.
     """
-    if engine not in ENGINES:
-        raise UserError(f'unknown engine "{engine}"{nearest(engine, ENGINES)}')
-    known_choice = remembered(backbone, inputs, precision, engine, count, memory)
+    if backend not in BACKENDS:
+        raise UserError(f'unknown engine "{backend}"{did_you_mean(backend, BACKENDS)}')
+    known_choice = remembered(backbone, inputs, precision, backend, count, memory)
     if known_choice is not None:
         return known_choice
-    path = _path(backbone, inputs, precision, engine, memory)
+    path = _path(backbone, inputs, precision, backend, memory)
     seconds = _remembered(path)[1]
     plain = probe_precision(backbone, inputs, precision, count=count or None, memory=memory)
-    if engine == "torch":
+    if backend == "torch":
         return plain
     device = next((p.device.type for p in backbone.parameters()), "cpu")
     reason = "OpenVINO computes on the CPU, the model is on a GPU" if device != "cpu" else ""
     if not reason and not installed():
         reason = "OpenVINO is not installed: pip install 'cleantune[cpu]'"
-    if engine == "openvino" and reason:
+    if backend == "openvino" and reason:
         raise UserError(f"--engine openvino: {reason}; or leave --engine out")
     if reason:
         return plain
-    few = PAYS / max(count, 1) if engine == "auto" else 0.0
+    few = PAYS / max(count, 1) if backend == "auto" else 0.0
     if not 0 < seconds <= few:
         seconds = seconds_a_sample(backbone, inputs, plain, few)
         if seconds <= few:
@@ -280,17 +280,17 @@ def choose(
     fed = inputs if pixels is None else pixels
     # Where bfloat16 pays for torch it does for OpenVINO; the converse does not hold.
     dtypes: list[Dtype] = formats(precision, device) if plain.dtype == "float32" else [plain.dtype]
-    chosen = _raced(backbone, fed, inputs, plain, dtypes, engine == "openvino", seconds)
+    chosen = _raced(backbone, fed, inputs, plain, dtypes, backend == "openvino", seconds)
     _remember(path, chosen, seconds)
     return chosen
 
 
 def remembered(
-    backbone: Backbone, inputs: Inputs, precision: str, engine: str, count: int, memory: Path | None
+    backbone: Backbone, inputs: Inputs, precision: str, backend: str, count: int, memory: Path | None
 ) -> Precision | None:
-    """What `choose` would take from its memory alone, if anything; of the inputs, one sample will do."""
-    chosen, seconds = _remembered(_path(backbone, inputs, precision, engine, memory))
-    return chosen if engine != "auto" or seconds * count > PAYS else None
+    """What `select_backend` would take from its memory alone, if anything; of the inputs, one sample will do."""
+    chosen, seconds = _remembered(_path(backbone, inputs, precision, backend, memory))
+    return chosen if backend != "auto" or seconds * count > PAYS else None
 
 
 def _remember(path: Path | None, chosen: Precision | None, seconds: float) -> None:
@@ -299,10 +299,10 @@ def _remember(path: Path | None, chosen: Precision | None, seconds: float) -> No
         write_json(path, {"torch_seconds": seconds, "threads": torch.get_num_threads(), "chosen": told})
 
 
-def _path(backbone: Backbone, inputs: Inputs, precision: str, engine: str, memory: Path | None) -> Path | None:
-    if memory is None or engine == "torch":
+def _path(backbone: Backbone, inputs: Inputs, precision: str, backend: str, memory: Path | None) -> Path | None:
+    if memory is None or backend == "torch":
         return None
-    name = question(backbone, inputs, f"{precision} {engine}", False)
+    name = question(backbone, inputs, f"{precision} {backend}", False)
     return memory / f"{name.replace('precision', 'engine')}.json"
 
 
@@ -318,7 +318,7 @@ def _remembered(path: Path | None) -> tuple[Precision | None, float]:
     if stored["chosen"] is None:
         return None, stored["torch_seconds"]
     chosen = Precision(**stored["chosen"])
-    if chosen.engine == "openvino" and chosen.streams == stored["threads"]:
+    if chosen.backend == "openvino" and chosen.streams == stored["threads"]:
         chosen = replace(chosen, streams=torch.get_num_threads())
     return chosen, stored["torch_seconds"]
 
@@ -333,12 +333,12 @@ def _raced(
     """
     cores = torch.get_num_threads()
     begun = time.perf_counter()
-    some = _first(fed, GRAIN if isinstance(fed, Tensor) else 64)
+    some = _first(fed, MICRO_BATCH if isinstance(fed, Tensor) else 64)
     few = _first(inputs, len(_rows(some)))
     seconds: dict[Precision, float] = {}
 
     def tried(dtype: Dtype, streams: int) -> None:
-        way = replace(plain, engine="openvino", dtype=dtype, streams=streams)
+        way = replace(plain, backend="openvino", dtype=dtype, streams=streams)
         network = compiled(backbone, some, way, model)
         error = _error(backbone, network, some, few, way)
         if error <= _TRUSTED[dtype]:
@@ -376,7 +376,7 @@ def _raced(
     return replace(best if forced or pays else plain, why=f"{plain.why}; {words} {took:.0f} s")
 
 
-def _error(backbone: Backbone, network: Compiled, fed: Inputs, inputs: Inputs, way: Precision) -> float:
+def _error(backbone: Backbone, network: OpenVINOEncoder, fed: Inputs, inputs: Inputs, way: Precision) -> float:
     """How far two samples' features are from torch's in the same format, relative to their length."""
     [(_, ours)] = network.stream([(0, fed)])
     with torch.inference_mode(), way.autocast():
@@ -386,11 +386,11 @@ def _error(backbone: Backbone, network: Compiled, fed: Inputs, inputs: Inputs, w
 
 def rate(backbone: Backbone, fed: Inputs, precision: Precision) -> float:
     """Samples a second of OpenVINO on this batch."""
-    some = _first(fed, GRAIN if isinstance(fed, Tensor) else 64)
+    some = _first(fed, MICRO_BATCH if isinstance(fed, Tensor) else 64)
     return 1 / _timed(compiled(backbone, some, precision), some, precision.streams)
 
 
-def _timed(network: Compiled, some: Inputs, streams: int) -> float:
+def _timed(network: OpenVINOEncoder, some: Inputs, streams: int) -> float:
     """The best seconds a sample of up to three rounds in which every stream is busy.
 
     An inference of a small network ends within milliseconds, which say more about the neighbors: its rounds are

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cleantune.data.model_inputs import moved
-from cleantune.errors import UserError, nearest
+from cleantune.data.model_inputs import to_device
+from cleantune.errors import UserError, did_you_mean
 from cleantune.features.benchmark import matmul_gain, race
 from cleantune.storage.files import read_json, write_json
 from cleantune.utils import cpu
@@ -44,7 +44,7 @@ class Precision:
     channels_last: bool = False
     why: str = "not measured"
     """The reason in words, for the run's summary."""
-    engine: Literal["torch", "openvino"] = "torch"
+    backend: Literal["torch", "openvino"] = "torch"
     """The program that makes features; what learns is always torch."""
     streams: int = 1
     """Batches that OpenVINO computes at a time."""
@@ -60,13 +60,13 @@ class Precision:
     @property
     def words(self) -> str:
         """For the console."""
-        layout = ", channels last" if self.channels_last and self.engine == "torch" else ""
-        return f"by {self.engine} in {self.dtype}{layout}{', compiled' if self.compiled else ''}"
+        layout = ", channels last" if self.channels_last and self.backend == "torch" else ""
+        return f"by {self.backend} in {self.dtype}{layout}{', compiled' if self.compiled else ''}"
 
     @property
     def fingerprint(self) -> str:
         """What of it decides the bits of a feature."""
-        if self.engine == "openvino":
+        if self.backend == "openvino":
             return f"{self.dtype} openvino"
         layout = "channels-last" if self.channels_last else "contiguous"
         return f"{self.dtype} {layout}{' compiled' if self.compiled else ''}"
@@ -101,7 +101,7 @@ def probe_precision(
         UserError: An unknown setting.
     """
     if setting not in SETTINGS:
-        raise UserError(f'unknown precision "{setting}"{nearest(setting, SETTINGS)}')
+        raise UserError(f'unknown precision "{setting}"{did_you_mean(setting, SETTINGS)}')
     asked = setting if layout is None else f"{setting} {layout}"
     path = memory / f"{question(backbone, inputs, asked, training)}.json" if memory is not None else None
     if path is not None and path.is_file():
@@ -122,7 +122,7 @@ def _measured(
 ) -> Precision:
     where = next((p.device for p in backbone.parameters()), torch.device("cpu"))
     inputs = _head(inputs, _ROWS_A_STEP) if training else inputs
-    inputs, device = _part(backbone, moved(inputs, where), training), where.type
+    inputs, device = _part(backbone, to_device(inputs, where), training), where.type
     dtypes = formats(setting, device)
     slow = ""
     if setting == "auto" and "bfloat16" not in dtypes:

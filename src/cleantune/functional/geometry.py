@@ -52,7 +52,7 @@ def geometry(f: Float[np.ndarray, "N D"], untouched: Float[np.ndarray, "N E"], y
 
     return Geometry(
         linear_cka(f, untouched),
-        neighbor_accuracy(f, y),
+        knn_accuracy(f, y),
         float(silhouette_score(f, y, metric="cosine")),
         probe_accuracy(f, y),
     )
@@ -98,7 +98,7 @@ def _hsic(k: np.ndarray, m: np.ndarray) -> float:
     return float((k * m).sum() + mean - 2 / (n - 2) * (rows_k @ rows_m))
 
 
-def neighbor_accuracy(f: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], neighbors: int = NEIGHBORS) -> float:
+def knn_accuracy(f: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], neighbors: int = NEIGHBORS) -> float:
     """Share of samples whose label is the most frequent among their nearest neighbors by cosine, themselves left out.
 
     With fewer samples than that, all others vote; of equally frequent labels the lowest number counts.
@@ -124,7 +124,7 @@ def probe_accuracy(f: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], seed: 
     return float(cross_val_score(model, f, y, cv=folds).mean())
 
 
-def plane(f: Float[np.ndarray, "N D"], seed: int = 0) -> Float[np.ndarray, "N 2"]:
+def tsne_embedding(f: Float[np.ndarray, "N D"], seed: int = 0) -> Float[np.ndarray, "N 2"]:
     """Points in the plane by t-SNE on cosine distances, begun at the first two principal components.
 
     The same seed serves every picture; perplexity is 30, less for fewer than 90 samples.

@@ -43,7 +43,7 @@ class ClassMixtures:
     """Non-finite losses, which were given the largest finite loss of their class."""
 
     def posterior(
-        self, losses: Float[Tensor, " N"], y: Int[Tensor, " N"], *, monotone: bool = True
+        self, losses: Float[Tensor, " N"], y: Int[Tensor, " N"], *, enforce_monotone: bool = True
     ) -> Float[Tensor, " N"]:
         """Probability of each loss to come from the low component of its class: `p_clean`.
 
@@ -58,15 +58,15 @@ class ClassMixtures:
         """
         table = self._table()
         if len(losses) <= ROWS:
-            return self._judged(losses, y, table, monotone)
+            return self._judged(losses, y, table, enforce_monotone)
         parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
-        return torch.cat(_side_by_side(lambda part: self._judged(*part, table, monotone), parts))
+        return torch.cat(_side_by_side(lambda part: self._judged(*part, table, enforce_monotone), parts))
 
-    def _judged(self, losses: Tensor, y: Tensor, table: Tensor, monotone: bool) -> Tensor:
+    def _judged(self, losses: Tensor, y: Tensor, table: Tensor, enforce_monotone: bool) -> Tensor:
         low, inverse, constant, slope, curve, gap, cut = table[y].unbind(1)  # one look at the table, not seven
         x = (losses.double() - low) * inverse
         p = torch.sigmoid(torch.addcmul(constant, torch.addcmul(slope, curve, x), x))
-        if monotone:
+        if enforce_monotone:
             p = torch.where(x >= gap, 0.0, p)
             p = torch.where(x <= 0, p.clamp(min=0.999), p)
         if not self.fitted.all():
@@ -88,7 +88,7 @@ class ClassMixtures:
         return torch.stack([low, 1 / self.scale, constant, -gap * inverse[:, 1], curve, gap, self.cut.double()], 1)
 
 
-def class_mixtures(
+def fit_class_mixtures(
     losses: Float[Tensor, " N"],
     y: Int[Tensor, " N"],
     classes: int,

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Graph:
+class NeighborGraph:
     """The k nearest neighbors of every sample, nearest first; a sample is no neighbor of its own."""
 
     index: Int[Tensor, "N K"]
@@ -38,16 +38,16 @@ class Graph:
     """1 where the search is exact, else measured on 500 samples."""
 
 
-def unit(features: Any, mean: Float[Tensor, " D"], start: int, end: int) -> Float[Tensor, "n D"]:
+def unit_rows(features: Any, mean: Float[Tensor, " D"], start: int, end: int) -> Float[Tensor, "n D"]:
     """Centered rows of length 1."""
     x = torch.from_numpy(np.array(features[start:end], dtype=np.float32)) - mean
     return torch.nn.functional.normalize(x, dim=1)
 
 
-def neighbor_graph(
+def build_neighbor_graph(
     features: Any, mean: Float[Tensor, " D"], k: int = 15, *, approximate: bool | None = None,
     progress: Progress | None = None,
-) -> Graph:  # fmt: skip
+) -> NeighborGraph:  # fmt: skip
     """The k nearest neighbors by the cosine of centered features; never an N x N array.
 
     Args:
@@ -64,9 +64,9 @@ def neighbor_graph(
     k = min(k, count - 1)
     if approximate if approximate is not None else count > EXACT:
         return _approximate(features, mean, k, progress)
-    x = torch.cat([unit(features, mean, s, min(s + 65536, count)) for s in range(0, count, 65536)])
+    x = torch.cat([unit_rows(features, mean, s, min(s + 65536, count)) for s in range(0, count, 65536)])
     if count >= SMALL and multiplies_bfloat16():
-        return Graph(*nearest(x, k, progress), 1.0)
+        return NeighborGraph(*nearest(x, k, progress), 1.0)
     block = -(-count // -(-count // max(1, math.isqrt(BLOCK_BYTES // 8))))
     index = torch.zeros(count, k, dtype=torch.int64)
     similarity = torch.full((count, k), -torch.inf)
@@ -90,10 +90,10 @@ def neighbor_graph(
         if progress is not None:
             left = len(starts) - 1 - j
             progress(round(count * (1 - left * (left + 1) / (len(starts) * (len(starts) + 1)))), count)
-    return Graph(index, similarity, 1.0)
+    return NeighborGraph(index, similarity, 1.0)
 
 
-def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None) -> Graph:
+def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None) -> NeighborGraph:
     try:
         import faiss
     except ImportError:
@@ -110,16 +110,18 @@ def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None)
         torch.nn.functional.normalize(torch.from_numpy(np.array(features[some], dtype=np.float32)) - mean).numpy()
     )
     for start in range(0, count, 65536):
-        search.add(unit(features, mean, start, min(start + 65536, count)).numpy())
+        search.add(unit_rows(features, mean, start, min(start + 65536, count)).numpy())
     search.nprobe = min(cells, 32)
     index, similarity = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
     for start in range(0, count, 8192):
         end = min(start + 8192, count)
-        index[start:end], similarity[start:end] = _others(search, unit(features, mean, start, end).numpy(), start, k)
+        index[start:end], similarity[start:end] = _others(
+            search, unit_rows(features, mean, start, end).numpy(), start, k
+        )
         if progress is not None:
             progress(end, count)
     asked = np.sort(rng.choice(count, min(QUERIES, count), replace=False))
-    return Graph(index, similarity, _recall(features, mean, index, asked, k))
+    return NeighborGraph(index, similarity, _recall(features, mean, index, asked, k))
 
 
 def _others(search: Any, x: np.ndarray, start: int, k: int) -> tuple[Tensor, Tensor]:
@@ -138,7 +140,7 @@ def _recall(features: Any, mean: Tensor, index: Tensor, asked: np.ndarray, k: in
     where = torch.zeros(len(rows), k, dtype=torch.int64)
     for start in range(0, len(features), 16384):
         end = min(start + 16384, len(features))
-        cosine = x @ unit(features, mean, start, end).T
+        cosine = x @ unit_rows(features, mean, start, end).T
         here = rows[:, None] == torch.arange(start, end)
         value = torch.cat([best, cosine.masked_fill(here, -torch.inf)], 1)
         place = torch.cat([where, torch.arange(start, end).expand(len(rows), -1)], 1)
@@ -147,7 +149,7 @@ def _recall(features: Any, mean: Tensor, index: Tensor, asked: np.ndarray, k: in
     return float((where[:, :, None] == index[rows][:, None]).any(2).float().mean())
 
 
-def votes(graph: Graph, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, "N C"]:
+def neighbor_votes(graph: NeighborGraph, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, "N C"]:
     """Share of each class among the neighbors' given labels, nearer ones weighing more (exp(10 cos))."""
     weight = torch.exp(10 * (graph.similarity - graph.similarity[:, :1]))
     out = torch.zeros(len(y), classes).scatter_add_(1, y[graph.index], weight)
@@ -155,7 +157,9 @@ def votes(graph: Graph, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, "N 
     return share
 
 
-def near_duplicates(graph: Graph, closeness: float = 0.98) -> tuple[Int[Tensor, "M 2"], Float[Tensor, " M"]]:
+def find_near_duplicates(
+    graph: NeighborGraph, closeness: float = 0.98
+) -> tuple[Int[Tensor, "M 2"], Float[Tensor, " M"]]:
     """Pairs of neighbors at least this close, the smaller index first, and their cosines."""
     rows = torch.arange(len(graph.index))[:, None].expand_as(graph.index)
     close = graph.similarity >= closeness
@@ -164,6 +168,6 @@ def near_duplicates(graph: Graph, closeness: float = 0.98) -> tuple[Int[Tensor, 
     return unique, torch.zeros(len(unique)).scatter_reduce_(0, place, graph.similarity[close], "amax")
 
 
-def outliers(graph: Graph) -> Float[Tensor, " N"]:
+def outlier_scores(graph: NeighborGraph) -> Float[Tensor, " N"]:
     """How alone a sample is: 1 minus the mean cosine to its neighbors, 0..2; higher is more alone."""
     return 1 - graph.similarity.mean(1)

@@ -73,7 +73,7 @@ def mean(losses: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tens
     return (losses * weight).mean()
 
 
-def elr_penalty(p: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
+def elr_regularizer(p: Float[Tensor, "B C"], target: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
     """The regularizer of early learning: log(1 - <t, p>), negative, and lowest where p agrees with its own past.
 
     Args:
@@ -148,7 +148,7 @@ def nt_xent(one: Float[Tensor, "B Z"], two: Float[Tensor, "B Z"], temperature: f
     return functional.cross_entropy(similarity, other)
 
 
-def sharpened(p: Float[Tensor, "B C"], temperature: float) -> Float[Tensor, "B C"]:
+def sharpen(p: Float[Tensor, "B C"], temperature: float) -> Float[Tensor, "B C"]:
     """Distributions made more certain: p^(1/T), rows summing to 1.
 
     Source: MixMatch (arXiv:1905.02249), equation 7.

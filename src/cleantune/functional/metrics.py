@@ -36,7 +36,7 @@ def standard_error(share: float, samples: int) -> float:
     return float(np.sqrt(max(share * (1 - share), 0.0) / max(samples, 1)))
 
 
-def lost_against(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> float:
+def mcnemar_z(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> float:
     """How clearly the second model is worse than the first on the same samples, in standard errors.
 
     McNemar's statistic with a sign: of the samples on which exactly one of the two is right, the surplus of the
@@ -76,7 +76,7 @@ def macro_f1(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> floa
     return float(f1_score(y, predicted, average="macro", zero_division=0))
 
 
-def matthews(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
+def matthews_corrcoef(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
     """Matthews' correlation of predictions and labels, -1..1, 0 where either is constant; None of no samples."""
     if not len(y):
         return None

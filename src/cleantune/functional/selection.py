@@ -8,17 +8,21 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, did_you_mean
 
-RESCUED = 5
+MIN_PER_CLASS = 5
 """A class that keeps fewer samples than this is filled up to it with its lowest losses (spec 1.6, rule 4)."""
 
-LIFTED = 10.0
+MAX_CLASS_WEIGHT = 10.0
 """A sample of a small class counts at the most this many times what one of a mean class does."""
 
 
-def rescue(
-    keep: Bool[Tensor, " N"], losses: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, smallest: int = RESCUED
+def rescue_small_classes(
+    keep: Bool[Tensor, " N"],
+    losses: Float[Tensor, " N"],
+    y: Int[Tensor, " N"],
+    classes: int,
+    smallest: int = MIN_PER_CLASS,
 ) -> Bool[Tensor, " N"]:
     """The selection with poor classes filled up: no observed class is left with fewer than min(smallest, its size).
 
@@ -41,7 +45,7 @@ def rescue(
     return keep
 
 
-def at_least(keep: Bool[Tensor, " N"], score: Float[Tensor, " N"], least: int) -> Bool[Tensor, " N"]:
+def keep_at_least(keep: Bool[Tensor, " N"], score: Float[Tensor, " N"], least: int) -> Bool[Tensor, " N"]:
     """The selection, or the samples of the highest scores where it has fewer than `least` (or than there are).
 
     Source: spec 7, "X or U empty".
@@ -54,7 +58,7 @@ def at_least(keep: Bool[Tensor, " N"], score: Float[Tensor, " N"], least: int) -
     return out
 
 
-def smallest_by_class(
+def lowest_per_class(
     value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, share: float
 ) -> Bool[Tensor, " N"]:
     """Equally many of every given class, those of the smallest values: int(share N / C) of each.
@@ -77,7 +81,9 @@ def _rank_in_class(value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: in
     return rank
 
 
-def evened(trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even: float) -> Float[Tensor, " N"]:
+def balance_weights(
+    trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, class_balance: float
+) -> Float[Tensor, " N"]:
     """Weights that make classes count alike: the trust times (mean / the class's trust)^even, LIFTED at the most.
 
     They keep the sum of the trust where no class meets the limit. With even 1 every class weighs the same, with 0 as
@@ -85,16 +91,18 @@ def evened(trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even:
 
     Source: ours, in the place of the paper's N = min_c |D_c|, which evens out by leaving out.
     """
-    if even == 0:
+    if class_balance == 0:
         return trust
     mass = torch.zeros(classes, dtype=trust.dtype).index_add_(0, y, trust)
     there = mass > 0
-    factor = (mass[there].mean() / mass.clamp(min=1e-9)).pow(even).clamp(max=LIFTED)
+    factor = (mass[there].mean() / mass.clamp(min=1e-9)).pow(class_balance).clamp(max=MAX_CLASS_WEIGHT)
     out = trust * factor[y]
     return out * (trust.sum() / out.sum().clamp(min=1e-9))
 
 
-def within_share(wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, even: float) -> Bool[Tensor, " N"]:
+def within_class_quota(
+    wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, class_balance: float
+) -> Bool[Tensor, " N"]:
     """Whether a label is among the least suspicious of its class that the class has room for.
 
     Class c can have no more right labels than it has samples, and these are N n_c^(1 - even) / sum of that: with even 1
@@ -104,7 +112,7 @@ def within_share(wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int,
     """
     size = torch.bincount(y, minlength=classes)
     there = size > 0
-    share = torch.where(there, size.clamp(min=1).double().pow(1 - even), torch.zeros(()))
+    share = torch.where(there, size.clamp(min=1).double().pow(1 - class_balance), torch.zeros(()))
     room = (len(y) * share / share.sum()).ceil().long()
     return _rank_in_class(wrong, y, classes) < room[y]
 
@@ -165,7 +173,7 @@ Balance = Strict | Quantile | Floor | All
 """How classes are evened out after the cut: `cap` is the number of samples above which a class is thinned out."""
 
 
-def balanced(
+def balance_classes(
     keep: Bool[Tensor, " N"], y: Int[Tensor, " N"], classes: int, balance: Balance, rng: torch.Generator
 ) -> Bool[Tensor, " N"]:
     """The kept samples thinned out so that no class exceeds the cap; who stays is drawn without replacement.
@@ -206,7 +214,7 @@ def parse_balance(text: str) -> Balance:
     except ValueError:
         raise UserError(f'balance "{text}": "{number}" is not a number; write {name}:0.10 or {name}:16') from None
     if name not in rules:
-        raise UserError(f'unknown balance "{name}"{nearest(name, rules)}')
+        raise UserError(f'unknown balance "{name}"{did_you_mean(name, rules)}')
     rule = rules[name]
     if isinstance(rule, Quantile) and not 0 <= rule.rho <= 1:
         raise UserError(f'balance "{text}": the quantile lies outside 0..1')

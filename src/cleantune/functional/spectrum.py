@@ -19,7 +19,7 @@ from cleantune.errors import UserError
 Normalize = Literal["l2"]
 Center = Literal["row", "column"]
 PRESETS: dict[str, dict[str, Any]] = {
-    "official_code": {"normalize": "l2", "center": "row"},
+    "official": {"normalize": "l2", "center": "row"},
     "paper": {"normalize": None, "center": None},
 }
 """What is done to features before: by the authors' code, rows of length 1 and then without their own mean over the D
@@ -74,7 +74,7 @@ class Spectrum:
 
 
 def spectrum(features: Any, *, normalize: Normalize | None = "l2", center: Center | None = "row") -> Spectrum:
-    """The spectrum of features; the defaults are the preset `official_code`, `**PRESETS["paper"]` is the other one.
+    """The spectrum of features; the defaults are the preset `official`, `**PRESETS["paper"]` is the other one.
 
     The singular values come from the smaller of the two matrices of inner products, D x D or M x M, summed in float64
     over blocks of rows: millions of rows need no more memory than that matrix, and features may lie on disk. A value

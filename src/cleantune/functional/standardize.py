@@ -18,7 +18,7 @@ _ROWS = 512
 """Rows whose sums are taken in float32 before they are added up in float64."""
 
 
-def standardization(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+def mean_and_std(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
     """Mean and standard deviation of every dimension, summed in float64 in blocks of rows, in one pass.
 
     Args:
@@ -46,10 +46,10 @@ def standardization(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, "
 
 def _blocks(features: Any, count: int) -> Any:
     for start in range(0, count, _BLOCK):
-        yield floats(features[start : start + _BLOCK])
+        yield to_float32(features[start : start + _BLOCK])
 
 
-def floats(block: Any) -> Float[Tensor, ...]:
+def to_float32(block: Any) -> Float[Tensor, ...]:
     """A block of numbers as float32, a copy where it has to be: of memory maps, and of other types."""
     # Torch has no tensors that must not be written to.
     return block.float() if isinstance(block, Tensor) else torch.from_numpy(np.require(block, np.float32, "W"))

@@ -11,7 +11,7 @@ PRIOR = 1.0
 """Right labels that every annotator begins with in each class, beside an even share of 1 wrong one."""
 
 
-def weighed(truth: Float[Tensor, "N C"], votes: Int[Tensor, "A N"]) -> Float[Tensor, "N C"]:
+def dawid_skene_posterior(truth: Float[Tensor, "N C"], votes: Int[Tensor, "A N"]) -> Float[Tensor, "N C"]:
     """Probability of every true class once the annotators have been heard, each by their own confusion matrix.
 
     Args:

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune.functional.standardize import floats, standardization
+from cleantune.functional.standardize import mean_and_std, to_float32
 from cleantune.kernels.to_delete.products import product
-from cleantune.label_quality.noise_likelihood import Parameters, climb
+from cleantune.label_quality.noise_likelihood import Parameters, maximize_likelihood
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
 """l that are tried, for standardized features."""
@@ -68,7 +68,7 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     Source: the closed form of leave-one-out ridge, Allen's PRESS (Technometrics 16, 1974).
     """
     count, width = features.shape
-    mean, std = standardization(features)
+    mean, std = mean_and_std(features)
     prior = torch.bincount(y, minlength=classes).float() / count
     gram, cross = torch.zeros(width, width), torch.zeros(width, classes)
     for start in range(0, count, BLOCK):
@@ -92,7 +92,7 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     return Ridge(loo, vectors @ weight, prior, mean, std, penalty, error)
 
 
-def weighted_loo(
+def weighted_loo_ridge(
     features: Any, y: Int[Tensor, " N"], ridge: Ridge, weight: Float[Tensor, " N"]
 ) -> Float[Tensor, "N C"]:
     """Leave-one-out scores of a ridge probe to which each sample counts as much as its weight says.
@@ -111,9 +111,9 @@ def weighted_loo(
     gram, cross = torch.zeros(width + 1, width + 1), torch.zeros(width + 1, classes)
     for start in starts:
         x, target = _with_one(features, ridge, start), functional.one_hot(y[start : start + BLOCK], classes).float()
-        weighed = x * weight[start : start + BLOCK, None]
-        gram += product(weighed.T, x)
-        cross.addmm_(weighed.T, target)
+        dawid_skene_posterior = x * weight[start : start + BLOCK, None]
+        gram += product(dawid_skene_posterior.T, x)
+        cross.addmm_(dawid_skene_posterior.T, target)
     penalty = torch.full((width + 1,), max(ridge.penalty * float(weight.mean()), 1e-3), dtype=torch.float64)
     penalty[-1] = 1e-3
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram.double() + penalty.diag()))
@@ -131,7 +131,7 @@ def _with_one(features: Any, ridge: Ridge, start: int) -> Tensor:
 
 
 def _block(features: Any, mean: Tensor, std: Tensor, start: int) -> Tensor:
-    return (floats(features[start : start + BLOCK]) - mean).div_(std)
+    return (to_float32(features[start : start + BLOCK]) - mean).div_(std)
 
 
 def _target(y: Tensor, prior: Tensor, start: int) -> Tensor:
@@ -187,11 +187,11 @@ def stack(parts: list[Float[Tensor, "N C"]], y: Int[Tensor, " N"]) -> Stack:
         by_weight = torch.stack([torch.dot(slope.flatten(), part.flatten()) for part in some]) / count
         return height, {"weights": by_weight, "bias": slope.mean(0) - 2e-4 * at["bias"] / len(at["bias"])}
 
-    at = climb(value, start, list(start), 50, count)
+    at = maximize_likelihood(value, start, list(start), 50, count)
     return Stack(tuple(at["weights"].tolist()), at["bias"])
 
 
-class Separation(NamedTuple):
+class ClassSeparability(NamedTuple):
     """Whether features tell the classes apart, by probes that share no sample."""
 
     between: float
@@ -218,7 +218,7 @@ THIRD = 4_000
 """Samples of each third, at the most."""
 
 
-def separation(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float) -> Separation:
+def class_separability(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float) -> ClassSeparability:
     """Fit ridge probes on random thirds of the samples and compare two of them on the third of the other, each in turn.
 
     Where labels are wrong and features good, two probes agree with each other more than with the labels. Where
@@ -232,17 +232,17 @@ def separation(features: Any, y: Int[Tensor, " N"], classes: int, penalty: float
     """
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[: 3 * THIRD]
     thirds = [part.sort().values for part in order.chunk(3)]
-    x = floats(features[torch.cat(thirds).numpy()])
-    mean, std = standardization(x)
+    x = to_float32(features[torch.cat(thirds).numpy()])
+    mean, std = mean_and_std(x)
     xs = torch.split((x - mean).div_(std), [len(part) for part in thirds])
     probes = [_probe(x, y[rows], classes, penalty) for x, rows in zip(xs, thirds, strict=True)]
     between, with_labels = [], []
     for k in range(3):
         one, other = ((xs[k] @ probes[j][0] + probes[j][1]).argmax(1) for j in range(3) if j != k)
         given = y[thirds[k]]
-        between.append(kappa(one, other, classes))
-        with_labels.append((kappa(one, given, classes) + kappa(other, given, classes)) / 2)
-    return Separation(sum(between) / 3, sum(with_labels) / 3)
+        between.append(cohen_kappa(one, other, classes))
+        with_labels.append((cohen_kappa(one, given, classes) + cohen_kappa(other, given, classes)) / 2)
+    return ClassSeparability(sum(between) / 3, sum(with_labels) / 3)
 
 
 def _probe(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, Tensor]:
@@ -252,7 +252,7 @@ def _probe(x: Tensor, y: Tensor, classes: int, penalty: float) -> tuple[Tensor, 
     return torch.cholesky_solve(x.T @ (target - prior), torch.linalg.cholesky(gram)), prior
 
 
-def kappa(a: Int[Tensor, " N"], b: Int[Tensor, " N"], classes: int) -> float:
+def cohen_kappa(a: Int[Tensor, " N"], b: Int[Tensor, " N"], classes: int) -> float:
     """Cohen's kappa: agreement beyond chance, 1 at most, 0 by chance.
 
     Source: Cohen, Educational and Psychological Measurement 20, 1960.

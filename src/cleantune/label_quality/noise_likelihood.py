@@ -115,7 +115,7 @@ class Likelihood:
         return own.clamp_(max=1).scatter_(0, self.y[None], 0.0), bend
 
 
-def climb(
+def maximize_likelihood(
     value: Callable[[Parameters], tuple[float, Parameters]], start: Parameters, free: list[str], steps: int, count: int
 ) -> Parameters:
     """The parameters of the highest value that L-BFGS finds in so many steps.

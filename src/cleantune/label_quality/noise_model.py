@@ -36,7 +36,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from cleantune.label_quality.noise_likelihood import FAR, Likelihood, Parameters, climb
+from cleantune.label_quality.noise_likelihood import FAR, Likelihood, Parameters, maximize_likelihood
 
 Source = Literal["network", "probe"]
 """Where probabilities come from: a network that learned the labels whole, or a probe on frozen features."""
@@ -61,7 +61,7 @@ TINY = 1e-6
 _STEPS, _FEW = 60, 12
 
 
-class Judged(NamedTuple):
+class CalibratedLabels(NamedTuple):
     """What a noise model says about labels."""
 
     p_wrong: Float[Tensor, " N"]
@@ -89,10 +89,10 @@ class NoiseModel:
     local: float
     """Share of wrong labels that follow the sample's own probabilities instead of `others`."""
     local_sharpness: float
-    nats: float
+    cross_entropy_per_sample: float
     """Mean negative log-likelihood of the given labels."""
 
-    def judge(self, p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Judged:
+    def judge(self, p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> CalibratedLabels:
         """The labels of one block.
 
         Args:
@@ -103,7 +103,7 @@ class NoiseModel:
         truth = joint / joint.sum(1, keepdim=True).clamp(min=1e-30)
         best = truth.max(1)
         wrong = (1 - truth.gather(1, y[:, None])[:, 0]).clamp(0, 1)
-        return Judged(wrong, best.indices, best.values, truth)
+        return CalibratedLabels(wrong, best.indices, best.values, truth)
 
     def flips(self, p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, "C C"]:
         """How many of these labels j (column) it holds to be of class k (row); the diagonal is zero."""
@@ -135,7 +135,7 @@ def _joint(lp: Tensor, y: Tensor, s: Tensor | float, nu: Tensor, others: Tensor,
     return torch.where(given, m * (1 - nu), m * nu * named)
 
 
-def fit_noise(
+def fit_noise_model(
     p: Float[Tensor, "N C"],
     y: Int[Tensor, " N"],
     sharpness: float | None = None,
@@ -194,7 +194,7 @@ def fit_noise(
     free = [*(["named"] if classes <= PAIRED else []), "rate", "level", *(["log_s"] if sharpness is None else [])]
     if strata > 1:
         free += ["local", "local_log_s"]
-    at = climb(value, start, free, _STEPS if begin is None else _FEW, count)
+    at = maximize_likelihood(value, start, free, _STEPS if begin is None else _FEW, count)
     return NoiseModel(
         float(at["log_s"].exp()), at["rate"], at["level"], edges,
         torch.softmax(at["named"].clone().fill_diagonal_(FAR), 1),
@@ -202,7 +202,7 @@ def fit_noise(
     )  # fmt: skip
 
 
-def fitted_rows(count: int, classes: int) -> Int[Tensor, " M"]:
+def subsample_rows(count: int, classes: int) -> Int[Tensor, " M"]:
     """The samples that a noise model is fitted on: all, or a random part, in their order."""
     most = min(FITTED, max(CELLS // classes, 2000))
     if count <= most:
@@ -210,12 +210,12 @@ def fitted_rows(count: int, classes: int) -> Int[Tensor, " M"]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:most].sort().values
 
 
-def contradicted(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> float:
+def disagreement_fraction(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> float:
     """d, the share of labels that are not the most probable class."""
     return float((p.argmax(1) != y).float().mean())
 
 
-def noise_models(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], source: Source) -> list[NoiseModel]:
+def fit_noise_model_family(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], source: Source) -> list[NoiseModel]:
     """The noise model of the default, and after it those that the interval covers.
 
     Args:
@@ -224,29 +224,29 @@ def noise_models(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], source: Source) 
         source: Where they come from.
     """
     if source == "probe":
-        first = fit_noise(p, y)
+        first = fit_noise_model(p, y)
         s = first.sharpness
-        low, high = (fit_noise(p, y, factor * s, begin=first) for factor in PROBE_RANGE)
-        return [first, low, high, fit_noise(p, y, PROBE_RANGE[1] * s, STRATA, first)]
-    seen = min(contradicted(p, y), 0.9)
+        low, high = (fit_noise_model(p, y, factor * s, begin=first) for factor in PROBE_RANGE)
+        return [first, low, high, fit_noise_model(p, y, PROBE_RANGE[1] * s, STRATA, first)]
+    seen = min(disagreement_fraction(p, y), 0.9)
     middle = math.sqrt(SHARPNESS * SHARPNESS_RANGE[0]), math.sqrt(SHARPNESS * SHARPNESS_RANGE[1])
-    return [fit_noise(p, y, s / (1 - seen), STRATA) for s in (SHARPNESS, *SHARPNESS_RANGE, *middle)]
+    return [fit_noise_model(p, y, s / (1 - seen), STRATA) for s in (SHARPNESS, *SHARPNESS_RANGE, *middle)]
 
 
-def balanced_cut(p_wrong: Float[Tensor, " N"], trade: float = 1.0) -> float:
+def f_beta_threshold(p_wrong: Float[Tensor, " N"], beta: float = 1.0) -> float:
     """The probability from which on labels are called wrong, so that the expected F-measure is largest.
 
     With calibrated probabilities the best cut is half the F1 it reaches: low where wrong labels are hard to find.
 
     Args:
         p_wrong: Calibrated probabilities.
-        trade: beta of the F-measure: 1 weighs precision and recall alike, 2 recall more, 0.5 precision more.
+        beta: beta of the F-measure: 1 weighs precision and recall alike, 2 recall more, 0.5 precision more.
 
     Source: Lipton, Elkan & Naryanaswamy, ECML 2014 (arXiv:1402.1892).
     """
     ranked = p_wrong.double().sort(descending=True).values
     found = ranked.cumsum(0)
-    weight = trade * trade
+    weight = beta * beta
     flagged = torch.arange(1, len(ranked) + 1, dtype=torch.float64)
     value = (1 + weight) * found / (weight * ranked.sum() + flagged).clamp(min=1e-12)
     return float(ranked[value.argmax()]) if float(ranked.sum()) > 0.5 else 1.0 + TINY
@@ -262,7 +262,7 @@ def label_scores(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], p_wrong: Float[T
     return (own * (1 - p_wrong).clamp(min=0)).sqrt()
 
 
-def calibrated(score: Float[Tensor, " N"], p_wrong: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+def calibrate(score: Float[Tensor, " N"], p_wrong: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Probabilities that fall as the score rises, with the same mean: isotonic regression of p_wrong on the score."""
     from sklearn.isotonic import IsotonicRegression
 

@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cleantune.functional.selection import evened, within_share
-from cleantune.label_quality.loo_ridge import BLOCK, Ridge, Stack, loo_ridge, stack, weighted_loo
-from cleantune.label_quality.noise_model import NoiseModel, fit_noise, fitted_rows
+from cleantune.functional.selection import balance_weights, within_class_quota
+from cleantune.label_quality.loo_ridge import BLOCK, Ridge, Stack, loo_ridge, stack, weighted_loo_ridge
+from cleantune.label_quality.noise_model import NoiseModel, fit_noise_model, subsample_rows
 
 MAIN = 0.5
 """A main target of a class gets at least this many times the flips of the one that gets most."""
@@ -48,23 +48,23 @@ def p_wrong(
         even: The power of 1 / class size that probabilities are multiplied by: 1 says that all classes are equally
             probable beforehand, and that a class is large because others' samples have its label; 0 that its size
             is right.
-        pattern: The `concentration` above which each class's wrong labels are held to name its main targets; 1: never.
+        pattern: The `flip_concentration` above which each class's wrong labels are held to name its main targets; 1: never.
 
     Source: ours; `cutoff` has the model.
     """
     ridge = loo_ridge(features, y, classes)
-    opinion = Opinion.of(ridge.loo, y, classes, even)
-    if pattern >= 1 or concentration(opinion.flips) <= pattern:
+    opinion = NoisePosterior.of(ridge.loo, y, classes, even)
+    if pattern >= 1 or flip_concentration(opinion.flips) <= pattern:
         first = opinion.p_wrong
-        again = Opinion.of(_taught(features, y, ridge, first, even), y, classes, even)
+        again = NoisePosterior.of(_taught(features, y, ridge, first, even), y, classes, even)
         return torch.maximum(first, again.p_wrong)
     wrong = opinion.focused().p_wrong
     for _ in range(OPINIONS - 1):
-        wrong = Opinion.of(_taught(features, y, ridge, wrong, even), y, classes, even).focused().p_wrong
+        wrong = NoisePosterior.of(_taught(features, y, ridge, wrong, even), y, classes, even).focused().p_wrong
     return wrong
 
 
-def concentration(flips: Float[Tensor, "C C"]) -> float:
+def flip_concentration(flips: Float[Tensor, "C C"]) -> float:
     """How far the wrong labels of a class name one other: 0 where all others alike, 1 where always the same.
 
     It is the share that names the class which most of them name, beyond the 1 / (C - 1) of chance; 0 for two classes.
@@ -98,7 +98,7 @@ def main_targets(flips: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
 
 
 @dataclass(frozen=True)
-class Opinion:
+class NoisePosterior:
     """What a model of the noise makes of leave-one-out scores."""
 
     loo: Float[Tensor, "N C"]
@@ -111,7 +111,7 @@ class Opinion:
     model: NoiseModel
 
     @classmethod
-    def of(cls, loo: Float[Tensor, "N C"], y: Int[Tensor, " N"], classes: int, even: float) -> Opinion:
+    def of(cls, loo: Float[Tensor, "N C"], y: Int[Tensor, " N"], classes: int, even: float) -> NoisePosterior:
         """Of these scores.
 
         Args:
@@ -122,8 +122,8 @@ class Opinion:
         """
         stacked = stack([loo], y)
         prior = even * torch.bincount(y, minlength=classes).clamp(min=1).log()
-        rows = fitted_rows(len(y), classes)
-        return cls(loo, y, stacked, prior, rows, fit_noise((stacked(loo[rows]) - prior).softmax(1), y[rows]))
+        rows = subsample_rows(len(y), classes)
+        return cls(loo, y, stacked, prior, rows, fit_noise_model((stacked(loo[rows]) - prior).softmax(1), y[rows]))
 
     @property
     def p_wrong(self) -> Float[Tensor, " N"]:
@@ -136,7 +136,7 @@ class Opinion:
         """How many of the labels of class j (column) that the model was fitted on it holds to be of class k (row)."""
         return self.model.flips(self._probabilities(self.loo[self.rows]), self.y[self.rows])
 
-    def focused(self) -> Opinion:
+    def focused(self) -> NoisePosterior:
         """The same, but for classes whose wrong labels name their main targets."""
         return replace(self, model=replace(self.model, others=main_targets(self.flips)))
 
@@ -147,5 +147,5 @@ class Opinion:
 def _taught(features: Any, y: Tensor, ridge: Ridge, wrong: Tensor, even: float) -> Tensor:
     """Leave-one-out scores of a probe to which labels count as far as they are trusted."""
     classes = len(ridge.bias)
-    trust = (1 - wrong) * within_share(wrong, y, classes, even)
-    return weighted_loo(features, y, ridge, evened(trust, y, classes, even))
+    trust = (1 - wrong) * within_class_quota(wrong, y, classes, even)
+    return weighted_loo_ridge(features, y, ridge, balance_weights(trust, y, classes, even))

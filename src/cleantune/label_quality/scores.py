@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cleantune.functional.gmm import class_mixtures
+from cleantune.functional.gmm import fit_class_mixtures
 
 
 def margin(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
@@ -31,7 +31,7 @@ def self_confidence(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tens
     return p.gather(1, y[:, None])[:, 0]
 
 
-def nats(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+def cross_entropy_per_sample(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """Cross-entropy of each given label, -log p_y in nats; a probability of zero counts as 1e-30."""
     return -self_confidence(p, y).clamp(min=1e-30).log()
 
@@ -76,7 +76,7 @@ def confidence_mixture_score(
     """
     confidence = confidence.clamp(min=1e-30)
     loss = (1 - confidence**q) / q if q else -confidence.log()
-    return class_mixtures(loss, y, classes, max_iter=100, tol=1e-3).posterior(loss, y)
+    return fit_class_mixtures(loss, y, classes, max_iter=100, tol=1e-3).posterior(loss, y)
 
 
 def agreement_score(votes: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:

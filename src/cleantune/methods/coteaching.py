@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from cleantune.functional import losses
-from cleantune.functional.gmm import class_mixtures
+from cleantune.functional.gmm import fit_class_mixtures
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, Interval, Method, Output, Phase, Run, Scope, Stage
+from cleantune.methods.protocol import Batch, Method, Output, Phase, Range, Run, Scope, Stage
 from cleantune.methods.robust_loss import CE_PROBE, TUNE
 
 SEEN = "seen"
@@ -40,11 +40,11 @@ class CoTeaching:
 
     scope: Scope = "head"
     """What learns: the heads on cached features, or backbones and heads on samples."""
-    noise_rate: Annotated[float | None, Interval(0.0, 1.0)] = None
+    noise_rate: Annotated[float | None, Range(0.0, 1.0)] = None
     """Share of wrong labels, the paper's tau; none: estimated from the losses of the epoch before."""
-    ramp: Annotated[float, Interval(0.0, 1.0)] = 0.6
+    ramp: Annotated[float, Range(0.0, 1.0)] = 0.6
     """Share of the epochs over which the share of samples that are left out grows to the noise rate."""
-    exponent: Annotated[float, Interval(0.1, 4.0)] = 1.0
+    exponent: Annotated[float, Range(0.1, 4.0)] = 1.0
     """How it grows: the paper's c, 1 is linear."""
     probe: Stage = CE_PROBE
     """The only phase of scope `head`."""
@@ -70,7 +70,7 @@ class CoTeaching:
     def estimated(self, run: Run) -> float:
         """The noise rate: as stated, or by the losses and predictions of the epoch before."""
         seen, wrong = run.ledger[SEEN][:, :2].mean(1), float(run.ledger[SEEN][:, 2:].mean())
-        mixture = class_mixtures(seen, torch.zeros_like(run.y), 1, normalize="global", max_iter=200, tol=1e-6)
+        mixture = fit_class_mixtures(seen, torch.zeros_like(run.y), 1, normalize="global", max_iter=200, tol=1e-6)
         p_clean = mixture.posterior(seen, torch.zeros_like(run.y))
         run.ledger.write("p_clean", p_clean)
         return min(1 - float(p_clean.mean()), wrong, MOST) if self.noise_rate is None else self.noise_rate

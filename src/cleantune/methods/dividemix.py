@@ -12,9 +12,9 @@ Differs from the paper:
   net as it learns;
 - the ramp of lambda_u is a share of the epochs after the warm-up instead of 16 epochs of 300 (spec 4.4, short runs);
 - a side that would be empty is filled: the `batch_size` most probable labels are kept at the least (C2D's guard);
-- by default the guard of spec 1.5 (`monotone`), EM to convergence, a small lambda_u and two epochs of warm-up in scope
+- by default the guard of spec 1.5 (`enforce_monotone`), EM to convergence, a small lambda_u and two epochs of warm-up in scope
   `all`, without which short runs collapse (dev/LOG.md); the preset `paper` has neither guard nor convergence, one
-  epoch of warm-up, CIFAR-100's lambda_u, Table 8's optimizers and batch 64. `authors-code` averages
+  epoch of warm-up, CIFAR-100's lambda_u, Table 8's optimizers and batch 64. `official` averages
   the losses of the last five epochs, as the code does at 90 % noise, with a threshold of 0.6; `web` is what paper and
   code do on Clothing1M and WebVision: alpha 0.5, only labeled samples learned from.
 """
@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.functional import losses
-from cleantune.functional.gmm import class_mixtures
-from cleantune.functional.selection import at_least
-from cleantune.methods.mixmatch import Network, draw, ramped, rest_of, semi_loss, targets
+from cleantune.functional.gmm import fit_class_mixtures
+from cleantune.functional.selection import keep_at_least
+from cleantune.methods.mixmatch import Network, linear_rampup, sample_mixup, semi_loss, targets, unlabeled_mask
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage
+from cleantune.methods.protocol import Batch, Method, Phase, Range, Run, Scope, Selection, Stage
 
-PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=64, rate_width=1280, least_steps=1000)
+PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=64, lr_reference_dim=1280, min_steps=1000)
 TUNE = Stage(epochs=5, learning_rate=3e-4, batch_size=64, warmup=0.1)
 
 
@@ -45,31 +45,31 @@ class DivideMix:
 
     scope: Scope = "head"
     """What learns: the heads on cached views, or backbones and heads on samples."""
-    tau: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.7))] = 0.5
+    tau: Annotated[float, Range(0.0, 1.0, search=Range(0.3, 0.7))] = 0.5
     """A label is kept above this probability of being right; the authors take 0.6 at 90 % noise."""
-    temperature: Annotated[float, Interval(0.05, 1.0)] = 0.5
+    temperature: Annotated[float, Range(0.05, 1.0)] = 0.5
     """Sharpens targets: p^(1/T)."""
-    alpha: Annotated[float, Interval(0.05, 16.0, log=True)] = 4.0
+    alpha: Annotated[float, Range(0.05, 16.0, log=True)] = 4.0
     """MixUp draws from Beta(alpha, alpha)."""
-    lambda_u: Annotated[float, Interval(0.0, 500.0, search=Interval(1.0, 50.0, log=True))] = 5.0
+    lambda_u: Annotated[float, Range(0.0, 500.0, search=Range(1.0, 50.0, log=True))] = 5.0
     """Weight of the samples without a label. The paper's 25 to 150 suit hundreds of epochs from random weights."""
-    ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
+    ramp: Annotated[float, Range(0.0, 1.0)] = 0.3
     """Share of the epochs after the warm-up over which lambda_u rises."""
-    warm_up_head: Annotated[int, Interval(0, 1000)] = 5
+    warm_up_head: Annotated[int, Range(0, 1000)] = 5
     """Epochs on every label before the first split, in scope `head`."""
-    warm_up_all: Annotated[int, Interval(0, 1000)] = 2
+    warm_up_all: Annotated[int, Range(0, 1000)] = 2
     """The same in scope `all`."""
     confidence_penalty: bool = False
     """Hold back confidence in the warm-up, for asymmetric noise and Clothing1M."""
-    history: Annotated[int, Interval(1, 50)] = 1
+    history: Annotated[int, Range(1, 50)] = 1
     """Epochs whose losses are averaged before the split; the authors' code takes 5 at 90 % noise."""
     web: bool = False
     """Mix and learn the kept samples alone, as on Clothing1M and WebVision."""
-    monotone: bool = True
+    enforce_monotone: bool = True
     """Never call a loss above the high component's mean clean."""
-    em_iterations: Annotated[int, Interval(1, 10_000, log=True)] = 200
+    em_iterations: Annotated[int, Range(1, 10_000, log=True)] = 200
     """Iterations of the mixture's EM at the most; the paper's 10."""
-    em_tolerance: Annotated[float, Interval(0.0, 1.0)] = 1e-6
+    em_tolerance: Annotated[float, Range(0.0, 1.0)] = 1e-6
     """The mixture is done when its mean log-likelihood changes by less; the paper's 0.01."""
     probe: Stage = PROBE
     """The only phase of scope `head`."""
@@ -78,7 +78,7 @@ class DivideMix:
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: _paper(backbone),
-        "authors-code": lambda backbone: replace(_paper(backbone), tau=0.6, history=5),
+        "official": lambda backbone: replace(_paper(backbone), tau=0.6, history=5),
         "web": lambda backbone: replace(
             _paper(backbone), alpha=0.5, lambda_u=0.0, web=True, confidence_penalty=True, warm_up_head=1
         ),
@@ -109,7 +109,7 @@ class DivideMix:
         run.ledger.write("p_clean", (clean[0] + clean[1]) / 2)
         for net, peer, p_clean in zip(run.nets, run.nets[::-1], clean[::-1], strict=True):
             peer.eval()
-            run.learn(net, self.semi_loss(run, peer), self.plan(p_clean), weak=2)
+            run.learn(net, self.semi_loss(run, peer), self.selection(p_clean), weak=2)
 
     def judged(self, run: Run, k: int) -> Tensor:
         """Probability [N] that each label is right, by net k: the posterior of the low component over all losses."""
@@ -121,17 +121,17 @@ class DivideMix:
             loss = loss[:, None]
         run.ledger.write(column, loss)
         together = torch.zeros_like(run.y)
-        mixture = class_mixtures(
+        mixture = fit_class_mixtures(
             loss.mean(1), together, 1, normalize="global", max_iter=self.em_iterations, tol=self.em_tolerance
         )
-        p_clean = mixture.posterior(loss.mean(1), together, monotone=self.monotone)
+        p_clean = mixture.posterior(loss.mean(1), together, enforce_monotone=self.enforce_monotone)
         run.ledger.write(f"p_clean_{k}", p_clean)
         return p_clean
 
-    def plan(self, p_clean: Tensor) -> Plan:
+    def selection(self, p_clean: Tensor) -> Selection:
         """Kept labels with their probability of being right as weight, and the rest."""
-        keep = at_least(p_clean > self.tau, p_clean, self.stage.batch_size)
-        return Plan(keep, p_clean, rest_of(keep))
+        keep = keep_at_least(p_clean > self.tau, p_clean, self.stage.batch_size)
+        return Selection(keep, p_clean, unlabeled_mask(keep))
 
     def warm_up_loss(self, net: Network, batch: Batch) -> Tensor:
         """Mean cross-entropy, and where asked for the negative entropy of the predictions."""
@@ -144,10 +144,12 @@ class DivideMix:
 
         def of(net: Network, batch: Batch) -> Tensor:
             if self.web:
-                batch = batch._replace(rest=None)
-            weight = ramped(self.lambda_u, run.progress, self.warm_up, self.stage.epochs, self.ramp)
+                batch = batch._replace(unlabeled=None)
+            weight = linear_rampup(self.lambda_u, run.progress, self.warm_up, self.stage.epochs, self.ramp)
             target = targets(net, peer, batch, self.temperature)
-            return semi_loss(net, batch, target, slice(0, 2), weight, lambda rows: draw(rows, self.alpha, run.rng))
+            return semi_loss(
+                net, batch, target, slice(0, 2), weight, lambda rows: sample_mixup(rows, self.alpha, run.rng)
+            )
 
         return of
 
@@ -157,7 +159,7 @@ def _paper(backbone: str) -> DivideMix:
     return DivideMix(
         lambda_u=150.0,
         warm_up_all=1,
-        monotone=False,
+        enforce_monotone=False,
         em_iterations=10,
         em_tolerance=1e-2,
         probe=replace(paper_probe(backbone), batch_size=64),

@@ -2,14 +2,14 @@
 
 Paper: Liu et al., Early-Learning Regularization, NeurIPS 2020 (arXiv:2007.00151); spec 4.3. ELR+ (two nets, MixUp) is
 not here. Every sample has a target t, the moving average of the net's probabilities, updated before the loss:
-t <- beta t + (1 - beta) p / sum(p), loss = CE + lambda log(1 - <t, p>), and no gradient flows through t.
+t <- elr_beta t + (1 - elr_beta) p / sum(p), loss = CE + lambda log(1 - <t, p>), and no gradient flows through t.
 
 Differs from the paper:
 - probabilities are clamped to 1e-4 and 1 - 1e-4, as in the authors' code (`clamp`; 0 switches it off, as the paper);
-- two options for short runs, both off: `corrected` divides t by its mass 1 - beta^k, `probe_first` begins with a probe
+- two options for short runs, both off: `corrected` divides t by its mass 1 - elr_beta^k, `probe_first` begins with a probe
   whose probabilities are the first targets;
-- learning rates suit AdamW and the backbone; the preset `paper` has those of TURN's Table 8, and CIFAR-100's beta and
-  lambda; `authors-code` has the same with the clamp.
+- learning rates suit AdamW and the backbone; the preset `paper` has those of TURN's Table 8, and CIFAR-100's elr_beta and
+  lambda; `official` has the same with the clamp.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from torch import Tensor
 from cleantune.functional import losses
 from cleantune.kernels.to_delete.closed_form import learns_alone, mean_elr
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
-from cleantune.methods.robust_loss import CE_PROBE, TUNE, one_phase
+from cleantune.methods.protocol import Batch, LossOutput, Method, Output, Phase, Range, Run, Scope, Stage
+from cleantune.methods.robust_loss import CE_PROBE, TUNE, single_phase
 
 TARGET = "elr_target"
 """The ledger's column of targets [N, C]."""
@@ -38,14 +38,14 @@ class ELR:
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
-    beta: Annotated[float, Interval(0.0, 1.0, search=Interval(0.5, 0.95))] = 0.7
+    elr_beta: Annotated[float, Range(0.0, 1.0, search=Range(0.5, 0.95))] = 0.7
     """Share of the old target that stays at each visit: 0.7, or 0.9 for many classes and asymmetric noise."""
-    strength: Annotated[float, Interval(0.0, 100.0, search=Interval(1.0, 10.0))] = 3.0
+    elr_lambda: Annotated[float, Range(0.0, 100.0, search=Range(1.0, 10.0))] = 3.0
     """Weight of the regularizer, the paper's lambda: 1 to 7, and 0 is cross-entropy."""
-    clamp: Annotated[float, Interval(0.0, 0.01)] = 1e-4
+    clamp: Annotated[float, Range(0.0, 0.01)] = 1e-4
     """Probabilities are kept this far from 0 and 1, as in the authors' code; 0: not."""
     corrected: bool = False
-    """Divide targets by their mass, which after k visits is 1 - beta^k: they count in full from the first epoch."""
+    """Divide targets by their mass, which after k visits is 1 - elr_beta^k: they count in full from the first epoch."""
     probe_first: bool = False
     """In scope `all`: probe first, and begin with its probabilities as targets instead of zeros."""
     probe: Stage = CE_PROBE
@@ -55,16 +55,16 @@ class ELR:
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: ELR(
-            beta=0.9, strength=7.0, clamp=0.0, probe=paper_probe(backbone), tune=paper_tune(backbone, epochs=5)
+            elr_beta=0.9, elr_lambda=7.0, clamp=0.0, probe=paper_probe(backbone), tune=paper_tune(backbone, epochs=5)
         ),
-        "authors-code": lambda backbone: ELR(
-            beta=0.9, strength=7.0, probe=paper_probe(backbone), tune=paper_tune(backbone, epochs=5)
+        "official": lambda backbone: ELR(
+            elr_beta=0.9, elr_lambda=7.0, probe=paper_probe(backbone), tune=paper_tune(backbone, epochs=5)
         ),
     }
 
     def phases(self) -> tuple[Phase, ...]:
         """`probe` in scope `head`, `tune` in scope `all`, where `probe_first` puts a probe before it."""
-        last = one_phase(self.scope, self.probe, self.tune, self.epoch)
+        last = single_phase(self.scope, self.probe, self.tune, self.epoch)
         if self.scope == "head" or not self.probe_first:
             return (last,)
         return (Phase("probe", "head", self.probe, self.epoch), last)
@@ -77,12 +77,12 @@ class ELR:
                 run.ledger.write(TARGET, run.ledger["late_p"])
         run.learn(run.net, self.loss(run), through_net=True)
 
-    def loss(self, run: Run) -> Callable[..., Tensor | Parts]:
+    def loss(self, run: Run) -> Callable[..., Tensor | LossOutput]:
         """The loss of a batch, which updates the targets of its samples first."""
 
-        def of(net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
+        def of(net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
             if learns_alone(net):
-                return mean_elr(net, batch, partial(self.target, run), self.strength, self.clamp)
+                return mean_elr(net, batch, partial(self.target, run), self.elr_lambda, self.clamp)
             return losses.mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
 
         return of
@@ -91,16 +91,16 @@ class ELR:
         """The loss of every sample [B], after the targets of the samples were moved."""
         p = torch.softmax(logits.float(), dim=1).clamp(self.clamp, 1 - self.clamp)
         target = self.target(run, batch.rows, p.detach())
-        return losses.cross_entropy(logits, batch.y) + self.strength * losses.elr_penalty(p, target)
+        return losses.cross_entropy(logits, batch.y) + self.elr_lambda * losses.elr_regularizer(p, target)
 
     def target(self, run: Run, rows: Tensor, p: Tensor) -> Tensor:
         """The targets [B, C] that count for these rows of the ledger, moved there towards p [B, C] where they move."""
         target = run.ledger[TARGET][rows].to(p)
-        if self.beta < 1:
+        if self.elr_beta < 1:
             target = self.moved(target, p)
             run.ledger.update(TARGET, rows, target)
         return target / target.sum(1, keepdim=True).clamp(min=losses.TINY) if self.corrected else target
 
     def moved(self, target: Tensor, p: Tensor) -> Tensor:
         """Targets [B, C] after a visit that predicts p [B, C]."""
-        return self.beta * target + (1 - self.beta) * p / p.sum(1, keepdim=True)
+        return self.elr_beta * target + (1 - self.elr_beta) * p / p.sum(1, keepdim=True)

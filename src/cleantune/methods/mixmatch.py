@@ -20,7 +20,7 @@ from cleantune.methods.protocol import Batch, Inputs, Output
 Network = Callable[..., Output]
 
 
-class Luck(NamedTuple):
+class MixUp(NamedTuple):
     """What is drawn for one MixUp."""
 
     share: float
@@ -29,18 +29,18 @@ class Luck(NamedTuple):
     """The row that each is mixed with."""
 
 
-class Targets(NamedTuple):
+class SoftTargets(NamedTuple):
     """Soft targets of a step; no gradient flows into them."""
 
     labeled: Float[Tensor, "B C"]
-    rest: Float[Tensor, "U C"] | None
+    unlabeled: Float[Tensor, "U C"] | None
 
 
-def draw(rows: int, alpha: float, rng: torch.Generator) -> Luck:
+def sample_mixup(rows: int, alpha: float, rng: torch.Generator) -> MixUp:
     """lam = max(lam, 1 - lam) of Beta(alpha, alpha), and a permutation of the rows."""
     seed = int(torch.randint(2**62, (), generator=rng))
     share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    return Luck(max(share, 1 - share), torch.randperm(rows, generator=rng))
+    return MixUp(max(share, 1 - share), torch.randperm(rows, generator=rng))
 
 
 def probabilities(net: Network, views: Sequence[Inputs]) -> Float[Tensor, "B C"]:
@@ -48,20 +48,20 @@ def probabilities(net: Network, views: Sequence[Inputs]) -> Float[Tensor, "B C"]
     return torch.stack([functional.softmax(net(x).logits.float(), dim=1) for x in views]).mean(0)
 
 
-def targets(net: Network, peer: Network, batch: Batch, temperature: float) -> Targets:
+def targets(net: Network, peer: Network, batch: Batch, temperature: float) -> SoftTargets:
     """Co-refinement of the labeled samples by the net, co-guessing of the rest by both nets, on the two weak views."""
     with torch.no_grad():
         p = probabilities(net, batch.views[:2])
         one_hot = functional.one_hot(batch.y, p.shape[1]).to(p)
         weight = batch.weight[:, None]
-        labeled = losses.sharpened(weight * one_hot + (1 - weight) * p, temperature)
-        if batch.rest is None:
-            return Targets(labeled, None)
-        guess = (probabilities(net, batch.rest.views[:2]) + probabilities(peer, batch.rest.views[:2])) / 2
-        return Targets(labeled, losses.sharpened(guess, temperature))
+        labeled = losses.sharpen(weight * one_hot + (1 - weight) * p, temperature)
+        if batch.unlabeled is None:
+            return SoftTargets(labeled, None)
+        guess = (probabilities(net, batch.unlabeled.views[:2]) + probabilities(peer, batch.unlabeled.views[:2])) / 2
+        return SoftTargets(labeled, losses.sharpen(guess, temperature))
 
 
-def mixed(net: Network, views: Sequence[Inputs], luck: Luck) -> Float[Tensor, "M C"]:
+def mixed(net: Network, views: Sequence[Inputs], luck: MixUp) -> Float[Tensor, "M C"]:
     """Scores of the mixed rows of all views.
 
     Tokens cannot be mixed: for texts the scores are, which under a linear head is the same as mixing features.
@@ -76,10 +76,10 @@ def mixed(net: Network, views: Sequence[Inputs], luck: Luck) -> Float[Tensor, "M
 def semi_loss(
     net: Network,
     batch: Batch,
-    target: Targets,
+    target: SoftTargets,
     views: slice,
-    rest_weight: float,
-    draw_for: Callable[[int], Luck],
+    unlabeled_weight: float,
+    draw_for: Callable[[int], MixUp],
     *,
     web: bool = False,
 ) -> Float[Tensor, ""]:
@@ -98,19 +98,19 @@ def semi_loss(
     """
     xs, goal = list(batch.views[views]), torch.cat([target.labeled] * 2)
     labeled = len(goal)
-    if batch.rest is not None and target.rest is not None and not web:
-        xs += batch.rest.views[views]
-        goal = torch.cat([goal, target.rest, target.rest])
+    if batch.unlabeled is not None and target.unlabeled is not None and not web:
+        xs += batch.unlabeled.views[views]
+        goal = torch.cat([goal, target.unlabeled, target.unlabeled])
     luck = draw_for(len(goal))
     logits = mixed(net, xs, luck)
     goal = luck.share * goal + (1 - luck.share) * goal[luck.partner]
     loss = losses.soft_cross_entropy(logits[:labeled], goal[:labeled]).mean() + losses.uniform_penalty(logits)
     if len(goal) > labeled:
-        loss = loss + rest_weight * losses.squared_error(logits[labeled:], goal[labeled:]).mean()
+        loss = loss + unlabeled_weight * losses.squared_error(logits[labeled:], goal[labeled:]).mean()
     return loss
 
 
-def ramped(full: float, progress: float, warm_up: int, epochs: int, ramp: float) -> float:
+def linear_rampup(full: float, progress: float, warm_up: int, epochs: int, ramp: float) -> float:
     """A weight that rises from 0 after the warm-up to its full value, over a share of the epochs that are left.
 
     Args:
@@ -126,7 +126,7 @@ def ramped(full: float, progress: float, warm_up: int, epochs: int, ramp: float)
     return full * min(max((progress - warm_up) / length, 0.0), 1.0) if length > 0 else full
 
 
-def rest_of(keep: Tensor) -> Tensor | None:
+def unlabeled_mask(keep: Tensor) -> Tensor | None:
     """The samples that are not kept, or None where there are fewer than two: then a step is supervised alone."""
-    rest = ~keep
-    return rest if int(rest.sum()) >= 2 else None
+    unlabeled = ~keep
+    return unlabeled if int(unlabeled.sum()) >= 2 else None

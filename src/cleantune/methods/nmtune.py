@@ -6,7 +6,7 @@ Papers: Chen et al., Understanding and Mitigating the Label Noise in Pre-trainin
     label loss + w1 consistency(F, Z) + w2 covariance(Z) + w3 dominant_singular_value(Z)
 
 with F the features and Z what the MLP makes of them, over the rows of the mini-batch, both views of a sample among them
-where there are two. The preset `paper` is the text, `official_code` what its authors ran; they differ (spec 3.4).
+where there are two. The preset `paper` is the text, `official` what its authors ran; they differ (spec 3.4).
 In scope `all` there is no MLP and no consistency: the last two terms act on the features of the backbone that learns
 (arXiv:2403.06869; spec 6.3).
 
@@ -33,18 +33,30 @@ from torch import Tensor
 
 from cleantune.functional import losses
 from cleantune.methods.elr import ELR, TARGET
-from cleantune.methods.protocol import Batch, Inputs, Interval, Method, Output, Parts, Phase, Reshape, Run, Scope, Stage
-from cleantune.methods.robust_loss import TUNE, one_phase
+from cleantune.methods.protocol import (
+    Batch,
+    Inputs,
+    LossOutput,
+    Method,
+    MLPHeadConfig,
+    Output,
+    Phase,
+    Range,
+    Run,
+    Scope,
+    Stage,
+)
+from cleantune.methods.robust_loss import TUNE, single_phase
 
-STAGE = Stage(epochs=6, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=400)
+STAGE = Stage(epochs=6, learning_rate=1e-4, batch_size=128, lr_reference_dim=1280, min_steps=400)
 """Short and slow: an MLP learns by heart what a linear probe cannot."""
-RESHAPE = Reshape(classifier="zeros", standardize=True, dropout=0.2)
+MLP_HEAD = MLPHeadConfig(classifier="zeros", standardize=True, dropout=0.2)
 TEXT = ("bert", "roberta", "mpnet", "modernbert")
 """Backbones whose presets have the paper's settings for language."""
 LabelLoss = Literal["ce", "gce", "elr"]
 
 
-def papers_stage(backbone: str) -> Stage:
+def paper_stage(backbone: str) -> Stage:
     """The paper's settings of MLP tuning and NMTune: cosine over 30 epochs, or for language linear over 10 (spec 4)."""
     epochs, schedule = (10, "linear") if backbone in TEXT else (30, "cosine")
     return Stage(epochs, 1e-3, None, 1e-4, "adamw", schedule, batch_size=64)  # type: ignore[arg-type]
@@ -58,30 +70,30 @@ class NMTune:
     """What learns: MLP and classifier on cached features, or backbone and head on samples, without an MLP."""
     loss: LabelLoss = "ce"
     """What the labels are learned by: ce, or against wrong labels gce or elr."""
-    q: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    q: Annotated[float, Range(0.0, 1.0)] = 0.7
     """Exponent of GCE."""
-    beta: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    elr_beta: Annotated[float, Range(0.0, 1.0)] = 0.7
     """ELR's share of the old target that stays at each visit."""
-    strength: Annotated[float, Interval(0.0, 100.0)] = 3.0
+    elr_lambda: Annotated[float, Range(0.0, 100.0)] = 3.0
     """Weight of ELR's regularizer, its lambda."""
-    consistency_weight: Annotated[float, Interval(0.0, 100.0)] = 10.0
+    mse_weight: Annotated[float, Range(0.0, 100.0)] = 10.0
     """Weight of the distance between features and reshaped features, L_MSE; scope `head` only."""
-    covariance_weight: Annotated[float, Interval(0.0, 100.0)] = 0.001
+    cov_weight: Annotated[float, Range(0.0, 100.0)] = 0.001
     """Weight of the covariance of different dimensions, L_COV, the main term."""
-    dominance_weight: Annotated[float, Interval(0.0, 100.0)] = 0.01
+    svd_weight: Annotated[float, Range(0.0, 100.0)] = 0.01
     """Weight of the share of the largest singular values, L_SVD, which is raised."""
     consistency: Literal["row_mean", "element_mean"] = "row_mean"
     """L_MSE is averaged over rows (paper) or over all numbers (authors' code), which is a D-th of it."""
-    top_k: Annotated[int, Interval(1, 4096)] = 1
+    top_k: Annotated[int, Range(1, 4096)] = 1
     """How many singular values are raised."""
     dominance: Literal["sum", "mean"] = "sum"
     """Their shares are summed (paper, with one) or averaged (authors' code, with five)."""
-    pairing: Literal["same", "across"] = "same"
+    view_pairing: Literal["same", "across"] = "same"
     """With two views: features are compared with the reshaped ones of the same view, or the first's with the second's
     (authors' code)."""
-    views: Annotated[int, Interval(1, 2)] = 1
+    views: Annotated[int, Range(1, 2)] = 1
     """Augmented views of a sample a step; on cached features two need images or texts, whose views are cached."""
-    reshape: Reshape = RESHAPE
+    mlp: MLPHeadConfig = MLP_HEAD
     """The MLP."""
     probe: Stage = STAGE
     """The only phase of scope `head`. Left as it is, GCE learns at three times the rate."""
@@ -90,12 +102,12 @@ class NMTune:
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: NMTune(
-            consistency_weight=0.01, covariance_weight=0.01, dominance_weight=0.01,
-            reshape=Reshape(norm="none", residual=False), views=1, probe=papers_stage(backbone)
+            mse_weight=0.01, cov_weight=0.01, svd_weight=0.01,
+            mlp=MLPHeadConfig(norm="none", residual=False), views=1, probe=paper_stage(backbone)
         ),
-        "official_code": lambda backbone: NMTune(
-            consistency_weight=1.0, covariance_weight=0.04, dominance_weight=0.001, consistency="element_mean",
-            top_k=5, dominance="mean", pairing="across", views=2, reshape=Reshape(), probe=papers_stage(backbone),
+        "official": lambda backbone: NMTune(
+            mse_weight=1.0, cov_weight=0.04, svd_weight=0.001, consistency="element_mean",
+            top_k=5, dominance="mean", view_pairing="across", views=2, mlp=MLPHeadConfig(), probe=paper_stage(backbone),
         ),
     }  # fmt: skip
 
@@ -107,36 +119,36 @@ class NMTune:
 
     def phases(self) -> tuple[Phase, ...]:
         """`probe` in scope `head`, `tune` in scope `all`."""
-        phase = one_phase(self.scope, self.stage, self.tune, self.epoch)
+        phase = single_phase(self.scope, self.stage, self.tune, self.epoch)
         if self.scope == "all":
             return (phase,)
-        return (replace(phase, reshape=self.reshape, views=("weak",) if self.views > 1 else ()),)
+        return (replace(phase, mlp=self.mlp, views=("weak",) if self.views > 1 else ()),)
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
         self.begin(run)
-        run.learn(run.net, self.learned(run), weak=self.views)
+        run.learn(run.net, self.loss_fn(run), weak=self.views)
 
     def begin(self, run: Run) -> None:
         """What the label loss needs before its first epoch."""
         if run.epoch == 0 and self.loss == "elr":
             run.ledger.begin(TARGET, run.classes)
 
-    def learned(self, run: Run) -> Callable[..., Parts]:
+    def loss_fn(self, run: Run) -> Callable[..., LossOutput]:
         """The loss of a batch, with its components."""
 
-        def of(net: Callable[..., Output], batch: Batch) -> Parts:
-            outputs = seen(net, batch.views)
+        def of(net: Callable[..., Output], batch: Batch) -> LossOutput:
+            outputs = forward_views(net, batch.views)
             name = self.label_loss()
             parts = {name: self.labels(run, outputs, batch)} | self.regularizers(outputs)
             weights = {
-                "consistency": self.consistency_weight,
-                "covariance": self.covariance_weight,
-                "dominance": self.dominance_weight,
+                "consistency": self.mse_weight,
+                "covariance": self.cov_weight,
+                "dominance": self.svd_weight,
             }
             total = parts[name] + sum(weights[term] * parts[term] for term in weights if term in parts)
             warning = self.warning(parts) if run.progress == 0.0 else None
-            return Parts(total, parts, warning)
+            return LossOutput(total, parts, warning)
 
         return of
 
@@ -153,25 +165,25 @@ class NMTune:
         if self.loss == "gce":
             return losses.gce(logits, batch.y, self.q)
         if self.loss == "elr":
-            return ELR(beta=self.beta, strength=self.strength).each(run, logits, batch)
+            return ELR(elr_beta=self.elr_beta, elr_lambda=self.elr_lambda).each(run, logits, batch)
         return losses.cross_entropy(logits, batch.y)
 
     def regularizers(self, outputs: list[Output]) -> dict[str, Tensor]:
         """The terms that have a weight, over the rows of all views; none of a single row."""
-        own = self.scope == "all" and not self.reshape.standardize
+        own = self.scope == "all" and not self.mlp.standardize
         z = torch.cat([o.f if own else o.z for o in outputs])
         parts: dict[str, Tensor] = {}
         if len(z) < 2:
             return parts
-        if self.consistency_weight and self.scope == "head":
+        if self.mse_weight and self.scope == "head":
             f = torch.cat([o.f for o in outputs])
-            if self.pairing == "across" and len(outputs) > 1:
+            if self.view_pairing == "across" and len(outputs) > 1:
                 parts["consistency"] = losses.consistency(outputs[0].f, outputs[1].z, self.consistency)
             else:
                 parts["consistency"] = losses.consistency(f, z, self.consistency)
-        if self.covariance_weight:
+        if self.cov_weight:
             parts["covariance"] = losses.covariance(z)
-        if self.dominance_weight:
+        if self.svd_weight:
             parts["dominance"] = losses.dominant_singular_value(z, self.top_k, self.dominance)
         return parts
 
@@ -180,19 +192,19 @@ class NMTune:
         if "covariance" not in parts:
             return None
         term, label_loss = (
-            self.covariance_weight * float(parts["covariance"].detach()),
+            self.cov_weight * float(parts["covariance"].detach()),
             float(parts[self.label_loss()].detach()),
         )
         if term <= abs(label_loss):
             return None
-        remedy = "" if self.reshape.standardize else "set method.reshape.standardize=true, or "
+        remedy = "" if self.mlp.standardize else "set method.mlp.standardize=true, or "
         return (
             f"the covariance term is {term:.3g} at the first step and the label loss {label_loss:.3g}:"
-            f" it rules what is learned; {remedy}lower method.covariance_weight ({self.covariance_weight:g})"
+            f" it rules what is learned; {remedy}lower method.cov_weight ({self.cov_weight:g})"
         )
 
 
-def seen(net: Callable[..., Output], views: tuple[Inputs, ...]) -> list[Output]:
+def forward_views(net: Callable[..., Output], views: tuple[Inputs, ...]) -> list[Output]:
     """What a net says of each view; views that are the same features count once, cached ones pass together."""
     tensors = [x for x in views if isinstance(x, Tensor)]
     if len(tensors) < len(views):
@@ -211,15 +223,15 @@ class MLP:
     """What learns: MLP and classifier on cached features, or backbone and head on samples, without an MLP."""
     loss: LabelLoss = "ce"
     """What the labels are learned by: ce, or against wrong labels gce or elr."""
-    q: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    q: Annotated[float, Range(0.0, 1.0)] = 0.7
     """Exponent of GCE."""
-    beta: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    elr_beta: Annotated[float, Range(0.0, 1.0)] = 0.7
     """ELR's share of the old target that stays at each visit."""
-    strength: Annotated[float, Interval(0.0, 100.0)] = 3.0
+    elr_lambda: Annotated[float, Range(0.0, 100.0)] = 3.0
     """Weight of ELR's regularizer, its lambda."""
-    views: Annotated[int, Interval(1, 2)] = 1
+    views: Annotated[int, Range(1, 2)] = 1
     """Augmented views of a sample a step; on cached features two need images or texts, whose views are cached."""
-    reshape: Reshape = RESHAPE
+    mlp: MLPHeadConfig = MLP_HEAD
     """The MLP."""
     probe: Stage = STAGE
     """The only phase of scope `head`."""
@@ -227,13 +239,13 @@ class MLP:
     """The only phase of scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
-        "paper": lambda backbone: MLP(reshape=Reshape(norm="none", residual=False), probe=papers_stage(backbone)),
-        "official_code": lambda backbone: MLP(views=2, reshape=Reshape(), probe=papers_stage(backbone)),
+        "paper": lambda backbone: MLP(mlp=MLPHeadConfig(norm="none", residual=False), probe=paper_stage(backbone)),
+        "official": lambda backbone: MLP(views=2, mlp=MLPHeadConfig(), probe=paper_stage(backbone)),
     }
 
     def phases(self) -> tuple[Phase, ...]:
         """Those of NMTune with all weights at zero."""
         return NMTune(
-            self.scope, self.loss, self.q, self.beta, self.strength, 0.0, 0.0, 0.0,
-            views=self.views, reshape=self.reshape, probe=self.probe, tune=self.tune,
+            self.scope, self.loss, self.q, self.elr_beta, self.elr_lambda, 0.0, 0.0, 0.0,
+            views=self.views, mlp=self.mlp, probe=self.probe, tune=self.tune,
         ).phases()  # fmt: skip

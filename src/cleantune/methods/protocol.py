@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Scope = Literal["head", "all"]
 """What learns: `head` on cached features (linear probing), `all` of backbone and head on samples (full fine-tuning)."""
 
-Choose = Literal["last", "noisy-validation", "clean-validation"]
+ModelSelection = Literal["last", "noisy-val", "clean-val"]
 """Which epoch's model a run ends with: the last, or the best on a validation split by its given or its true labels."""
 
 View = Literal["plain", "weak", "strong"]
@@ -47,11 +47,11 @@ class Batch(NamedTuple):
     """How far the plan trusts each label, 0..1."""
     views: tuple[Inputs, ...]
     """First the weak views, then the strong ones."""
-    rest: Batch | None = None
+    unlabeled: Batch | None = None
     """Samples of the plan's rest, whose labels are not to be read; None where the plan has no rest."""
 
 
-class Parts(NamedTuple):
+class LossOutput(NamedTuple):
     """A loss with what it is made of, for the row of the epoch."""
 
     total: Float[Tensor, ""]
@@ -65,32 +65,32 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Selection:
     """Which samples an epoch learns from, and how far it trusts each label."""
 
     keep: Bool[Tensor, " N"]
     weight: Float[Tensor, " N"]
-    rest: Bool[Tensor, " N"] | None = None
+    unlabeled: Bool[Tensor, " N"] | None = None
     """Learned from without their label."""
-    rest_share: float = 1.0
+    unlabeled_ratio: float = 1.0
     """Samples of the rest beside each kept sample of a batch."""
     draw: Float[Tensor, " N"] | None = None
     """With it, as many samples as are kept are drawn with replacement, in proportion to these numbers."""
 
     @classmethod
-    def of(cls, keep: Bool[Tensor, " N"]) -> Plan:
+    def of(cls, keep: Bool[Tensor, " N"]) -> Selection:
         """A plan that trusts what it keeps fully."""
         return cls(keep, keep.float())
 
 
 @dataclass(frozen=True)
-class Interval:
+class Range:
     """The range of a hyper-parameter: what a value outside is refused by."""
 
     low: float
     high: float
     log: bool = False
-    search: Interval | Choice | None = None
+    search: Range | Choice | None = None
     """What a search draws from; none: it leaves the field alone unless its space names it."""
 
 
@@ -99,11 +99,11 @@ class Choice:
     """The values a hyper-parameter can take."""
 
     values: tuple[Any, ...]
-    search: Interval | Choice | None = None
+    search: Range | Choice | None = None
     """As of an interval."""
 
 
-class Row(dict[str, Any]):
+class EpochMetrics(dict[str, Any]):
     """One epoch's numbers; `phase` and `epoch` are always there."""
 
 
@@ -121,7 +121,7 @@ class Run(Protocol):
     """Epoch of the phase, from 0."""
     progress: float
     """The same with the part of the epoch that is done, at each step of `learn`."""
-    touched: bool
+    backbone_changed: bool
     """Whether the backbone differs from the pre-trained one."""
 
     @property
@@ -138,22 +138,22 @@ class Run(Protocol):
         """`fn(y, *logits)` of every training sample, without gradient, in the order of the rows: [N, ...]."""
         ...
 
-    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment (`opinions.p_wrong`)."""
         ...
 
     def learn(
         self,
         nets: nn.Module | list[nn.Module],
-        loss: Callable[..., Tensor | Parts],
-        plan: Plan | None = None,
+        loss: Callable[..., Tensor | LossOutput],
+        selection: Selection | None = None,
         *,
         weak: int = 1,
         strong: int = 0,
         passes: float = 1.0,
         through_net: bool = False,
     ) -> None:
-        """SGD over the plan: `loss(*nets, batch)` gives a scalar or `Parts`; None learns from every sample.
+        """SGD over the plan: `loss(*nets, batch)` gives a scalar or `LossOutput`; None learns from every sample.
 
         A fraction of a pass takes that share of the last shuffled order. Where the loss sees views through its nets
         alone (`through_net`), cached features may come as a linear head standardizes them, which is quicker.
@@ -168,52 +168,52 @@ class Stage:
     A rate of None is the backbone's own recommendation; the resolved config states it as a number.
     """
 
-    epochs: Annotated[int, Interval(0, 1000)] = 20
+    epochs: Annotated[int, Range(0, 1000)] = 20
     """Epochs of the phase; 0 leaves the phase out."""
-    learning_rate: Annotated[float, Interval(1e-6, 10.0, log=True, search=Interval(1e-5, 1e-2, log=True))] = 1e-3
+    learning_rate: Annotated[float, Range(1e-6, 10.0, log=True, search=Range(1e-5, 1e-2, log=True))] = 1e-3
     """Learning rate of the head."""
-    backbone_learning_rate: Annotated[
-        float | None, Interval(1e-7, 1.0, log=True, search=Interval(1e-6, 1e-2, log=True))
-    ] = None
+    backbone_learning_rate: Annotated[float | None, Range(1e-7, 1.0, log=True, search=Range(1e-6, 1e-2, log=True))] = (
+        None
+    )
     """Learning rate of the backbone where it learns; none: the recommendation for its architecture, which is for 64
     samples a step, times the root of `batch_size` / 64."""
-    weight_decay: Annotated[float, Interval(0.0, 10_000.0, search=Interval(1e-6, 1e-1, log=True))] = 1e-4
+    weight_decay: Annotated[float, Range(0.0, 10_000.0, search=Range(1e-6, 1e-1, log=True))] = 1e-4
     """Weight decay of head and backbone."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How the learning rate moves over the phase; cosine and linear end at zero."""
-    warmup: Annotated[float, Interval(0.0, 0.9)] = 0.0
+    warmup: Annotated[float, Range(0.0, 0.9)] = 0.0
     """Share of the phase over which the learning rate rises from zero."""
-    batch_size: Annotated[int, Interval(1, 65536, log=True, search=Choice((32, 64, 128)))] = 128
+    batch_size: Annotated[int, Range(1, 65536, log=True, search=Choice((32, 64, 128)))] = 128
     """Samples a step."""
-    rate_width: Annotated[int, Interval(0, 1_000_000)] = 0
+    lr_reference_dim: Annotated[int, Range(0, 1_000_000)] = 0
     """Length of features that `learning_rate` is meant for; shorter ones raise it in proportion, to 0.01; 0: never."""
-    least_steps: Annotated[int, Interval(0, 1_000_000)] = 0
+    min_steps: Annotated[int, Range(0, 1_000_000)] = 0
     """Steps of the phase at the least: few samples are passed over again and again until there are as many."""
     freeze_batchnorm: bool = True
     """Keep BatchNorm's running statistics as pre-trained while the backbone learns."""
 
 
 @dataclass(frozen=True)
-class Reshape:
+class MLPHeadConfig:
     """An MLP of a head between the features and the classifier, from D numbers to D numbers."""
 
-    ratio: Annotated[float, Interval(0.01, 64.0)] = 4.0
+    ratio: Annotated[float, Range(0.01, 64.0)] = 4.0
     """Length of a hidden layer, in multiples of D."""
-    layers: Annotated[int, Interval(1, 8)] = 1
+    layers: Annotated[int, Range(1, 8)] = 1
     """Hidden layers, each with a ReLU."""
     norm: Literal["none", "batch"] = "batch"
     """What stands before each ReLU: nothing as in the paper, or BatchNorm as in the authors' code."""
     residual: bool = True
     """Add the features to what the MLP gives, as the authors' code does and the paper does not."""
-    residual_scale: Annotated[float, Interval(-10.0, 10.0)] = 1.0
+    residual_scale: Annotated[float, Range(-10.0, 10.0)] = 1.0
     """What the MLP's part is multiplied with at first, by dimension; it is learned. With the residual only."""
     classifier: Literal["kaiming", "zeros"] = "kaiming"
     """Initial weights of the classifier: Kaiming-uniform as in the authors' code, or zeros."""
     standardize: bool = False
     """Standardize features by dimension before the MLP; the strength of the covariance term depends on their scale."""
-    dropout: Annotated[float, Interval(0.0, 0.95)] = 0.0
+    dropout: Annotated[float, Range(0.0, 0.95)] = 0.0
     """Share of a sample's dimensions that the MLP does not see in a step (0 in their place), drawn anew each time."""
 
 
@@ -236,7 +236,7 @@ class Phase:
     """Kinds of augmented views that scope `head` draws from a cache; without them the plain features serve."""
     projection: int = 0
     """Length of a projection beside the classifier of a new head, for contrastive losses; 0: none."""
-    reshape: Reshape | None = None
+    mlp: MLPHeadConfig | None = None
     """A new head reshapes the features by an MLP before its classifier; none: it is linear."""
 
 

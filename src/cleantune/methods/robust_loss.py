@@ -19,10 +19,10 @@ from torch import Tensor
 
 from cleantune.kernels.to_delete.closed_form import mean_gce
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, Interval, Method, Output, Parts, Phase, Run, Scope, Stage
+from cleantune.methods.protocol import Batch, LossOutput, Method, Output, Phase, Range, Run, Scope, Stage
 
-PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, rate_width=1280, least_steps=1000)
-CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, rate_width=1280, least_steps=1000)
+PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, lr_reference_dim=1280, min_steps=1000)
+CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, lr_reference_dim=1280, min_steps=1000)
 """Cross-entropy learns wrong labels where GCE does not: it takes smaller steps."""
 TUNE = Stage(epochs=5, learning_rate=3e-4, batch_size=64, warmup=0.1)
 
@@ -44,13 +44,13 @@ class CE:
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase: `probe` in scope `head`, `tune` in scope `all`."""
-        return (one_phase(self.scope, self.probe, self.tune, self.epoch),)
+        return (single_phase(self.scope, self.probe, self.tune, self.epoch),)
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
         run.learn(run.net, self.loss, through_net=True)
 
-    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
+    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
         """Mean cross-entropy of the batch."""
         return mean_gce(net, batch, 0.0)
 
@@ -61,7 +61,7 @@ class GCE:
 
     scope: Scope = "head"
     """What learns: the head on cached features, or backbone and head on samples."""
-    q: Annotated[float, Interval(0.0, 1.0, search=Interval(0.3, 0.9))] = 0.7
+    q: Annotated[float, Range(0.0, 1.0, search=Range(0.3, 0.9))] = 0.7
     """Exponent of the loss: 0 is cross-entropy, 1 the mean absolute error."""
     probe: Stage = PROBE
     """The only phase of scope `head`."""
@@ -74,17 +74,17 @@ class GCE:
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase: `probe` in scope `head`, `tune` in scope `all`."""
-        return (one_phase(self.scope, self.probe, self.tune, self.epoch),)
+        return (single_phase(self.scope, self.probe, self.tune, self.epoch),)
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
         run.learn(run.net, self.loss, through_net=True)
 
-    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | Parts:
+    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
         """Mean generalized cross-entropy of the batch."""
         return mean_gce(net, batch, self.q)
 
 
-def one_phase(scope: Scope, probe: Stage, tune: Stage, epoch: Callable[[Run], None]) -> Phase:
+def single_phase(scope: Scope, probe: Stage, tune: Stage, epoch: Callable[[Run], None]) -> Phase:
     """The single phase of a method that learns the same way in both scopes."""
     return Phase("probe", scope, probe, epoch) if scope == "head" else Phase("tune", scope, tune, epoch)

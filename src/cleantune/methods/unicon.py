@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from cleantune.functional import losses
-from cleantune.functional.selection import smallest_by_class
+from cleantune.functional.selection import lowest_per_class
 from cleantune.methods.dividemix import PROBE, TUNE
-from cleantune.methods.mixmatch import Network, draw, ramped, rest_of, semi_loss, targets
+from cleantune.methods.mixmatch import Network, linear_rampup, sample_mixup, semi_loss, targets, unlabeled_mask
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, Interval, Method, Phase, Plan, Run, Scope, Stage, View
+from cleantune.methods.protocol import Batch, Method, Phase, Range, Run, Scope, Selection, Stage, View
 
 REST = (1.0, 8.0)
 """Samples of the rest beside a labeled one, at the least and at the most."""
@@ -47,33 +47,33 @@ class UNICON:
     """What learns: the heads on cached views, or backbones and heads on samples."""
     log_base: Literal["e", "2"] = "e"
     """Of the divergence: e as in the authors' code, or 2, with which the branch above `limit` can run."""
-    limit: Annotated[float, Interval(0.0, 1.0)] = 0.7
+    limit: Annotated[float, Range(0.0, 1.0)] = 0.7
     """A mean divergence above this lowers the threshold below the mean, the paper's d_mu."""
-    strictness: Annotated[float, Interval(1.0, 100.0)] = 5.0
+    strictness: Annotated[float, Range(1.0, 100.0)] = 5.0
     """How far: by (mean - least) / strictness, the paper's tau."""
-    certain: Annotated[float, Interval(0.0, 1.0)] = 0.5
+    certain: Annotated[float, Range(0.0, 1.0)] = 0.5
     """A kept label whose divergence is below this is trusted fully, any other by 1 - divergence."""
-    temperature: Annotated[float, Interval(0.05, 1.0)] = 0.5
+    temperature: Annotated[float, Range(0.05, 1.0)] = 0.5
     """Sharpens targets: p^(1/T)."""
-    alpha: Annotated[float, Interval(0.05, 16.0, log=True)] = 4.0
+    alpha: Annotated[float, Range(0.05, 16.0, log=True)] = 4.0
     """MixUp draws from Beta(alpha, alpha)."""
-    lambda_u: Annotated[float, Interval(0.0, 500.0, search=Interval(1.0, 50.0, log=True))] = 5.0
+    lambda_u: Annotated[float, Range(0.0, 500.0, search=Range(1.0, 50.0, log=True))] = 5.0
     """Weight of the samples without a label. The paper's 30 suits hundreds of epochs from random weights."""
-    ramp: Annotated[float, Interval(0.0, 1.0)] = 0.3
+    ramp: Annotated[float, Range(0.0, 1.0)] = 0.3
     """Share of the epochs after the warm-up over which lambda_u rises."""
-    lambda_c: Annotated[float, Interval(0.0, 10.0)] = 0.025
+    lambda_c: Annotated[float, Range(0.0, 10.0)] = 0.025
     """Weight of the contrastive loss; 0 switches it off."""
     contrast_head: bool = False
     """The contrastive loss in scope `head` too, where it cannot help."""
-    contrast_temperature: Annotated[float, Interval(0.01, 1.0)] = 0.05
+    contrast_temperature: Annotated[float, Range(0.01, 1.0)] = 0.05
     """Divides the similarities of the contrastive loss."""
-    projection: Annotated[int, Interval(2, 4096)] = 128
+    projection: Annotated[int, Range(2, 4096)] = 128
     """Length of the projection that the contrastive loss sees."""
-    rest_factor: Annotated[float, Interval(0.1, 4.0)] = 0.5
+    rest_factor: Annotated[float, Range(0.1, 4.0)] = 0.5
     """Samples of the rest beside a labeled one, times the share kept; the authors advise 1 at heavy noise."""
-    warm_up_head: Annotated[int, Interval(0, 1000)] = 5
+    warm_up_head: Annotated[int, Range(0, 1000)] = 5
     """Epochs on every label before the first selection, in scope `head`."""
-    warm_up_all: Annotated[int, Interval(0, 1000)] = 2
+    warm_up_all: Annotated[int, Range(0, 1000)] = 2
     """The same in scope `all`."""
     web: bool = False
     """Mix and learn the kept samples alone, beside the contrastive loss, as on Clothing1M and WebVision."""
@@ -84,7 +84,7 @@ class UNICON:
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: replace(_authors(backbone), log_base="2"),
-        "authors-code": lambda backbone: _authors(backbone),
+        "official": lambda backbone: _authors(backbone),
         "web": lambda backbone: replace(_authors(backbone), alpha=0.5, lambda_u=0.0, web=True, warm_up_head=2),
     }
 
@@ -115,9 +115,9 @@ class UNICON:
             if run.epoch < self.warm_up:
                 run.learn(net, warm_up_loss)
             else:
-                plan = self.plan(run, self.judged(run))
+                selection = self.selection(run, self.judged(run))
                 peer.eval()
-                run.learn(net, self.semi_loss(run, peer), plan, weak=2, strong=2)
+                run.learn(net, self.semi_loss(run, peer), selection, weak=2, strong=2)
 
     def judged(self, run: Run) -> Tensor:
         """Divergence [N] of each given label and what both nets think together."""
@@ -133,33 +133,39 @@ class UNICON:
         mean = float(divergence.mean())
         return mean - (mean - float(divergence.min())) / self.strictness if mean > self.limit else mean
 
-    def plan(self, run: Run, divergence: Tensor) -> Plan:
+    def selection(self, run: Run, divergence: Tensor) -> Selection:
         """Equally many labels of every class with how far they are trusted, and the rest."""
         share = float((divergence < self.threshold(divergence)).double().mean())
-        keep = smallest_by_class(divergence, run.y, run.classes, share)
+        keep = lowest_per_class(divergence, run.y, run.classes, share)
         trust = torch.where(divergence < self.certain, torch.ones_like(divergence), 1 - divergence)
         run.ledger.write("p_clean", 1 - divergence)
         beside = min(max(self.rest_factor / share, REST[0]), REST[1]) if share else REST[1]
-        return Plan(keep, trust, rest_of(keep), beside)
+        return Selection(keep, trust, unlabeled_mask(keep), beside)
 
     def semi_loss(self, run: Run, peer: nn.Module) -> Callable[..., Tensor]:
         """The loss of a step, beside a peer that only guesses."""
 
         def of(net: nn.Module, batch: Batch) -> Tensor:
-            weight = ramped(self.lambda_u, run.progress, self.warm_up, self.stage.epochs, self.ramp)
-            alone = batch._replace(rest=None) if self.web else batch
+            weight = linear_rampup(self.lambda_u, run.progress, self.warm_up, self.stage.epochs, self.ramp)
+            alone = batch._replace(unlabeled=None) if self.web else batch
             target = targets(net, peer, alone, self.temperature)
-            loss = semi_loss(net, alone, target, slice(2, 4), weight, lambda rows: draw(rows, self.alpha, run.rng))
-            return loss + self.lambda_c * self.contrasted(net, batch.rest) if self.contrast and batch.rest else loss
+            loss = semi_loss(
+                net, alone, target, slice(2, 4), weight, lambda rows: sample_mixup(rows, self.alpha, run.rng)
+            )
+            return (
+                loss + self.lambda_c * self.contrasted(net, batch.unlabeled)
+                if self.contrast and batch.unlabeled
+                else loss
+            )
 
         return of
 
-    def contrasted(self, net: nn.Module, rest: Batch) -> Tensor:
+    def contrasted(self, net: nn.Module, unlabeled: Batch) -> Tensor:
         """The contrastive loss of the two strong views of the rest."""
-        if isinstance(rest.views[2], Tensor):
-            z = net(torch.cat(cast(tuple[Tensor, ...], rest.views[2:4]))).z
+        if isinstance(unlabeled.views[2], Tensor):
+            z = net(torch.cat(cast(tuple[Tensor, ...], unlabeled.views[2:4]))).z
         else:
-            z = torch.cat([net(x).z for x in rest.views[2:4]])
+            z = torch.cat([net(x).z for x in unlabeled.views[2:4]])
         one, two = net.project(z).chunk(2)  # type: ignore[operator]
         return losses.nt_xent(one, two, self.contrast_temperature)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, did_you_mean
 from cleantune.noise.instance import draw_from, instance
 from cleantune.noise.model import Noise
 
@@ -160,7 +160,7 @@ def _pairs(noise: Noise, classes: int, names: Sequence[str] | None) -> list[tupl
             raise UserError(f'asymmetric noise: "{pair}" is no pair of classes; write map=cat>dog+dog>cat')
         for name in (before, after):
             if name not in known:
-                raise UserError(f'asymmetric noise: there is no class "{name}"{nearest(name, known)}')
+                raise UserError(f'asymmetric noise: there is no class "{name}"{did_you_mean(name, known)}')
         pairs.append((known[before], known[after]))
     if len({before for before, _ in pairs}) < len(pairs):
         raise UserError(f'asymmetric noise: a class stands twice before ">" in map={noise.map}; give each one target')

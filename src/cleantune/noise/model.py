@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from cleantune.errors import UserError, nearest
+from cleantune.errors import UserError, did_you_mean
 
 Kind = Literal["none", "symmetric", "asymmetric", "pair", "matrix", "instance"]
 Groups = Literal["block5", "superclass", "cifar10", "map"]
@@ -62,7 +62,7 @@ def parse(text: str) -> Noise:
     head, *rest = (piece.strip() for piece in text.split(","))
     kind, _, value = head.partition(":")
     if kind not in get_args(Kind):
-        raise UserError(f'noise "{text}": there is no noise "{kind}"{nearest(kind, get_args(Kind))}')
+        raise UserError(f'noise "{text}": there is no noise "{kind}"{did_you_mean(kind, get_args(Kind))}')
     settings: dict[str, Any] = {"kind": kind}
     if kind == "matrix":
         settings["file"] = value
@@ -92,12 +92,12 @@ def _rate(text: str, value: str) -> float:
 def _option(text: str, kind: str, option: str) -> dict[str, Any]:
     key, _, value = option.partition("=")
     if key not in _OPTIONS[kind]:
-        hint = nearest(key, _OPTIONS[kind]) if _OPTIONS[kind] else "; it has none"
+        hint = did_you_mean(key, _OPTIONS[kind]) if _OPTIONS[kind] else "; it has none"
         raise UserError(f'noise "{text}": {kind} has no option "{key}"{hint}')
     if key == "map":
         return {"map": value, "groups": "map"}
     if value not in _CHOICES[key]:
-        raise UserError(f'noise "{text}": {key} cannot be "{value}"{nearest(value, _CHOICES[key])}')
+        raise UserError(f'noise "{text}": {key} cannot be "{value}"{did_you_mean(value, _CHOICES[key])}')
     if key in ("include_self", "exact"):
         return {key: value == "true"}
     return {"generator" if key == "kind" else key: value}

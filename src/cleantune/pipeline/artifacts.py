@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cleantune.data import Bad, Data
-from cleantune.label_quality.scores import nats
-from cleantune.pipeline.finished_run import Ended
-from cleantune.pipeline.label_table import LISTED, Verdict, judge_labels, label_table, mixtures_of, witness
+from cleantune.data import Data, UnreadableImage
+from cleantune.label_quality.scores import cross_entropy_per_sample
+from cleantune.pipeline.finished_run import FinishedRun
+from cleantune.pipeline.label_table import LABELED_SPLITS, Verdict, judge_labels, label_table, mixtures_of, witness
 from cleantune.storage.files import write_json, write_table
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 
 GALLERY = 60
 """Most suspicious samples that the report shows."""
@@ -22,21 +22,21 @@ THUMBNAIL = 96
 """Their longer side in pixels."""
 
 
-def look(ended: Ended) -> dict[str, Tensor]:
+def look(ended: FinishedRun) -> dict[str, Tensor]:
     """The delivered model's probabilities of every split."""
     return {split: ended.run.probabilities(split) for split in ended.run.splits}
 
 
-def verdict(ended: Ended, looks: dict[str, Tensor]) -> Verdict:
+def verdict(ended: FinishedRun, looks: dict[str, Tensor]) -> Verdict:
     """What is thought of the labels of train and validation."""
-    run, first = ended.run, ended.delivery.early
+    run, first = ended.run, ended.selected_model.early
     ledgers = {"train": run.ledger, "validation": run.validation_ledger}
     return judge_labels(
-        [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LISTED if s in run.splits], run.classes
+        [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LABELED_SPLITS if s in run.splits], run.classes
     )
 
 
-def write_labels(folder: RunFolder, data: Data, said: Verdict) -> Any:
+def write_labels(folder: RunDir, data: Data, said: Verdict) -> Any:
     """labels.parquet and labels.csv, and the frame."""
     frame = label_table(data, said)
     write_table(folder.path / "labels.parquet", lambda path: frame.to_parquet(path, index=False))
@@ -44,18 +44,18 @@ def write_labels(folder: RunFolder, data: Data, said: Verdict) -> Any:
     return frame
 
 
-def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], frame: Any) -> None:
+def write_artifacts(folder: RunDir, ended: FinishedRun, looks: dict[str, Tensor], frame: Any) -> None:
     """What the report shows beside the summary: losses, mixtures, gallery, skipped samples."""
     import pandas as pd
 
     data, run, parts = ended.material.data, ended.run, []
     mixtures: dict[str, Any] = {}
     values = np.array([*data.class_values, None], dtype=object)[:-1]
-    for split, ledger in zip(LISTED, (run.ledger, run.validation_ledger), strict=True):
+    for split, ledger in zip(LABELED_SPLITS, (run.ledger, run.validation_ledger), strict=True):
         if split not in data.rows:
             continue
         y = run.splits[split].y
-        last = nats(looks[split], y)
+        last = cross_entropy_per_sample(looks[split], y)
         first = ledger.get("first_late_loss", last)
         part = pd.DataFrame({
             "id": data.rows[split].ids, "split": split, "given_label": values[y.numpy()],
@@ -73,22 +73,24 @@ def write_evidence(folder: RunFolder, ended: Ended, looks: dict[str, Tensor], fr
     write_table(folder.path / "evidence" / "losses.parquet", lambda path: losses.to_parquet(path, index=False))
     write_json(folder.path / "evidence" / "mixtures.json", mixtures)
     write_json(folder.path / "evidence" / "gallery.json", gallery(data, frame))
-    if ended.material.skipped:
-        bad = pd.DataFrame([(s.id, s.split, s.place) for s in ended.material.skipped], columns=["id", "split", "place"])
+    if ended.material.unreadable:
+        bad = pd.DataFrame(
+            [(s.id, s.split, s.place) for s in ended.material.unreadable], columns=["id", "split", "place"]
+        )
         bad["reason"] = bad["place"].str.split(": ", n=1).str[-1]
-        write_table(folder.path / "evidence" / "bad_samples.csv", lambda path: bad.to_csv(path, index=False))
+        write_table(folder.path / "evidence" / "unreadable_samples.csv", lambda path: bad.to_csv(path, index=False))
 
 
 def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:
     """The most suspicious samples with what a person needs to judge them."""
-    place = {s: {i: k for k, i in enumerate(data.rows[s].ids.tolist())} for s in LISTED if s in data.rows}
+    place = {s: {i: k for k, i in enumerate(data.rows[s].ids.tolist())} for s in LABELED_SPLITS if s in data.rows}
     out = []
     for row in frame[frame["is_label_issue"]].head(GALLERY).to_dict("records"):
         samples = data.rows[row["split"]].samples
         k = place[row["split"]][row["id"]]
         shown = samples.read([k])[0] if data.kind != "features" else None
         row |= {"kind": data.kind, "thumbnail": None, "text": shown if isinstance(shown, str) else None}
-        if data.kind == "image" and not isinstance(shown, Bad):
+        if data.kind == "image" and not isinstance(shown, UnreadableImage):
             row["thumbnail"] = thumbnail(shown)
         out.append(row)
     return out
@@ -103,7 +105,7 @@ def thumbnail(image: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def write_unlabeled(folder: RunFolder, data: Data, p: Tensor) -> None:
+def write_unlabeled(folder: RunDir, data: Data, p: Tensor) -> None:
     """Predictions for the rows that had no label."""
     import pandas as pd
 

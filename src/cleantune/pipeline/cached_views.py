@@ -9,15 +9,15 @@ import psutil
 
 from cleantune.config.run import Config
 from cleantune.errors import UserError
-from cleantune.features.cache import Seen, Views, extract, features_key, view_key
+from cleantune.features.cache import CachedViews, ViewSpec, extract, features_key, view_key
 from cleantune.methods.protocol import Phase, View
-from cleantune.pipeline.inputs import Material
+from cleantune.pipeline.inputs import RunInputs
 from cleantune.storage.files import cache_folder
-from cleantune.training.batches import FeatureSource
+from cleantune.training.batches import FeatureBatches
 from cleantune.utils.console import Console
 
 
-def wanted(todo: tuple[Phase, ...], count: int) -> list[Seen]:
+def views_to_cache(todo: tuple[Phase, ...], count: int) -> list[ViewSpec]:
     """The augmented views that the phases of a method draw from a cache, weak ones first.
 
     Args:
@@ -27,10 +27,12 @@ def wanted(todo: tuple[Phase, ...], count: int) -> list[Seen]:
     if count == 1:
         return []
     kinds = {view for phase in todo if phase.scope == "head" for view in phase.views}
-    return [Seen(kind, k) for kind in get_args(View) if kind in kinds for k in range(count)]
+    return [ViewSpec(kind, k) for kind in get_args(View) if kind in kinds for k in range(count)]
 
 
-def cached_views(material: Material, todo: tuple[Phase, ...], config: Config, console: Console) -> FeatureSource | None:
+def cached_views(
+    material: RunInputs, todo: tuple[Phase, ...], config: Config, console: Console
+) -> FeatureBatches | None:
     """Features of the training split in the plain and all wanted views, or None where the plain ones do.
 
     What it will take is said before; what the cache holds is taken from there, and an extraction that was cut off goes
@@ -39,18 +41,18 @@ def cached_views(material: Material, todo: tuple[Phase, ...], config: Config, co
     Raises:
         UserError: The views do not fit on the disk that holds the cache.
     """
-    views = wanted(todo, config.run.views)
+    views = views_to_cache(todo, config.run.views)
     if not views:
         return None
     if material.backbone is None:
-        console.say("features without a backbone have one view: it serves as every view")
+        console.print("features without a backbone have one view: it serves as every view")
         return None
     rows, prepared = material.data.rows["train"], material.prepared["train"]
     size = 4 * len(rows) * material.backbone.width * (1 + len(views))
     cache = cache_folder(config.run.cache)
     cache.mkdir(parents=True, exist_ok=True)
     free, disk = psutil.virtual_memory().available, psutil.disk_usage(str(cache)).free
-    console.say(
+    console.print(
         f"{len(views)} augmented views of {len(rows):,} training samples: {size / 2**20:,.0f} MiB with the plain one"
         f" ({free / 2**20:,.0f} MiB of memory are free)"
     )
@@ -60,17 +62,17 @@ def cached_views(material: Material, todo: tuple[Phase, ...], config: Config, co
             f" {disk / 2**30:.1f} GiB left; take fewer views, or name another --cache"
         )
     augment = config.views.image if material.data.kind == "image" else config.views.text
-    plain = features_key(material.backbone, rows.samples.fingerprint, material.precision, config.run.store)
+    plain = features_key(material.backbone, rows.samples.fingerprint, material.precision, config.run.feature_dtype)
     made = []
     for seen in views:
-        with console.bar(f"{seen.view} view {seen.number + 1}") as told:
+        with console.progress(f"{seen.view} view {seen.number + 1}") as told:
             key = view_key(plain, seen, augment)
             made.append(
                 extract(
                     material.backbone, prepared, material.precision, cache, key, told, seen,
-                    ranks=material.ranks, store=config.run.store,
+                    ranks=material.ranks, feature_dtype=config.run.feature_dtype,
                 )
             )  # fmt: skip
     strong = sum(seen.view == "strong" for seen in views)
     plain_features = np.asarray(material.features["train"], np.float32)
-    return FeatureSource(Views([plain_features, *made]), strong if strong < len(views) else 0)
+    return FeatureBatches(CachedViews([plain_features, *made]), strong if strong < len(views) else 0)

@@ -1,4 +1,4 @@
-"""What a method will cost before it runs, in forwards, by its own epochs in rehearsal; `speed` makes seconds of it.
+"""What a method will cost before it runs, in forward_passes, by its own epochs in rehearsal; `speed` makes seconds of it.
 
 The rehearsal is the loop itself with nets that only pass features through. It enters every phase, looks at made-up
 samples of which a known share is labeled wrongly, and of each pass over a plan computes one batch, which stands for
@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cleantune.methods.protocol import Inputs, Phase, Plan, Reshape, View
-from cleantune.training.batches import FeatureSource, Source
-from cleantune.training.checkpoint import Split, least_of
+from cleantune.methods.protocol import Inputs, MLPHeadConfig, Phase, Selection, View
+from cleantune.training.batches import BatchSource, FeatureBatches
+from cleantune.training.checkpoint import SplitData, min_batch_size
 from cleantune.training.epochs import remember
 from cleantune.training.models import LinearHead, Net
-from cleantune.training.trainer import Loop, Stepping
+from cleantune.training.trainer import Stepping, Trainer
 
 ROWS = 1000
 """Samples of a rehearsal at the least, where there are as many."""
@@ -33,7 +33,7 @@ MARGIN = 4.0
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Workload:
     """How much there is."""
 
     train: int
@@ -48,7 +48,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Spent:
+class CostEstimate:
     """What a method costs; samples of two nets, and views, count each for itself."""
 
     extracted: float
@@ -58,47 +58,51 @@ class Spent:
     trained: float
     """Samples through the backbone with one."""
     cached: float
-    """Samples that cached features stood for, in looks and in steps: forwards, had nothing been cached."""
+    """Samples that cached features stood for, in looks and in steps: forward_passes, had nothing been cached."""
     training_samples: float
     optimizer_steps: float
     evaluated: float
     """Looks at validation and test, and the last look at everything; an upper bound."""
 
     @property
-    def forwards(self) -> float:
-        """With features cached, as `cost.forwards` of a run counts."""
+    def forward_passes(self) -> float:
+        """With features cached, as `cost.forward_passes` of a run counts."""
         return self.extracted + self.looked + 3 * self.trained
 
     @property
-    def forwards_uncached(self) -> float:
+    def forward_passes_uncached(self) -> float:
         """Had every sample to pass through the frozen backbone each time (spec 6, the other accounting)."""
         return self.cached + self.looked + 3 * self.trained
 
 
-def expected(todo: Sequence[Phase], sizes: Sizes, wrong: float = 0.0, views: int = 0, rows: int | None = None) -> Spent:
+def estimate_cost(
+    todo: Sequence[Phase], sizes: Workload, wrong: float = 0.0, views: int = 0, rows: int | None = None
+) -> CostEstimate:
     """What phases will cost.
 
     Args:
         todo: Phases as `train.phases` gives them.
         sizes: Of the data.
         wrong: Share of the labels that are wrong, as far as it is foreseen; it decides what is selected.
-        views: How many augmented views of each training sample are cached for the method (`augmented.wanted`).
+        views: How many augmented views of each training sample are cached for the method (`augmented.views_to_cache`).
         rows: Samples in the rehearsal; left out: as many as every class needs.
     """
     count = min(sizes.train, rows or max(ROWS, ROWS_A_CLASS * sizes.classes))
     with torch.random.fork_rng(devices=[]):
-        run = Rehearsal(sizes, wrong, count, todo[0].nets)
+        run = DryRun(sizes, wrong, count, todo[0].nets)
         for phase in todo:
             run.rehearse(phase)
     own = sizes.train * (any(phase.scope == "head" for phase in todo) + views)
     looked, trained = sum(net.looked for net in run.whole), sum(net.trained for net in run.whole)
-    return Spent(own, looked, trained, run.cached, run.cost.training_samples, run.cost.optimizer_steps, run.evaluated())
+    return CostEstimate(
+        own, looked, trained, run.cached, run.cost.training_samples, run.cost.optimizer_steps, run.evaluated()
+    )
 
 
-class Rehearsal(Loop):
+class DryRun(Trainer):
     """A run on made-up features that are their own scores; a batch stands for its pass, a sample for many."""
 
-    def __init__(self, sizes: Sizes, wrong: float, count: int, nets: int) -> None:
+    def __init__(self, sizes: Workload, wrong: float, count: int, nets: int) -> None:
         """A run of `count` samples that stands for one of `sizes.train`."""
         rng = torch.Generator().manual_seed(0)
         y_true = torch.arange(count)[torch.randperm(count, generator=rng)] % sizes.classes
@@ -107,8 +111,8 @@ class Rehearsal(Loop):
         y = torch.where(flipped, (y_true + other) % sizes.classes, y_true)
         scores = torch.randn(count, sizes.classes, generator=rng)
         scores[torch.arange(count), y_true] += MARGIN
-        source = FeatureSource(scores)
-        split = Split(y, source, source)
+        source = FeatureBatches(scores)
+        split = SplitData(y, source, source)
         super().__init__(
             [Net(_Through(), _Scores(sizes.classes)) for _ in range(nets)],  # type: ignore[arg-type]
             {"train": split},
@@ -123,7 +127,7 @@ class Rehearsal(Loop):
 
     def rehearse(self, phase: Phase) -> None:
         """A phase, epoch by epoch."""
-        self.refreshes += phase.scope == "head" and self.stale
+        self.refreshes += phase.scope == "head" and self.features_stale
         self.enter(phase)
         for epoch in range(phase.stage.epochs):
             self.epoch, self.row = epoch, {}
@@ -137,9 +141,9 @@ class Rehearsal(Loop):
         last = self.sizes.train if self.epochs_of_all and self._scope == "all" else 0
         return len(self.whole) * (held_out * (self.epochs_of_all + self.refreshes) + last)
 
-    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
         """What the made-up scores leave for other classes; it costs a look where the backbone has changed."""
-        if self.stale:
+        if self.features_stale:
             self._remade("train")
         scores: Tensor = self.splits["train"].features.plain  # type: ignore[attr-defined]
         return 1 - scores.softmax(1).gather(1, self.y[:, None])[:, 0]
@@ -153,7 +157,7 @@ class Rehearsal(Loop):
         self.cached = counts[1]
         return p
 
-    def _reshaped(self, head: Any, reshape: Reshape, k: int) -> nn.Module:
+    def _reshaped(self, head: Any, mlp: MLPHeadConfig, k: int) -> nn.Module:
         """The head as it is: made-up scores need no MLP, and cost none."""
         made: nn.Module = head
         return made
@@ -161,28 +165,30 @@ class Rehearsal(Loop):
     def _least_passes(self, samples: int) -> float:
         return super()._least_passes(max(1, round(samples * self.scale)))
 
-    def _one_pass(self, stepping: Stepping, plan: Plan, views: tuple[View, ...], done: int, passes: float) -> None:
+    def _one_pass(
+        self, stepping: Stepping, selection: Selection, views: tuple[View, ...], done: int, passes: float
+    ) -> None:
         """One batch, counted as often as the pass has samples for."""
         assert self.phase is not None
         modules, optimizers, loss = stepping
         part, size = min(1.0, passes - done), self.phase.stage.batch_size
-        order = self._draw(plan)
+        order = self._draw(selection)
         order = order[: max(1, round(part * len(order)))]
-        whole = max(1, round(part * round(int(plan.keep.sum()) * self.scale)))
+        whole = max(1, round(part * round(int(selection.keep.sum()) * self.scale)))
         batches = [order[:size]]
-        batch = next(self._batches(batches, self._rest(plan, batches), plan, views))
+        batch = next(self._batches(batches, self._rest(selection, batches), selection, views))
         self.progress = self.epoch + done / passes
         with self._counted(modules[0], whole / len(batch.rows)), torch.enable_grad():
             made = loss(*modules, batch)
-        steps = -(-whole // size) - (whole > size and 0 < whole % size < least_of(size))
+        steps = -(-whole // size) - (whole > size and 0 < whole % size < min_batch_size(size))
         self.cost.training_samples += whole
         self.cost.optimizer_steps += steps * len(optimizers)
         if self._scope == "all":
-            self.touched = self.stale = True
+            self.backbone_changed = self.features_stale = True
         total = made if isinstance(made, Tensor) else made.total
         self.row |= {"loss": float(total.detach()), "learning_rate": 0.0}
 
-    def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
+    def _pass_over(self, source: BatchSource, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         with self._counted(self.whole[0], self.scale):
             return super()._pass_over(source, fn)
 
@@ -193,7 +199,7 @@ class Rehearsal(Loop):
 class _Counted:
     """Count what happens inside so many times; cached features are counted by one head, as nets share a backbone."""
 
-    def __init__(self, run: Rehearsal, module: nn.Module, times: float) -> None:
+    def __init__(self, run: DryRun, module: nn.Module, times: float) -> None:
         self.run, self.times = run, times
         self.net = next((net for net in run.whole if module is net or module is net.head), run.whole[0])
 

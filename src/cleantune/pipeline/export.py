@@ -15,21 +15,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cleantune.backbones import Backbone, TextPreprocess, open_backbone, quiet
+from cleantune.backbones import Backbone, TextPreprocess, open_backbone, quiet_transformers
 from cleantune.errors import UserError
-from cleantune.training.models import HEADS, LinearHead, Net, bare, noted, rebuilt
+from cleantune.training.models import HEADS, LinearHead, Net, head_from_config, head_to_config, unwrap_head
 
-FILE = "cleantune.json"
+MODEL_FILE = "cleantune.json"
 _FORMAT = 1
 
-Form = Literal["native", "folder", "module", "head", "ensemble"]
+ModelFormat = Literal["native", "folder", "module", "head", "ensemble"]
 """A classifier of transformers; a backbone folder and a head; weights of a user's module and a head; a head alone;
 several models in folders of their own, whose probabilities are averaged."""
-MEMBER = "net-"
+MEMBER_PREFIX = "net-"
 """Folders of an ensemble's models: net-0, net-1, …; each is a model by itself."""
 
 
-def save_nets(folder: Path, nets: Sequence[Net], *, classes: Sequence[str], class_values: Sequence[Any]) -> Form:
+def save_models(
+    folder: Path, nets: Sequence[Net], *, classes: Sequence[str], class_values: Sequence[Any]
+) -> ModelFormat:
     """Write one net as `save_model` does, or several as an ensemble; the folder appears whole or not at all.
 
     Args:
@@ -48,17 +50,17 @@ def save_nets(folder: Path, nets: Sequence[Net], *, classes: Sequence[str], clas
     draft.mkdir(parents=True)
     try:
         for k, net in enumerate(nets):
-            save_model(draft / f"{MEMBER}{k}", net, classes=classes, class_values=class_values)
+            save_model(draft / f"{MEMBER_PREFIX}{k}", net, classes=classes, class_values=class_values)
         note = {"format": _FORMAT, "form": "ensemble", "nets": len(nets)}
         note |= {"classes": list(classes), "class_values": list(class_values), "extra": {}}
-        (draft / FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        (draft / MODEL_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         _swap(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return "ensemble"
 
 
-def load_nets(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Net], dict[str, Any]]:
+def load_models(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Net], dict[str, Any]]:
     """The nets of a saved model, of which an ensemble has several, and its note.
 
     Raises:
@@ -69,7 +71,7 @@ def load_nets(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[N
         net, note = load_model(folder, backbone=backbone)
         return [net], note
     members = range(note["nets"])
-    return [load_model(folder / f"{MEMBER}{k}", backbone=copy.deepcopy(backbone))[0] for k in members], note
+    return [load_model(folder / f"{MEMBER_PREFIX}{k}", backbone=copy.deepcopy(backbone))[0] for k in members], note
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
@@ -78,9 +80,11 @@ def _read_note(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: No model there, or a newer format.
     """
-    path = folder / FILE
+    path = folder / MODEL_FILE
     if not path.is_file():
-        raise UserError(f"there is no model in {folder}: {FILE} is missing; give a run's folder or its model folder")
+        raise UserError(
+            f"there is no model in {folder}: {MODEL_FILE} is missing; give a run's folder or its model folder"
+        )
     note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if note.get("format") != _FORMAT:
         raise UserError(f"{path} is of format {note.get('format')}, but this cleantune reads {_FORMAT}: update it")
@@ -94,7 +98,7 @@ def save_model(
     classes: Sequence[str],
     class_values: Sequence[Any],
     extra: Mapping[str, Any] | None = None,
-) -> Form:
+) -> ModelFormat:
     """Write a model so that `load_model` opens it; where possible `transformers.pipeline` does too.
 
     A linear head on an architecture with a native classifier is written as that classifier, with the
@@ -121,9 +125,9 @@ def save_model(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        with quiet():
+        with quiet_transformers():
             _write(draft, net, form, classes)
-        (draft / FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        (draft / MODEL_FILE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
         _swap(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -132,16 +136,16 @@ def save_model(
 
 def _delivered(net: Net) -> Net:
     """The net without what only training needed: a projection beside the classifier."""
-    if bare(net.head) is net.head:
+    if unwrap_head(net.head) is net.head:
         return net
     plain = copy.copy(net)
-    plain._modules = {**net._modules, "head": bare(net.head)}
+    plain._modules = {**net._modules, "head": unwrap_head(net.head)}
     return plain
 
 
-def _note(net: Net, form: Form) -> dict[str, Any]:
+def _note(net: Net, form: ModelFormat) -> dict[str, Any]:
     """What `load_model` must know of a net."""
-    note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": noted(net.head)}
+    note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": head_to_config(net.head)}
     backbone = net.backbone
     if backbone is not None:
         note["backbone"] = {"architecture": backbone.architecture.model_type, "feature": backbone.feature}
@@ -150,7 +154,7 @@ def _note(net: Net, form: Form) -> dict[str, Any]:
     return note
 
 
-def _form(net: Net) -> Form:
+def _form(net: Net) -> ModelFormat:
     if net.backbone is None:
         return "head"
     if net.backbone.pooling is None:
@@ -159,7 +163,7 @@ def _form(net: Net) -> Form:
     return "native" if own and net.backbone.architecture.native and type(net.head) is LinearHead else "folder"
 
 
-def _write(folder: Path, net: Net, form: Form, classes: Sequence[str]) -> None:
+def _write(folder: Path, net: Net, form: ModelFormat, classes: Sequence[str]) -> None:
     if form == "native":
         assert net.backbone is not None
         native_classifier(net, classes).save_pretrained(folder)  # type: ignore[operator]
@@ -209,7 +213,7 @@ def native_classifier(net: Net, classes: Sequence[str]) -> nn.Module:
     native: Any = getattr(transformers, net.backbone.architecture.native)(config)
     getattr(native, native.base_model_prefix).load_state_dict(net.backbone.hf.state_dict())
     classifier = native.classifier if isinstance(native.classifier, nn.Linear) else native.classifier[-1]
-    weight, bias = net.head.folded()
+    weight, bias = net.head.raw_weights()
     with torch.no_grad():
         classifier.weight.copy_(weight)
         classifier.bias.copy_(bias)
@@ -233,11 +237,11 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
     Raises:
         UserError: No model there, a newer format, or a module that is missing.
     """
-    path, note = folder / FILE, _read_note(folder)
-    form: Form = note["form"]
+    path, note = folder / MODEL_FILE, _read_note(folder)
+    form: ModelFormat = note["form"]
     if form == "ensemble":
         raise UserError(
-            f"{folder} holds {note['nets']} nets: open one of {folder}/{MEMBER}*, or all with cleantune.load"
+            f"{folder} holds {note['nets']} nets: open one of {folder}/{MEMBER_PREFIX}*, or all with cleantune.load"
         )
     max_length = note.get("backbone", {}).get("max_length")
     if form == "native":
@@ -245,7 +249,7 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
         return Net(opened, _native_head(folder, opened.width)).eval(), note
     if note["head"]["kind"] not in HEADS:
         raise UserError(f"{path} names the head {note['head']['kind']}, which this cleantune does not have: update it")
-    head = rebuilt(note["head"])
+    head = head_from_config(note["head"])
     head.load_state_dict(load_file(folder / "head.safetensors"))
     if form == "folder":
         return Net(open_backbone(folder / "backbone", max_length=max_length), head).eval(), note

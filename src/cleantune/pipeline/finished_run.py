@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleantune.config.run import Config
-from cleantune.methods.protocol import Row
-from cleantune.pipeline.inputs import Material
-from cleantune.pipeline.model_selection import Delivery
-from cleantune.training.trainer import Loop
+from cleantune.methods.protocol import EpochMetrics
+from cleantune.pipeline.inputs import RunInputs
+from cleantune.pipeline.model_selection import SelectedModel
+from cleantune.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Baseline:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedRun:
     """A run after training, before anything of it is written."""
 
     config: Config
-    material: Material
-    run: Loop
-    rows: list[Row]
-    delivery: Delivery
+    material: RunInputs
+    run: Trainer
+    rows: list[EpochMetrics]
+    selected_model: SelectedModel
     baseline: Baseline
     noise: dict[str, Any] | None
     notes: list[str]

@@ -12,31 +12,39 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 from torch import Tensor
 
-from cleantune.config.run import Config, ModelSpec, RunSpec, configure, read_toml, to_table, toml_of
-from cleantune.config.schema import assignment, describe, merge, nested
-from cleantune.data import Data, DataSpec
-from cleantune.distributed.process_group import ALONE, Ranks, here
-from cleantune.errors import UserError, nearest
+from cleantune.config.run import Config, ModelConfig, RunConfig, config_to_dict, configure, load_toml, read_config
+from cleantune.config.schema import describe_fields, merge, nest, parse_assignment
+from cleantune.data import Data, DataConfig
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, init_distributed
+from cleantune.errors import UserError, did_you_mean
 from cleantune.features.precision import Precision
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Method, Phase, Row
+from cleantune.methods.protocol import EpochMetrics, Method, Phase
 from cleantune.pipeline import artifacts
-from cleantune.pipeline.cached_views import cached_views, wanted
-from cleantune.pipeline.export import save_nets
-from cleantune.pipeline.finished_run import Baseline, Ended
-from cleantune.pipeline.inputs import Heads, Material, backbone_rate, fingerprint, gather, open_model, read_data
+from cleantune.pipeline.cached_views import cached_views, views_to_cache
+from cleantune.pipeline.export import save_models
+from cleantune.pipeline.finished_run import Baseline, FinishedRun
+from cleantune.pipeline.inputs import (
+    HeadFactory,
+    RunInputs,
+    fingerprint,
+    open_model,
+    prepare_inputs,
+    read_data,
+    recommended_learning_rate,
+)
 from cleantune.pipeline.model_selection import deliver
-from cleantune.pipeline.plan import SHORT, foresee
-from cleantune.pipeline.ray_train import launch
+from cleantune.pipeline.plan import MIN_SAMPLES_FOR_ESTIMATE, estimate_run
+from cleantune.pipeline.ray_train import launch_workers
 from cleantune.pipeline.summary import summary, versions
 from cleantune.storage.files import read_json, write_json, write_text
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.training.checkpoint import Cost
 from cleantune.training.epochs import phases, train
-from cleantune.training.evaluator import Judge
+from cleantune.training.evaluator import Evaluator
 from cleantune.training.lora import merge as merge_adapters
 from cleantune.training.models import Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
 
 LORA_RANK = 8
 """Of scope `lora`, as in the authors' code of arXiv:2403.06869."""
-RECORDS: dict[str, type] = {"data": DataSpec, "model": ModelSpec, "run": RunSpec}
+RECORDS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
 """The records whose fields are options of `fit` by name."""
 
 
@@ -93,7 +101,7 @@ def fit(
     settings: Mapping[str, Any] | list[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    silent: bool = False,
+    quiet: bool = False,
     **options: Any,
 ) -> Result:
     """Train on noisy labels; write the model, the list of probably wrong labels and the report.
@@ -126,26 +134,26 @@ def fit(
         table = resumed(folder, table)
     if "data" not in table or "data" not in table["data"]:
         raise UserError("there are no data: name a folder, a table, embeddings or a Hugging Face dataset")
-    known, ranks = configure(table), here()
-    console, workers = Console(silent or not ranks.main), known.run.workers
+    known, ranks = configure(table), init_distributed()
+    console, workers = Console(quiet or not ranks.main), known.run.workers
     if ranks.count == workers == 1:
-        return run(table, RunFolder(folder, resume=resume, overwrite=overwrite), console)
+        return run(table, RunDir(folder, resume=resume, overwrite=overwrite), console)
     # Every process opens the folder for itself, so what is overwritten goes before they do.
-    ranks.first(lambda: RunFolder(folder, resume=resume, overwrite=overwrite).clear())
-    opened = RunFolder(folder, resume=True)
+    ranks.first(lambda: RunDir(folder, resume=resume, overwrite=overwrite).clear())
+    opened = RunDir(folder, resume=True)
     if ranks.count == workers or workers == 1:
         return run(table, opened, console, ranks)
     if ranks.count > 1:
         raise UserError(f"--workers {workers}: this launcher has started {ranks.count} ranks; leave --workers out")
     if not opened.finished:
         gpus = pick_device(known.model.device) == "cuda"
-        launch(partial(work, table, opened.path.resolve()), workers, opened, console, gpus)
+        launch_workers(partial(work, table, opened.path.resolve()), workers, opened, console, gpus)
     return Result(opened.path, read_json(opened.path / "summary.json"))
 
 
 def work(table: dict[str, Any], path: Path, console: Console) -> None:
     """The part of one worker."""
-    run(table, RunFolder(path, resume=True), console, here())
+    run(table, RunDir(path, resume=True), console, init_distributed())
 
 
 def tabulate(
@@ -160,10 +168,10 @@ def tabulate(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One table from everything that was said: the file first, then names, then settings by path."""
-    table = dict(config) if isinstance(config, Mapping) else read_toml(Path(config)) if config is not None else {}
+    table = dict(config) if isinstance(config, Mapping) else read_config(Path(config)) if config is not None else {}
     if scope == "lora":
         scope, table = "all", merge({"model": {"lora_rank": LORA_RANK}}, table)
-    homes = {field.name: name for name, record in RECORDS.items() for field in describe(record)}
+    homes = {field.name: name for name, record in RECORDS.items() for field in describe_fields(record)}
     said = {
         "method.name": method,
         "method.scope": scope,
@@ -175,18 +183,18 @@ def tabulate(
         said |= {"data.split_seed": seed, "run.noise_seed": seed, "run.train_seed": seed}
     for name, value in options.items():
         if name not in homes:
-            raise UserError(f'unknown option "{name}"{nearest(name, homes)}')
+            raise UserError(f'unknown option "{name}"{did_you_mean(name, homes)}')
         said[f"{homes[name]}.{name}"] = value
     for path, value in said.items():
         if value is not None:
-            table = merge(table, nested(path.split("."), value))
+            table = merge(table, nest(path.split("."), value))
     pairs = (
         [(k.split("."), v) for k, v in settings.items()]
         if isinstance(settings, Mapping)
-        else map(assignment, settings or [])
+        else map(parse_assignment, settings or [])
     )
     for keys, value in pairs:
-        table = merge(table, nested(keys, value))
+        table = merge(table, nest(keys, value))
     return table
 
 
@@ -196,10 +204,10 @@ def resumed(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: Something differs; the sentence names the first key.
     """
-    stored = read_toml(folder / "config.toml")
+    stored = read_config(folder / "config.toml")
     if "data" not in table.get("data", {}):
         table = merge({"data": {"data": stored["data"]["data"]}}, table)
-    now, then = to_table(configure(merge(stored, table))), to_table(configure(stored))
+    now, then = config_to_dict(configure(merge(stored, table))), config_to_dict(configure(stored))
     for part in now:
         for key in now[part]:
             if now[part][key] != then[part].get(key):
@@ -210,10 +218,10 @@ def resumed(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     return merge(stored, table)
 
 
-def run(table: dict[str, Any], folder: RunFolder, console: Console, ranks: Ranks = ALONE) -> Result:
+def run(table: dict[str, Any], folder: RunDir, console: Console, ranks: ProcessGroup = SINGLE_PROCESS) -> Result:
     """A run from its table to its last file; where several ranks share it, the first one writes."""
     if folder.finished:
-        console.mention(f"{folder.path} is finished already")
+        console.info(f"{folder.path} is finished already")
         return Result(folder.path, read_json(folder.path / "summary.json"))
     start = time.perf_counter()
     config = configure(table)
@@ -222,22 +230,26 @@ def run(table: dict[str, Any], folder: RunFolder, console: Console, ranks: Ranks
     kind = backbone.architecture.model_type if backbone is not None else None
     config = configure(table, kind, data.kind == "features")
     if backbone is not None:
-        console.say(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
-    todo = phases(config.method, backbone_rate(backbone, config.model))
+        console.print(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
+    todo = phases(config.method, recommended_learning_rate(backbone, config.model))
     trains = any(phase.scope == "all" for phase in todo)
-    if not console.silent and (folder.stale or folder.load() is None) and sum(map(len, data.rows.values())) >= SHORT:
-        console.mention("\n".join(foresee(config, data, backbone, todo).lines()))
-    material = gather(config, data, backbone, console, precisions(folder), trains, ranks)
+    if (
+        not console.quiet
+        and (folder.stale or folder.load() is None)
+        and sum(map(len, data.rows.values())) >= MIN_SAMPLES_FOR_ESTIMATE
+    ):
+        console.info("\n".join(estimate_run(config, data, backbone, todo).lines()))
+    material = prepare_inputs(config, data, backbone, console, stored_precisions(folder), trains, ranks)
     folder.clear()
     ranks.first(lambda: write_config(folder, config, todo, material))
-    ended = trained(config, material, todo, folder, console, noise, start)
-    return conclude(ended, folder, console)
+    ended = train_and_select(config, material, todo, folder, console, noise, start)
+    return write_results(ended, folder, console)
 
 
 PRECISIONS = Path("checkpoint") / "precision.json"
 
 
-def precisions(folder: RunFolder) -> tuple[Precision, Precision] | None:
+def stored_precisions(folder: RunDir) -> tuple[Precision, Precision] | None:
     """What an interrupted run computed in: of extraction and of training."""
     if folder.stale or not (folder.path / PRECISIONS).is_file():
         return None
@@ -245,13 +257,13 @@ def precisions(folder: RunFolder) -> tuple[Precision, Precision] | None:
     return extraction, training
 
 
-def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], material: Material) -> None:
+def write_config(folder: RunDir, config: Config, todo: tuple[Phase, ...], material: RunInputs) -> None:
     """config.toml with every rate as a number, and a record of what the run was made of.
 
     Raises:
         UserError: The folder holds a run on other data or another model.
     """
-    table = to_table(config)
+    table = config_to_dict(config)
     for phase in todo:
         rate = phase.stage.backbone_learning_rate
         if rate is not None and phase.name in table["method"]:
@@ -259,7 +271,7 @@ def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], mat
     mark = fingerprint(material)
     path = folder.path / "config.toml"
     if path.is_file():
-        before = toml_of(path).get("record", {}).get("fingerprint", mark)
+        before = load_toml(path).get("record", {}).get("fingerprint", mark)
         if before != mark:
             raise UserError(
                 f"{path}: data, model or precision are not those of the interrupted run; start anew with --overwrite"
@@ -269,25 +281,25 @@ def write_config(folder: RunFolder, config: Config, todo: tuple[Phase, ...], mat
     write_text(path, tomli_w.dumps(table | {"record": record}))
 
 
-def trained(
+def train_and_select(
     config: Config,
-    material: Material,
+    material: RunInputs,
     todo: tuple[Phase, ...],
-    folder: RunFolder,
+    folder: RunDir,
     console: Console,
     noise: dict[str, Any] | None,
     start: float,
     baseline: Baseline | None = None,
-) -> Ended:
+) -> FinishedRun:
     """Baseline, where none is given, training epoch by epoch, and the choice of what is delivered."""
-    seed, judge = config.run.train_seed, Judge(material.data, config.run.test_every_epoch)
-    heads = Heads(material.classes, config.model.head_init, seed)
-    baseline = baseline or probe_baseline(material, heads)
+    seed, judge = config.run.train_seed, Evaluator(material.data, config.run.test_every_epoch)
+    heads = HeadFactory(material.classes, config.model.head_init, seed)
+    baseline = baseline or train_baseline_probe(material, heads)
     count = todo[0].nets
     if count > 1 and todo[0].scope == "head":
-        heads = Heads(material.classes, "normal", seed)
+        heads = HeadFactory(material.classes, "normal", seed)
     splits = material.splits(cached_views(material, todo, config, console))
-    loop = Loop(
+    loop = Trainer(
         material.nets(count, heads),
         splits,
         material.classes,
@@ -297,36 +309,36 @@ def trained(
         material.ranks,
         config.run.sharding == "fsdp",
     )
-    loop.started, loop.cost = start, extraction_cost(material, todo, len(wanted(todo, config.run.views)))
-    before = material.ranks.first(lambda: counted(folder))
+    loop.started, loop.cost = start, extraction_cost(material, todo, len(views_to_cache(todo, config.run.views)))
+    before = material.ranks.first(lambda: resumed_metrics(folder))
     judge.recall(before)
     for row in before:
         console.row(row)
-    for row in train(todo, loop, judge, folder, config.run.choose):
+    for row in train(todo, loop, judge, folder, config.run.model_selection):
         console.row(row)
         for words in row.get("warnings", ()):
-            console.say(words)
+            console.print(words)
     fresh = partial(material.nets, count, heads)
-    delivery = deliver(loop, material, fresh, config.run, last_model(todo))
-    loop.gather_nets(fresh)
-    console.mention(f"delivered: {delivery.why}")
-    return Ended(config, material, loop, folder.rows(), delivery, baseline, noise, console.told)
+    selected_model = deliver(loop, material, fresh, config.run, last_phase(todo))
+    loop.gather_models(fresh)
+    console.info(f"delivered: {selected_model.why}")
+    return FinishedRun(config, material, loop, folder.rows(), selected_model, baseline, noise, console.messages)
 
 
-def counted(folder: RunFolder) -> list[Row]:
+def resumed_metrics(folder: RunDir) -> list[EpochMetrics]:
     """The rows that the checkpoint knows, which alone are left."""
     saved = folder.load()
-    folder.keep_rows(saved[1]["rows"] if saved else 0)
+    folder.truncate_metrics(saved[1]["rows"] if saved else 0)
     return folder.rows()
 
 
-def last_model(todo: tuple[Phase, ...]) -> str:
+def last_phase(todo: tuple[Phase, ...]) -> str:
     """The phase that makes the last model: `tune` where there is one, whose backbone a last probe only reads."""
     names = [phase.name for phase in todo]
     return "tune" if "tune" in names else names[-1]
 
 
-def extraction_cost(material: Material, todo: tuple[Phase, ...], views: int = 0) -> Cost:
+def extraction_cost(material: RunInputs, todo: tuple[Phase, ...], views: int = 0) -> Cost:
     """One look at every sample through the backbone, whether or not the cache had it, and one a cached view.
 
     The training split's is the method's where the method has a phase on cached features, else evaluation's.
@@ -335,46 +347,46 @@ def extraction_cost(material: Material, todo: tuple[Phase, ...], views: int = 0)
         return Cost()
     looks = {split: len(rows) for split, rows in material.data.rows.items()}
     own = looks["train"] if any(phase.scope == "head" for phase in todo) else 0
-    return Cost(forwards=own + views * looks["train"], evaluation_forwards=sum(looks.values()) - own)
+    return Cost(forward_passes=own + views * looks["train"], evaluation_forward_passes=sum(looks.values()) - own)
 
 
-def probe_baseline(material: Material, heads: Heads) -> Baseline:
+def train_baseline_probe(material: RunInputs, heads: HeadFactory) -> Baseline:
     """A plain CE linear probe on the same features: what an honest result has to beat. It costs seconds."""
     start = time.perf_counter()
     method: Method = METHODS["ce"]()
     net = Net(None, heads(material.features["train"], 0))
-    loop = Loop([net], material.splits(), material.classes, heads.seed, heads, material.device)
+    loop = Trainer([net], material.splits(), material.classes, heads.seed, heads, material.device)
     for _ in train(phases(method, 0.0), loop, judge=lambda run, looks: {}, look=lambda run: {}):
         pass  # nobody asks for the numbers of its earlier epochs
-    row = Judge(material.data)(loop, {})
+    row = Evaluator(material.data)(loop, {})
     accuracy = {"test": row["accuracy_test"], "validation": row["accuracy_validation"]}
     return Baseline(accuracy, round(time.perf_counter() - start, 3))
 
 
-def conclude(ended: Ended, folder: RunFolder, console: Console) -> Result:
+def write_results(ended: FinishedRun, folder: RunDir, console: Console) -> Result:
     """Every file of the finished run; the summary comes last and says that it is finished."""
     looks = artifacts.look(ended)
     ended.material.ranks.first(lambda: write_result(ended, looks, folder, console))
     return Result(folder.path, read_json(folder.path / "summary.json"))
 
 
-def write_result(ended: Ended, looks: dict[str, Tensor], folder: RunFolder, console: Console) -> None:
+def write_result(ended: FinishedRun, looks: dict[str, Tensor], folder: RunDir, console: Console) -> None:
     """Labels, evidence, model, summary and report."""
     from cleantune.report import build
 
     data: Data = ended.material.data
     said = artifacts.verdict(ended, looks)
     frame = artifacts.write_labels(folder, data, said)
-    artifacts.write_evidence(folder, ended, looks, frame)
+    artifacts.write_artifacts(folder, ended, looks, frame)
     if "unlabeled" in data.rows:
         artifacts.write_unlabeled(folder, data, looks["unlabeled"])
     nets = [net.cpu() for net in ended.run.whole]
     for net in nets:
         if net.backbone is not None:
             merge_adapters(net.backbone)
-    save_nets(folder.path / "model", nets, classes=data.classes, class_values=data.class_values)
-    told = summary(ended, said, looks)
-    write_json(folder.path / "summary.json", told)
+    save_models(folder.path / "model", nets, classes=data.classes, class_values=data.class_values)
+    messages = summary(ended, said, looks)
+    write_json(folder.path / "summary.json", messages)
     report = build(folder.path)
-    console.mention(f"{told['issues']['count']:,} of {len(frame):,} labels look wrong: {folder.path / 'labels.csv'}")
-    console.mention(f"report: {report}")
+    console.info(f"{messages['issues']['count']:,} of {len(frame):,} labels look wrong: {folder.path / 'labels.csv'}")
+    console.info(f"report: {report}")

@@ -15,34 +15,34 @@ import torch
 from torch import Tensor
 
 from cleantune.backbones import Backbone, open_backbone
-from cleantune.config.augmentation import ImageAugment, TextAugment
-from cleantune.config.run import Config, ModelSpec
+from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
+from cleantune.config.run import Config, ModelConfig
 from cleantune.data import Data, Rows, corrupt, load
-from cleantune.data.model_inputs import Prepared, PreparedImages, prepare
-from cleantune.distributed.process_group import ALONE, Ranks
+from cleantune.data.model_inputs import ImageInputs, ModelInputs, make_model_inputs
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
 from cleantune.features.cache import Features, extract, features_key
 from cleantune.features.compiling import compiled_where_it_pays
-from cleantune.features.openvino import choose, remembered
+from cleantune.features.openvino import remembered, select_backend
 from cleantune.features.precision import Precision, probe_precision
-from cleantune.functional.standardize import standardization
+from cleantune.functional.standardize import mean_and_std
 from cleantune.storage.files import cache_folder
-from cleantune.training.batches import FeatureSource, SampleSource
-from cleantune.training.checkpoint import Split
-from cleantune.training.lora import GAIN, adapted
+from cleantune.training.batches import FeatureBatches, SampleBatches
+from cleantune.training.checkpoint import SplitData
+from cleantune.training.lora import LEARNING_RATE_FACTOR, add_lora
 from cleantune.training.models import LinearHead, Net
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 from cleantune.utils.malloc import keep_pages
 
-Known = tuple[Precision, Precision] | None
+PrecisionPair = tuple[Precision, Precision] | None
 
 PROBED = 256
 """Samples with which the precision is timed."""
 
 
 @dataclass(frozen=True)
-class Skipped:
+class UnreadableSample:
     """A sample that could not be read."""
 
     id: Any
@@ -51,7 +51,7 @@ class Skipped:
 
 
 @dataclass
-class Material:
+class RunInputs:
     """The data of a run, ready to learn from. True labels stay in `data.truth`, which nets never see."""
 
     data: Data
@@ -62,12 +62,12 @@ class Material:
     """Of fine-tuning, and of the looks between."""
     features: dict[str, Any]
     """By split, [N, D] float32."""
-    prepared: dict[str, Prepared]
-    skipped: list[Skipped]
+    prepared: dict[str, ModelInputs]
+    unreadable: list[UnreadableSample]
     device: str
     seconds: float
     """Of decoding and extracting."""
-    ranks: Ranks = ALONE
+    ranks: ProcessGroup = SINGLE_PROCESS
     """Who shares the run."""
     lora_rank: int = 0
     """Of the adapters that learn in the place of the backbone's weights; 0: none."""
@@ -80,9 +80,9 @@ class Material:
     @property
     def learning_rate(self) -> float:
         """Recommended for the backbone."""
-        return backbone_rate(self.backbone, ModelSpec(lora_rank=self.lora_rank))
+        return recommended_learning_rate(self.backbone, ModelConfig(lora_rank=self.lora_rank))
 
-    def splits(self, train: FeatureSource | None = None) -> dict[str, Split]:
+    def splits(self, train: FeatureBatches | None = None) -> dict[str, SplitData]:
         """The splits as the loop sees them: given labels, features, samples.
 
         Args:
@@ -90,24 +90,24 @@ class Material:
         """
         out = {}
         for name, rows in self.data.rows.items():
-            samples = SampleSource(self.prepared[name]) if name in self.prepared else None
-            features = train if train is not None and name == "train" else FeatureSource(self.features[name])
-            out[name] = Split(torch.as_tensor(rows.y), features, samples)
+            samples = SampleBatches(self.prepared[name]) if name in self.prepared else None
+            features = train if train is not None and name == "train" else FeatureBatches(self.features[name])
+            out[name] = SplitData(torch.as_tensor(rows.y), features, samples)
         return out
 
-    def nets(self, count: int, heads: Heads) -> list[Net]:
+    def nets(self, count: int, heads: HeadFactory) -> list[Net]:
         """Fresh nets: the backbone as pre-trained, each with a head of its own on standardized features."""
 
         def copied(k: int) -> Backbone | None:
             if self.backbone is None or not self.lora_rank:
                 return copy.deepcopy(self.backbone)
-            return adapted(self.backbone, self.lora_rank, heads.seed + k)
+            return add_lora(self.backbone, self.lora_rank, heads.seed + k)
 
         return [Net(copied(k), heads(self.features["train"], k), self.training, self.precision) for k in range(count)]
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadFactory:
     """Makes fresh heads: from features [N, D] and the number of the net to a head that standardizes them."""
 
     classes: int
@@ -116,7 +116,7 @@ class Heads:
 
     def __call__(self, features: Any, k: int) -> LinearHead:
         """The head of net k."""
-        scale = features.scale if isinstance(features, Features) else standardization(features)
+        scale = features.scale if isinstance(features, Features) else mean_and_std(features)
         rng = torch.Generator().manual_seed(self.seed + k)
         return LinearHead(len(scale[0]), self.classes, init=self.init, standardize=scale, generator=rng)
 
@@ -129,25 +129,25 @@ def read_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | 
     """
     data = load(config.data, config.run.cache)
     for note in data.notes:
-        console.say(note)
+        console.print(note)
     if config.run.noise is None:
         return data, None
     data, noise = corrupt(data, config.run.noise, config.run.noise_seed)
     if "rate" not in noise:
         return data, None
-    console.say(f"noise {noise['noise']}: {noise['rate']:.1%} of the training and validation labels are now wrong")
+    console.print(f"noise {noise['noise']}: {noise['rate']:.1%} of the training and validation labels are now wrong")
     return data, noise
 
 
-def gather(
+def prepare_inputs(
     config: Config,
     data: Data,
     backbone: Backbone | None,
     console: Console,
-    known: Known = None,
+    known: PrecisionPair = None,
     trains: bool = False,
-    ranks: Ranks = ALONE,
-) -> Material:
+    ranks: ProcessGroup = SINGLE_PROCESS,
+) -> RunInputs:
     """Decode and extract; whatever is cached is taken from there.
 
     Args:
@@ -167,51 +167,53 @@ def gather(
     if backbone is None:
         features = {name: _given_features(rows) for name, rows in data.rows.items()}
         precision = Precision(why="features as given")
-        return Material(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, ranks)
-    out = decoded(config, data, backbone, console, known, trains, ranks, ahead=True)
-    cache, store = cache_folder(config.run.cache), config.run.store
+        return RunInputs(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, ranks)
+    out = decode_inputs(config, data, backbone, console, known, trains, ranks, ahead=True)
+    cache, feature_dtype = cache_folder(config.run.cache), config.run.feature_dtype
     for name, ready in out.prepared.items():
         # On a processor that decodes meanwhile a network's layers wait for one another; a GPU loses nothing by it.
         if trains and device == "cpu":
             _finish(ready, name, console)
-        with backbone.at_rest(), console.bar(f"features of {name}") as told:
-            key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision, store)
-            out.features[name] = extract(backbone, ready, out.precision, cache, key, told, ranks=ranks, store=store)
+        with backbone.constant_weights(), console.progress(f"features of {name}") as told:
+            key = features_key(backbone, data.rows[name].samples.fingerprint, out.precision, feature_dtype)
+            out.features[name] = extract(
+                backbone, ready, out.precision, cache, key, told, ranks=ranks, feature_dtype=feature_dtype
+            )
         if trains:
             _finish(ready, name, console)
-    leave_out(out, config.run.max_bad, console, "evidence/bad_samples.csv")
+    drop_unreadable(out, config.run.max_unreadable, console, "evidence/unreadable_samples.csv")
     out.seconds = time.perf_counter() - start
     return out
 
 
-def _finish(prepared: Prepared, name: str, console: Console) -> None:
+def _finish(prepared: ModelInputs, name: str, console: Console) -> None:
     """Decode what is left of images that learn."""
-    if isinstance(prepared, PreparedImages):
-        with console.bar(f"reading {name}") as told:
+    if isinstance(prepared, ImageInputs):
+        with console.progress(f"reading {name}") as told:
             prepared.finish(told)
 
 
-def decoded(
+def decode_inputs(
     config: Config,
     data: Data,
     backbone: Backbone,
     console: Console,
-    known: Known = None,
+    known: PrecisionPair = None,
     trains: bool = False,
-    ranks: Ranks = ALONE,
+    ranks: ProcessGroup = SINGLE_PROCESS,
     ahead: bool = False,
-) -> Material:
+) -> RunInputs:
     """Samples ready for the backbone, on its device, and the precisions to compute in; there are no features yet.
 
     Args:
-        config: As in `gather`, as are the others.
+        config: As in `prepare_inputs`, as are the others.
         data: With samples.
         backbone: Moved to the device.
         console: Told what was chosen.
         known: Precisions to keep.
         trains: Whether the backbone will learn.
         ranks: Who shares the run.
-        ahead: The features of all samples come next: images are decoded ahead of them (`prepare`, lazily) and the
+        ahead: The features of all samples come next: images are decoded ahead of them (`make_model_inputs`, lazily) and the
             program that makes them is chosen for so many.
 
     Raises:
@@ -219,14 +221,14 @@ def decoded(
     """
     start = time.perf_counter()
     keep_pages()
-    check_kind(backbone, data)
+    check_modality(backbone, data)
     cache, device = cache_folder(config.run.cache), pick_device(config.model.device)
     prepared = {}
     for name, rows in data.rows.items():
-        with console.bar(f"reading {name}") as told:
-            prepared[name] = prepare(
+        with console.progress(f"reading {name}") as told:
+            prepared[name] = make_model_inputs(
                 rows.samples, backbone.preprocess, cache, told, _views(config, data), ranks,  # type: ignore[arg-type]
-                lazily=ahead, keep=trains,
+                lazy=ahead, keep=trains,
             )  # fmt: skip
     backbone.to(device)
     count = sum(len(ready) for ready in prepared.values()) if ahead else 0
@@ -238,21 +240,21 @@ def decoded(
 
     precision, training = known or (Precision(**each) for each in ranks.first(chosen_here))
     for name, chosen in {"features": precision, "training": training}.items() if trains else [("features", precision)]:
-        console.say(f"{name} {chosen.words} ({chosen.why})")
+        console.print(f"{name} {chosen.words} ({chosen.why})")
     if precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     spent = time.perf_counter() - start
-    return Material(
+    return RunInputs(
         data, backbone, precision, training, {}, prepared, [], device, spent, ranks,
         config.model.lora_rank if trains else 0,
     )  # fmt: skip
 
 
-def _views(config: Config, data: Data) -> ImageAugment | TextAugment:
+def _views(config: Config, data: Data) -> ImageAugmentation | TextAugmentation:
     return config.views.image if data.kind == "image" else config.views.text
 
 
-def open_model(model: ModelSpec, features_only: bool) -> Backbone | None:
+def open_model(model: ModelConfig, features_only: bool) -> Backbone | None:
     """The backbone of a run, or None where the data are features.
 
     Raises:
@@ -269,20 +271,18 @@ def open_model(model: ModelSpec, features_only: bool) -> Backbone | None:
     return open_backbone(model.model, image_size=model.image_size, max_length=model.max_length)
 
 
-def backbone_rate(backbone: Backbone | None, model: ModelSpec) -> float:
+def recommended_learning_rate(backbone: Backbone | None, model: ModelConfig) -> float:
     """The learning rate recommended for a backbone, or for its adapters."""
     if backbone is None:
         return 0.0
-    return backbone.learning_rate * (GAIN if model.lora_rank else 1.0)
-
-
+    return backbone.learning_rate * (LEARNING_RATE_FACTOR if model.lora_rank else 1.0)
 
 
 def _given_features(rows: Rows) -> Any:
     return torch.from_numpy(np.asarray(rows.samples.read(range(len(rows))), np.float32))
 
 
-def check_kind(backbone: Backbone, data: Data) -> None:
+def check_modality(backbone: Backbone, data: Data) -> None:
     """Refuse a model for other data.
 
     Raises:
@@ -299,7 +299,7 @@ def check_kind(backbone: Backbone, data: Data) -> None:
 
 
 def _precisions(
-    backbone: Backbone, train: Prepared, model: ModelSpec, cache: Path, trains: bool, count: int, compiles: bool
+    backbone: Backbone, train: ModelInputs, model: ModelConfig, cache: Path, trains: bool, count: int, compiles: bool
 ) -> tuple[Precision, Precision]:
     """The fastest way to look and to learn, timed on this machine the first time and kept in the cache."""
     look = extraction_precision(backbone, train, model, cache, count)
@@ -314,50 +314,50 @@ def _precisions(
 
 
 def extraction_precision(
-    backbone: Backbone, prepared: Prepared, model: ModelSpec, cache: Path, count: int
+    backbone: Backbone, prepared: ModelInputs, model: ModelConfig, cache: Path, count: int
 ) -> Precision:
     """The fastest way to the features of so many samples, timed here the first time and kept in the cache."""
     memory = cache / "precision"
     if len(prepared):
         first = prepared.plain(torch.arange(1))  # its shape is what a choice is remembered by; the others can wait
-        known = remembered(backbone, first, model.precision, model.engine, count, memory)
+        known = remembered(backbone, first, model.precision, model.backend, count, memory)
         if known is not None:
             return known
     index = _probed(prepared)
-    return choose(
+    return select_backend(
         backbone,
         prepared.plain(index),
         precision=model.precision,
-        engine=model.engine,
+        backend=model.backend,
         count=count,
         memory=memory,
-        pixels=prepared.pixels(index) if isinstance(prepared, PreparedImages) else None,
+        pixels=prepared.pixels(index) if isinstance(prepared, ImageInputs) else None,
     )
 
 
-def _probed(prepared: Prepared) -> Tensor:
+def _probed(prepared: ModelInputs) -> Tensor:
     """The rows with which the precision is timed; images decoded ahead show only there that they are bad."""
     first = torch.arange(min(2 * PROBED, len(prepared)))
-    if isinstance(prepared, PreparedImages):
+    if isinstance(prepared, ImageInputs):
         prepared.pixels(first)
-    return torch.tensor([i for i in first.tolist() if i not in prepared.bad][:PROBED])
+    return torch.tensor([i for i in first.tolist() if i not in prepared.unreadable][:PROBED])
 
 
-def _skipped(data: Data, sources: Mapping[str, Any]) -> list[Skipped]:
+def _skipped(data: Data, sources: Mapping[str, Any]) -> list[UnreadableSample]:
     """Every sample that could not be read, from what says so: features, or samples before there are any."""
     return [
-        Skipped(data.rows[name].ids[i], name, place)
+        UnreadableSample(data.rows[name].ids[i], name, place)
         for name, source in sources.items()
-        for i, place in sorted(source.bad.items())
+        for i, place in sorted(source.unreadable.items())
     ]
 
 
-def leave_out(material: Material, max_bad: float, console: Console, listed: str) -> None:
+def drop_unreadable(material: RunInputs, max_unreadable: float, console: Console, listed: str) -> None:
     """Take unreadable samples out of every split.
 
     Args:
         material: Its features, or where it has none its prepared samples, say which are bad.
-        max_bad: Largest share that may go.
+        max_unreadable: Largest share that may go.
         console: Told about the first one, and that
         listed: is the file of the run that will have all of them.
 
@@ -365,22 +365,22 @@ def leave_out(material: Material, max_bad: float, console: Console, listed: str)
         UserError: Their share is above the limit.
     """
     sources = material.features or material.prepared
-    material.skipped = _skipped(material.data, sources)
-    if not material.skipped:
+    material.unreadable = _skipped(material.data, sources)
+    if not material.unreadable:
         return
     total = sum(len(rows) for rows in material.data.rows.values())
-    first = material.skipped[0].place
-    count = len(material.skipped)
-    if count > max_bad * total:
+    first = material.unreadable[0].place
+    count = len(material.unreadable)
+    if count > max_unreadable * total:
         raise UserError(
             f"{count} of {total} samples cannot be read, the first is {first};"
-            f" repair or remove them, or allow more than --max-bad {max_bad:.0%}"
+            f" repair or remove them, or allow more than --max-unreadable {max_unreadable:.0%}"
         )
     rows, truth = dict(material.data.rows), dict(material.data.truth)
     for name in list(rows):
-        bad = sources[name].bad
-        if bad:
-            good = np.setdiff1d(np.arange(len(rows[name])), list(bad))
+        unreadable = sources[name].unreadable
+        if unreadable:
+            good = np.setdiff1d(np.arange(len(rows[name])), list(unreadable))
             rows[name] = rows[name].take(good)
             if name in material.features:
                 material.features[name] = material.features[name].take(good)
@@ -388,12 +388,12 @@ def leave_out(material: Material, max_bad: float, console: Console, listed: str)
             if name in truth:
                 truth[name] = truth[name][good]
     material.data = replace(material.data, rows=rows, truth=truth)
-    console.say(
+    console.print(
         f"{count} of {total} samples cannot be read and are left out, the first is {first}; all of them: {listed}"
     )
 
 
-def fingerprint(material: Material) -> str:
+def fingerprint(material: RunInputs) -> str:
     """SHA-256 of what a resumed run must find unchanged: data, backbone and precision."""
     parts = [material.data.fingerprint, material.precision.fingerprint, material.training.fingerprint]
     if material.backbone is not None:

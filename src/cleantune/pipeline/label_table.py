@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cleantune.data import Data
-from cleantune.functional.gmm import ClassMixtures, class_mixtures
-from cleantune.label_quality.scores import nats
+from cleantune.functional.gmm import ClassMixtures, fit_class_mixtures
+from cleantune.label_quality.scores import cross_entropy_per_sample
 from cleantune.methods.ledger import Ledger
 
-LISTED = ("train", "validation")
+LABELED_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Witness:
+class LabelStatistics:
     """What is known of the labels of one split."""
 
     y: Int[Tensor, " N"]
@@ -45,16 +45,16 @@ class Witness:
     """Class probabilities over the later epochs."""
 
 
-def witness(ledger: Ledger, look: Float[Tensor, "N C"], y: Int[Tensor, " N"], first: bool) -> Witness:
+def witness(ledger: Ledger, look: Float[Tensor, "N C"], y: Int[Tensor, " N"], first: bool) -> LabelStatistics:
     """The evidence of the last probe (or the first one) in a ledger, else of a last look at the split."""
     prefix = "first_" if first else ""
     if f"{prefix}late_p" not in ledger:
-        loss = nats(look, y)
-        return Witness(y, loss, loss, look)
-    return Witness(y, *(ledger[f"{prefix}{name}"] for name in ("loss", "late_loss", "late_p")))
+        loss = cross_entropy_per_sample(look, y)
+        return LabelStatistics(y, loss, loss, look)
+    return LabelStatistics(y, *(ledger[f"{prefix}{name}"] for name in ("loss", "late_loss", "late_p")))
 
 
-def judge_labels(witnesses: list[Witness], classes: int) -> Verdict:
+def judge_labels(witnesses: list[LabelStatistics], classes: int) -> Verdict:
     """The verdict from what a probe thought of the labels while it learned.
 
     `label_score` is exp(-loss): the probability of the given label, a geometric mean over the probe's epochs, of which
@@ -68,7 +68,7 @@ def judge_labels(witnesses: list[Witness], classes: int) -> Verdict:
     """
     y = torch.cat([w.y for w in witnesses])
     train = witnesses[0]
-    mixtures = class_mixtures(train.late_loss, train.y, classes, max_iter=200, tol=1e-6)
+    mixtures = fit_class_mixtures(train.late_loss, train.y, classes, max_iter=200, tol=1e-6)
     p_clean = torch.cat([mixtures.posterior(w.late_loss, w.y) for w in witnesses])
     score = torch.exp(-torch.cat([w.loss for w in witnesses]))
     suggested = torch.cat([w.p.argmax(1) for w in witnesses])
@@ -82,7 +82,7 @@ def label_table(data: Data, verdict: Verdict) -> Any:
     """The verdict as a frame, worst first: id, split, given and suggested label, scores, true label where known."""
     import pandas as pd
 
-    splits = [s for s in LISTED if s in data.rows]
+    splits = [s for s in LABELED_SPLITS if s in data.rows]
     values = np.array([*data.class_values, None], dtype=object)[:-1]
     y = np.concatenate([data.rows[s].y for s in splits])
     columns: dict[str, Any] = {
@@ -106,7 +106,7 @@ def mixtures_of(
     loss: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, names: tuple[str, ...]
 ) -> dict[str, Any]:
     """The per-class mixtures of losses as the report draws them, in nats."""
-    fitted: ClassMixtures = class_mixtures(loss, y, classes, max_iter=200, tol=1e-6)
+    fitted: ClassMixtures = fit_class_mixtures(loss, y, classes, max_iter=200, tol=1e-6)
     kept = torch.bincount(y[fitted.posterior(loss, y) > 0.5], minlength=classes)
     out = {}
     for c, name in enumerate(names):

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cleantune.config.run import RunSpec
+from cleantune.config.run import RunConfig
 from cleantune.functional import metrics
-from cleantune.pipeline.inputs import Material
+from cleantune.pipeline.inputs import RunInputs
 from cleantune.training.models import Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
-HARM = 1.0
+HARM_STANDARD_ERRORS = 1.0
 """Fine-tuning is clearly below the probe when it loses by more standard errors than this (McNemar, paired)."""
 
 
 @dataclass(frozen=True)
-class Delivery:
+class SelectedModel:
     """The model that is handed over."""
 
     phase: str
@@ -30,7 +30,9 @@ class Delivery:
     """It is the first probe on the backbone as pre-trained, in the place of what came after."""
 
 
-def deliver(run: Loop, material: Material, fresh: Callable[[], list[Net]], spec: RunSpec, last: str) -> Delivery:
+def deliver(
+    run: Trainer, material: RunInputs, fresh: Callable[[], list[Net]], spec: RunConfig, last: str
+) -> SelectedModel:
     """Put the chosen nets into the run.
 
     Do no harm: where fine-tuning ends clearly below the probe on the noisy validation split, the probe it began
@@ -44,28 +46,30 @@ def deliver(run: Loop, material: Material, fresh: Callable[[], list[Net]], spec:
         spec: Says how to choose.
         last: Name of the last phase.
     """
-    if spec.choose != "last" and "best" in run.candidates:
+    if spec.model_selection != "last" and "best" in run.candidates:
         run.deliver(fresh(), "best")
-        return Delivery("best", f"the epoch with the best accuracy on the validation split ({spec.choose})")
+        return SelectedModel(
+            "best", f"the epoch with the best accuracy on the validation split ({spec.model_selection})"
+        )
     probe = next((name for name in run.candidates if name != "best"), None)
-    if probe is None or not spec.do_no_harm or "validation" not in run.splits:
-        return Delivery(last, "the model of the last epoch")
+    if probe is None or not spec.fallback_to_probe or "validation" not in run.splits:
+        return SelectedModel(last, "the model of the last epoch")
     y = run.splits["validation"].y
     tuned = (run.probabilities("validation").argmax(1) == y).numpy()
     probed = _agrees(run, material, probe)
-    lost = metrics.lost_against(probed, tuned)
+    lost = metrics.mcnemar_z(probed, tuned)
     words = (
         f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels,"
         f" the first {probe} with {probed.mean():.1%}"
     )
-    if lost > HARM:
+    if lost > HARM_STANDARD_ERRORS:
         run.deliver(fresh(), probe)
         why = f"fine-tuning did harm, so the first {probe} is delivered: {words} ({lost:.1f} standard errors)"
-        return Delivery(probe, why, early=True)
-    return Delivery(last, f"the model of the last epoch: {words}")
+        return SelectedModel(probe, why, early=True)
+    return SelectedModel(last, f"the model of the last epoch: {words}")
 
 
-def _agrees(run: Loop, material: Material, candidate: str) -> np.ndarray:
+def _agrees(run: Trainer, material: RunInputs, candidate: str) -> np.ndarray:
     """Whether a candidate of an untouched backbone predicts the given label, by validation sample."""
     f = torch.as_tensor(np.asarray(material.features["validation"]))
     p = torch.zeros(())

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from cleantune.config.run import configure, read_toml
+from cleantune.config.run import configure, read_config
 from cleantune.data import Rows, load_unlabeled
-from cleantune.data.model_inputs import by_length, moved, prepare
+from cleantune.data.model_inputs import make_model_inputs, sort_by_length, to_device
 from cleantune.errors import UserError
-from cleantune.features.cache import SHARD, extract, features_key
+from cleantune.features.cache import SHARD_ROWS, extract, features_key
 from cleantune.features.precision import probe_precision
 from cleantune.kernels.fold_batch_norm import given
 from cleantune.methods.protocol import Inputs
-from cleantune.pipeline.export import load_nets
-from cleantune.pipeline.fit import precisions
-from cleantune.pipeline.inputs import gather, open_model, read_data
+from cleantune.pipeline.export import load_models
+from cleantune.pipeline.fit import stored_precisions
+from cleantune.pipeline.inputs import open_model, prepare_inputs, read_data
 from cleantune.storage.files import cache_folder
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.training.models import Net
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
@@ -43,7 +43,7 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
     run = folder if (folder / "model").is_dir() else None
     if not folder.is_dir():
         raise UserError(f"no run {folder}: name the folder that --out was")
-    nets, note = load_nets(folder / "model" if run else folder)
+    nets, note = load_models(folder / "model" if run else folder)
     return Model(nets, note["classes"], note["class_values"], run, pick_device(device))
 
 
@@ -111,22 +111,22 @@ class Model:
             return self._softmax([f])
         cache = cache_folder(None)
         assert backbone.preprocess is not None
-        prepared = prepare(rows.samples, backbone.preprocess, cache)
-        if prepared.bad:
-            place = next(iter(prepared.bad.values()))
+        prepared = make_model_inputs(rows.samples, backbone.preprocess, cache)
+        if prepared.unreadable:
+            place = next(iter(prepared.unreadable.values()))
             raise UserError(
-                f"{len(prepared.bad)} of {len(rows)} samples cannot be read, the first is {place};"
+                f"{len(prepared.unreadable)} of {len(rows)} samples cannot be read, the first is {place};"
                 " repair or remove them"
             )
         first = prepared.plain(torch.arange(min(BATCH, len(rows))))
         for net in self.nets:
-            net.looking = probe_precision(backbone, first, memory=cache / "precision")
+            net.eval_precision = probe_precision(backbone, first, memory=cache / "precision")
         if cached:
-            key = features_key(backbone, rows.samples.fingerprint, self.nets[0].looking)
-            kept = extract(backbone, prepared, self.nets[0].looking, cache, key)
-            blocks = (torch.from_numpy(kept[start : start + SHARD]) for start in range(0, len(kept), SHARD))
+            key = features_key(backbone, rows.samples.fingerprint, self.nets[0].eval_precision)
+            kept = extract(backbone, prepared, self.nets[0].eval_precision, cache, key)
+            blocks = (torch.from_numpy(kept[start : start + SHARD_ROWS]) for start in range(0, len(kept), SHARD_ROWS))
             return self._softmax(blocks, heads=True)
-        order = torch.tensor(by_length(prepared, range(len(rows))))
+        order = torch.tensor(sort_by_length(prepared, range(len(rows))))
         batches = torch.split(order, BATCH)
         found = self._softmax(prepared.plain(batch) for batch in batches)
         out = np.empty_like(found)
@@ -136,7 +136,7 @@ class Model:
     def _softmax(self, batches: Iterable[Inputs], heads: bool = False) -> Float[np.ndarray, "N C"]:
         device = torch.device(self.device)
         with torch.no_grad(), given({}):
-            out = [self._mean(moved(x, device), heads).cpu() for x in batches]
+            out = [self._mean(to_device(x, device), heads).cpu() for x in batches]
         return torch.cat(out).numpy()
 
     def _mean(self, x: Inputs, heads: bool) -> Float[torch.Tensor, "B C"]:
@@ -155,11 +155,11 @@ class Model:
         """
         if self.run is None:
             raise UserError("features are of a run's data: open the run's folder, not its model folder")
-        table = read_toml(self.run / "config.toml")
-        config, silent = configure(table), Console(silent=True)
-        data, _ = read_data(config, silent)
+        table = read_config(self.run / "config.toml")
+        config, quiet = configure(table), Console(quiet=True)
+        data, _ = read_data(config, quiet)
         backbone = open_model(config.model, data.kind == "features")
-        material = gather(config, data, backbone, silent, precisions(RunFolder(self.run, resume=True)))
+        material = prepare_inputs(config, data, backbone, quiet, stored_precisions(RunDir(self.run, resume=True)))
         place: dict[Any, tuple[str, int]] = {}
         for split in ("test", "unlabeled", "validation", "train"):
             if split in material.data.rows:

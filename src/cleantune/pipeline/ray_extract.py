@@ -17,29 +17,29 @@ import numpy as np
 
 from cleantune.config.run import configure
 from cleantune.data import load
-from cleantune.data.model_inputs import prepare
+from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
 from cleantune.features.cache import (
-    SHARD,
-    Seen,
+    SHARD_ROWS,
+    ViewSpec,
+    ensure_shard,
+    extract_shard,
     features_key,
     find,
-    keep_shard,
     shard_name,
-    shard_of,
     write_index,
     write_shard,
 )
-from cleantune.features.encoder import Program
+from cleantune.features.encoder import Encoder
 from cleantune.features.precision import Precision
-from cleantune.pipeline.inputs import PROBED, check_kind, extraction_precision, open_model
-from cleantune.pipeline.ray_train import first_line, session, surroundings
+from cleantune.pipeline.inputs import PROBED, check_modality, extraction_precision, open_model
+from cleantune.pipeline.ray_train import first_line, ray_session, worker_environment
 from cleantune.storage.files import cache_folder
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 
 
-def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> dict[str, int]:
+def extract_all(table: dict[str, Any], workers: int, quiet: bool = False) -> dict[str, int]:
     """Fill the cache for a run.
 
     Args:
@@ -53,26 +53,26 @@ def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> di
     Raises:
         UserError: Data or model are missing or do not fit, Ray is missing, or was lost.
     """
-    console, config = Console(silent), configure(table)
+    console, config = Console(quiet), configure(table)
     data = load(config.data, config.run.cache)
     if data.kind == "features":
         raise UserError("these data are features already: there is nothing to extract")
     backbone = open_model(config.model, False)
     assert backbone is not None
-    check_kind(backbone, data)
+    check_modality(backbone, data)
     cache = cache_folder(config.run.cache).resolve()
     gpus = int(pick_device(config.model.device) == "cuda")
-    with session(workers) as ray:
-        given = {"table": table | {"run": table.get("run", {}) | {"cache": str(cache)}}, **surroundings()}
+    with ray_session(workers) as ray:
+        given = {"table": table | {"run": table.get("run", {}) | {"cache": str(cache)}}, **worker_environment()}
         said = ray.get(ray.remote(num_gpus=gpus)(precision_in_worker).remote(given))
         precision = Precision(**said)
-        console.say(f"features {precision.words} ({precision.why})")
+        console.print(f"features {precision.words} ({precision.why})")
         for name, rows in data.rows.items():
-            key = features_key(backbone, rows.samples.fingerprint, precision, config.run.store)
+            key = features_key(backbone, rows.samples.fingerprint, precision, config.run.feature_dtype)
             if find(cache, key) is not None:
                 continue
             try:
-                with console.bar(f"features of {name}") as told:
+                with console.progress(f"features of {name}") as told:
                     stream(ray, given | {"split": name, "key": key, "precision": said}, len(rows), workers, gpus, told)
             except UserError:
                 raise
@@ -82,14 +82,14 @@ def extract_all(table: dict[str, Any], workers: int, silent: bool = False) -> di
                     " what is finished is in the cache, the same command goes on"
                 ) from error
             folder = cache / f"features-{key}"
-            write_index(folder, len(rows), backbone.width, bad_of(folder), config.run.store)
-            console.mention(f"{name}: {len(rows):,} samples, {folder}")
+            write_index(folder, len(rows), backbone.width, read_unreadable(folder), config.run.feature_dtype)
+            console.info(f"{name}: {len(rows):,} samples, {folder}")
     return {name: len(rows) for name, rows in data.rows.items()}
 
 
 def stream(ray: Any, given: dict[str, Any], count: int, workers: int, gpus: int, told: Any) -> None:
     """Every shard of a split, each by one of the workers."""
-    shards = -(-count // SHARD)
+    shards = -(-count // SHARD_ROWS)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     done = (
@@ -100,7 +100,7 @@ def stream(ray: Any, given: dict[str, Any], count: int, workers: int, gpus: int,
         )
     )  # fmt: skip
     for number, _ in enumerate(done.iter_rows(), start=1):
-        told(min(number * SHARD, count), count)
+        told(min(number * SHARD_ROWS, count), count)
 
 
 class Extractor:
@@ -111,7 +111,7 @@ class Extractor:
         if Path(given["place"]).is_dir():
             os.chdir(given["place"])
         config = configure(given["table"])
-        self.cache, self.store = cache_folder(config.run.cache), config.run.store
+        self.cache, self.feature_dtype = cache_folder(config.run.cache), config.run.feature_dtype
         self.samples = load(config.data, config.run.cache).rows[given["split"]].samples
         backbone = open_model(config.model, False)
         assert backbone is not None
@@ -121,26 +121,28 @@ class Extractor:
             import torch
 
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.program = Program(self.backbone, self.precision)
+        self.program = Encoder(self.backbone, self.precision)
         self.folder = self.cache / f"features-{given['key']}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The shards of these numbers, unless they are there."""
         for k in batch["id"].tolist():
-            keep_shard(self.folder, k, (len(self.samples), self.backbone.width), self.made, self.store)
+            ensure_shard(self.folder, k, (len(self.samples), self.backbone.width), self.made, self.feature_dtype)
         return batch
 
     def made(self, rows: range) -> np.ndarray:
         """Features [n, D] of a shard; those of its samples that cannot be read are noted beside it."""
-        part = prepare(self.samples.take(np.asarray(rows)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
-        f = shard_of(self.backbone, part, self.precision, range(len(part)), Seen(), self.program)
-        bad = {str(rows.start + row): reason for row, reason in part.bad.items()}
-        if bad:
-            write_shard(self.folder / f"{shard_name(rows.start // SHARD)}.bad.json", json.dumps(bad).encode())
+        part = make_model_inputs(self.samples.take(np.asarray(rows)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
+        f = extract_shard(self.backbone, part, self.precision, range(len(part)), ViewSpec(), self.program)
+        unreadable = {str(rows.start + row): reason for row, reason in part.unreadable.items()}
+        if unreadable:
+            write_shard(
+                self.folder / f"{shard_name(rows.start // SHARD_ROWS)}.bad.json", json.dumps(unreadable).encode()
+            )
         return f
 
 
-def bad_of(folder: Path) -> dict[int, str]:
+def read_unreadable(folder: Path) -> dict[int, str]:
     """Samples that the workers could not read."""
     out: dict[int, str] = {}
     for path in sorted(folder.glob("*.bad.json")):
@@ -160,6 +162,6 @@ def precision_in_worker(given: dict[str, Any]) -> dict[str, Any]:
     backbone = open_model(config.model, False)
     assert backbone is not None
     cache = cache_folder(config.run.cache)
-    first = prepare(samples.take(np.arange(min(2 * PROBED, len(samples)))), backbone.preprocess, cache)  # type: ignore[arg-type]
+    first = make_model_inputs(samples.take(np.arange(min(2 * PROBED, len(samples)))), backbone.preprocess, cache)  # type: ignore[arg-type]
     backbone.to(pick_device(config.model.device))
     return asdict(extraction_precision(backbone, first, config.model, cache, sum(map(len, rows.values()))))

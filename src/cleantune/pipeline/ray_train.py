@@ -16,20 +16,20 @@ from typing import Any
 
 from cleantune.errors import UserError
 from cleantune.storage.files import read_json, write_json
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils.console import Console
 
 RESTARTS = 8
 """Lost workers that a run survives."""
-SPOKEN, REFUSED, RAY = "spoken.txt", "refused.json", "ray"
+CONSOLE_FILE, ERROR_FILE, RAY = "spoken.txt", "refused.json", "ray"
 """In the run's folder while it is on its way: what rank 0 says, what the user can put right, and Ray's own records."""
-MOMENT = 10.0
+ERROR_TIMEOUT = 10.0
 """Seconds in which all ranks meet the same obstacle, where it is one for all."""
 POLL = 0.3
 """Seconds between two looks at what rank 0 says."""
 
 
-def launch(work: Callable[[Console], None], workers: int, folder: RunFolder, console: Console, gpus: bool) -> None:
+def launch_workers(work: Callable[[Console], None], workers: int, folder: RunDir, console: Console, gpus: bool) -> None:
     """Do work in several processes at once.
 
     Args:
@@ -43,7 +43,7 @@ def launch(work: Callable[[Console], None], workers: int, folder: RunFolder, con
         UserError: Ray is missing, the cluster is too small or was lost, or what a worker refused.
     """
     clear(folder)
-    with session(workers) as ray:
+    with ray_session(workers) as ray:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -54,10 +54,10 @@ def launch(work: Callable[[Console], None], workers: int, folder: RunFolder, con
                 f"--workers {workers}: the Ray cluster has {there.get(kind, 0):g} {kind}s;"
                 f" start more nodes, or take --workers {max(1, int(there.get(kind, 0)))}"
             )
-        console.mention(f"{workers} workers by Ray, each with {each:g} {kind}{'s' if each > 1 else ''}")
+        console.info(f"{workers} workers by Ray, each with {each:g} {kind}{'s' if each > 1 else ''}")
         trainer = TorchTrainer(
-            in_worker,
-            train_loop_config={"work": work, "folder": str(folder.path.resolve()), **surroundings()},
+            run_worker,
+            train_loop_config={"work": work, "folder": str(folder.path.resolve()), **worker_environment()},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=gpus, resources_per_worker=None if gpus else {"CPU": each}
             ),
@@ -67,70 +67,72 @@ def launch(work: Callable[[Console], None], workers: int, folder: RunFolder, con
                 failure_config=FailureConfig(max_failures=RESTARTS),
             ),
         )
-        with followed(folder.path / SPOKEN, console):
+        with echo_file(folder.path / CONSOLE_FILE, console):
             try:
                 trainer.fit()
             except Exception as error:  # Ray has an exception for every way to fail, all of them end the run
-                if not (folder.path / REFUSED).is_file():
-                    raise lost(error) from error
-    if (folder.path / REFUSED).is_file():
-        said = read_json(folder.path / REFUSED)["reason"]
+                if not (folder.path / ERROR_FILE).is_file():
+                    raise worker_failure(error) from error
+    if (folder.path / ERROR_FILE).is_file():
+        said = read_json(folder.path / ERROR_FILE)["reason"]
         clear(folder)
         raise UserError(said)
     clear(folder)
 
 
-def surroundings() -> dict[str, Any]:
+def worker_environment() -> dict[str, Any]:
     """What a worker needs of the process that started it."""
     return {"place": str(Path.cwd()), "cache": os.environ.get("CLEANTUNE_CACHE")}
 
 
-def in_worker(given: dict[str, Any]) -> None:
+def run_worker(given: dict[str, Any]) -> None:
     """The life of one worker: resume, work, and note what the user can put right."""
     folder = Path(given["folder"])
-    if (folder / REFUSED).is_file():  # said by the workers before
+    if (folder / ERROR_FILE).is_file():  # said by the workers before
         return
     if Path(given["place"]).is_dir():
         os.chdir(given["place"])  # Ray changes it, and data may be named by relative paths
     if given["cache"]:
         os.environ["CLEANTUNE_CACHE"] = given["cache"]
     main = os.environ.get("RANK", "0") == "0"
-    spoken = folder / SPOKEN if main else Path(os.devnull)  # of the others it would look as if there had been a group
+    spoken = (
+        folder / CONSOLE_FILE if main else Path(os.devnull)
+    )  # of the others it would look as if there had been a group
     again = main and spoken.is_file()
     try:
         with spoken.open("a", encoding="utf-8") as file:
-            console = Console(silent=not main, out=file)
+            console = Console(quiet=not main, out=file)
             if again:
-                console.mention("a worker was lost: all go on from the last epoch's checkpoint")
+                console.info("a worker was lost: all go on from the last epoch's checkpoint")
             given["work"](console)
     except UserError as error:
-        write_json(folder / REFUSED, {"reason": str(error)})
-        if not all_refuse(folder):
+        write_json(folder / ERROR_FILE, {"reason": str(error)})
+        if not all_ranks_failed(folder):
             raise  # Ray ends the others, and the next workers see what was refused
 
 
-def all_refuse(folder: Path) -> bool:
+def all_ranks_failed(folder: Path) -> bool:
     """Whether every rank comes to the same refusal within a moment; else some wait for this one."""
-    (folder / f"{REFUSED}.{os.environ.get('RANK', '0')}").touch()
-    limit = time.monotonic() + MOMENT
+    (folder / f"{ERROR_FILE}.{os.environ.get('RANK', '0')}").touch()
+    limit = time.monotonic() + ERROR_TIMEOUT
     while time.monotonic() < limit:
-        if len(list(folder.glob(f"{REFUSED}.*"))) == int(os.environ.get("WORLD_SIZE", "1")):
+        if len(list(folder.glob(f"{ERROR_FILE}.*"))) == int(os.environ.get("WORLD_SIZE", "1")):
             return True
         time.sleep(0.1)
     return False
 
 
-def clear(folder: RunFolder) -> None:
+def clear(folder: RunDir) -> None:
     """Remove what workers leave beside the run."""
     import shutil
 
-    for path in (folder.path / SPOKEN, *folder.path.glob(f"{REFUSED}*")):
+    for path in (folder.path / CONSOLE_FILE, *folder.path.glob(f"{ERROR_FILE}*")):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder.path / RAY, ignore_errors=True)
 
 
 @contextmanager
-def session(cpus: int) -> Iterator[Any]:
+def ray_session(cpus: int) -> Iterator[Any]:
     """Ray: the session that is there, the cluster that RAY_ADDRESS names, or one of this machine for the time.
 
     Args:
@@ -165,7 +167,7 @@ def session(cpus: int) -> Iterator[Any]:
         ray.shutdown()
 
 
-def lost(error: Exception) -> UserError:
+def worker_failure(error: Exception) -> UserError:
     """The sentence for a run that Ray could not bring to its end."""
     return UserError(
         f"the workers were lost more than {RESTARTS} times or Ray itself was: {first_line(error)};"
@@ -180,7 +182,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def followed(path: Path, console: Console) -> Iterator[None]:
+def echo_file(path: Path, console: Console) -> Iterator[None]:
     """Repeat what is written to a file, as it comes, until the end."""
     ended = threading.Event()
 
@@ -195,7 +197,7 @@ def followed(path: Path, console: Console) -> Iterator[None]:
                 whole = new if last else new[: new.rfind(b"\n") + 1]
                 place += len(whole)
                 if whole:
-                    console.mention(whole.decode("utf-8", errors="replace").rstrip("\n"))
+                    console.info(whole.decode("utf-8", errors="replace").rstrip("\n"))
             if last:
                 return
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from cleantune.data import Data
 from cleantune.functional import metrics
-from cleantune.methods.protocol import Row
-from cleantune.pipeline.finished_run import Ended
-from cleantune.pipeline.inputs import Material
-from cleantune.pipeline.label_table import LISTED, Verdict
+from cleantune.methods.protocol import EpochMetrics
+from cleantune.pipeline.finished_run import FinishedRun
+from cleantune.pipeline.inputs import RunInputs
+from cleantune.pipeline.label_table import LABELED_SPLITS, Verdict
 from cleantune.utils import cpu
 from cleantune.utils.malloc import peak_bytes
 
 
-def summary(ended: Ended, said: Verdict, looks: dict[str, Tensor]) -> dict[str, Any]:
+def summary(ended: FinishedRun, said: Verdict, looks: dict[str, Tensor]) -> dict[str, Any]:
     """All of summary.json."""
     config, material, data = ended.config, ended.material, ended.material.data
     return {
@@ -31,13 +31,11 @@ def summary(ended: Ended, said: Verdict, looks: dict[str, Tensor]) -> dict[str, 
         "class_names": list(data.classes),
         "kind": data.kind,
         "model": model_card(material),
-        "samples": {
-            s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabeled")
-        }
-        | {"bad": len(material.skipped)},
+        "samples": {s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabeled")}
+        | {"bad": len(material.unreadable)},
         "accuracy": accuracies(ended, looks),
-        "delivered": ended.delivery.phase,
-        "why_delivered": ended.delivery.why,
+        "delivered": ended.selected_model.phase,
+        "selection_reason": ended.selected_model.why,
         "baseline": {"name": "CE linear probe", "accuracy": ended.baseline.accuracy, "seconds": ended.baseline.seconds},
         "noise": noise_summary(ended, said),
         "issues": issues(data, said),
@@ -54,7 +52,7 @@ def summary(ended: Ended, said: Verdict, looks: dict[str, Tensor]) -> dict[str, 
     }
 
 
-def model_card(material: Material) -> dict[str, Any] | None:
+def model_card(material: RunInputs) -> dict[str, Any] | None:
     """What is known of the backbone; None of features without one."""
     backbone = material.backbone
     if backbone is None:
@@ -64,12 +62,12 @@ def model_card(material: Material) -> dict[str, Any] | None:
         "architecture": backbone.architecture.model_type,
         "feature": backbone.feature,
         "width": backbone.width,
-        "parameters": backbone.parameter_count,
+        "parameters": backbone.num_parameters,
         "fingerprint": backbone.fingerprint,
     }
 
 
-def accuracies(ended: Ended, looks: dict[str, Tensor]) -> dict[str, Any]:
+def accuracies(ended: FinishedRun, looks: dict[str, Tensor]) -> dict[str, Any]:
     """On test (and validation by given labels): of the delivered model, of the best epoch, at the end of each phase.
 
     `last` is the model that the run ends with: the last epoch's, or, where fine-tuning did harm, the probe.
@@ -94,9 +92,9 @@ def accuracies(ended: Ended, looks: dict[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def ends_of(rows: list[Row]) -> dict[str, Row]:
+def ends_of(rows: list[EpochMetrics]) -> dict[str, EpochMetrics]:
     """The last row of the first probe, of the last tuning, and of the probe after that (`reprobe`)."""
-    ends: dict[str, Row] = {}
+    ends: dict[str, EpochMetrics] = {}
     for row in rows:
         name = "reprobe" if row["phase"] == "probe" and "tune" in ends else row["phase"]
         ends[name] = row
@@ -105,7 +103,7 @@ def ends_of(rows: list[Row]) -> dict[str, Row]:
 
 def truth_of(data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Given labels, true labels, and where the latter are known, of train and validation."""
-    splits = [s for s in LISTED if s in data.rows]
+    splits = [s for s in LABELED_SPLITS if s in data.rows]
     if not any(s in data.truth for s in splits):
         return None
     y = np.concatenate([data.rows[s].y for s in splits])
@@ -113,10 +111,10 @@ def truth_of(data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     return y, truth, truth >= 0
 
 
-def noise_summary(ended: Ended, said: Verdict) -> dict[str, Any]:
+def noise_summary(ended: FinishedRun, said: Verdict) -> dict[str, Any]:
     """Estimated and, where known, true noise rates, over all and per class."""
     data = ended.material.data
-    y = np.concatenate([data.rows[s].y for s in LISTED if s in data.rows])
+    y = np.concatenate([data.rows[s].y for s in LABELED_SPLITS if s in data.rows])
     known = truth_of(data)
     per_class = {}
     for c, name in enumerate(data.classes):
@@ -150,7 +148,7 @@ def issues(data: Data, said: Verdict) -> dict[str, Any]:
     return out
 
 
-def selection(rows: list[Row], data: Data) -> dict[str, Any]:
+def selection(rows: list[EpochMetrics], data: Data) -> dict[str, Any]:
     """Of the last cleansing; a method that trusts everything has the whole training split as its selection."""
     last = next((row for row in reversed(rows) if row.get("selected") is not None), None)
     if last is not None:
@@ -162,13 +160,13 @@ def selection(rows: list[Row], data: Data) -> dict[str, Any]:
     return {"size": len(data.rows["train"]), "purity": float(right.mean()), "recall": 1.0, "auroc": None}
 
 
-def cost(ended: Ended) -> dict[str, Any]:
+def cost(ended: FinishedRun) -> dict[str, Any]:
     """Forwards in the unit of spec section 6, steps, seconds and memory."""
     spent = ended.run.cost
     seconds = {"extract": ended.material.seconds, "probe": 0.0, "score": 0.0, "tune": 0.0} | spent.seconds
     return {
-        "forwards": spent.forwards,
-        "evaluation_forwards": spent.evaluation_forwards,
+        "forward_passes": spent.forward_passes,
+        "evaluation_forward_passes": spent.evaluation_forward_passes,
         "training_samples": spent.training_samples,
         "optimizer_steps": spent.optimizer_steps,
         "seconds": {name: round(value, 3) for name, value in (seconds | {"total": ended.run.wall}).items()},
@@ -176,7 +174,7 @@ def cost(ended: Ended) -> dict[str, Any]:
     }
 
 
-def warnings_of(ended: Ended) -> list[str]:
+def warnings_of(ended: FinishedRun) -> list[str]:
     """What a reader should know before trusting the result (spec, section 7)."""
     out, data = [], ended.material.data
     sizes = np.bincount(data.rows["train"].y, minlength=len(data.classes))

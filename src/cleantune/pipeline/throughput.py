@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cleantune.data.model_inputs import Prepared
+from cleantune.data.model_inputs import ModelInputs
 from cleantune.methods import METHODS
-from cleantune.pipeline.cost_model import Spent
-from cleantune.training.batches import FeatureSource, SampleSource
-from cleantune.training.checkpoint import Split
+from cleantune.pipeline.cost_model import CostEstimate
+from cleantune.training.batches import FeatureBatches, SampleBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases
 from cleantune.training.models import LinearHead, Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 
 BUDGET = 5.0
 """Seconds after which the probe of a machine begins nothing more."""
-FEWEST = 4
+FIRST_PASS_SAMPLES = 4
 """Samples of the first pass: a large backbone learns from one a second."""
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """What a machine does in a second."""
 
     looks: float
@@ -37,20 +37,20 @@ class Speed:
     cached: float
     """Samples that a head learns from on cached features."""
 
-    def seconds(self, spent: Spent) -> float:
+    def seconds(self, spent: CostEstimate) -> float:
         """Time of a run, without extraction, which runs share."""
         return (spent.looked + spent.evaluated) / self.looks + spent.trained / self.trained + spent.cached / self.cached
 
 
-def measure(
+def measure_throughput(
     net: Net | None,
-    samples: Prepared | None,
+    samples: ModelInputs | None,
     width: int,
     classes: int,
     budget: float = BUDGET,
     *,
     trains: bool = True,
-) -> Speed:
+) -> Throughput:
     """How fast this machine is, by looking at and learning from a few samples, more and more until time is up.
 
     Args:
@@ -64,13 +64,13 @@ def measure(
     share = budget / 4
     cached = _rate(lambda count: _learn(Net(None, _zeros(width, classes)), None, width, classes, count), 8192, share)
     if net is None or samples is None:
-        return Speed(cached, cached, cached)
+        return Throughput(cached, cached, cached)
     total = len(samples)
     looks = _rate(lambda count: _look(net, samples, width, count), total, share)
     if not trains:
-        return Speed(looks, looks / 3, cached)
+        return Throughput(looks, looks / 3, cached)
     trained = _rate(lambda count: _learn(net, samples, width, classes, count), total, 2 * share)
-    return Speed(looks, trained, cached)
+    return Throughput(looks, trained, cached)
 
 
 def _rate(work: Callable[[int], None], most: int, budget: float) -> float:
@@ -86,7 +86,7 @@ def _rate(work: Callable[[int], None], most: int, budget: float) -> float:
         work(count)
         return time.perf_counter() - start
 
-    begun, count = time.perf_counter(), min(FEWEST, most)
+    begun, count = time.perf_counter(), min(FIRST_PASS_SAMPLES, most)
     taken = seconds(count)
     rate = count / taken
     while count < most and time.perf_counter() - begun < budget / 3:
@@ -102,25 +102,25 @@ def _zeros(width: int, classes: int) -> LinearHead:
     return LinearHead(width, classes, init="zeros")
 
 
-def _run_of(net: Net, samples: Prepared | None, width: int, classes: int, count: int) -> Loop:
+def _run_of(net: Net, samples: ModelInputs | None, width: int, classes: int, count: int) -> Trainer:
     rows: Int[np.ndarray, " B"] = np.arange(count)
-    source = None if samples is None else SampleSource(samples.take(rows))
-    features = FeatureSource(torch.zeros(count, width))
-    split = Split(torch.from_numpy(rows % classes), features, source)
+    source = None if samples is None else SampleBatches(samples.take(rows))
+    features = FeatureBatches(torch.zeros(count, width))
+    split = SplitData(torch.from_numpy(rows % classes), features, source)
     device = next((str(p.device) for p in net.parameters()), "cpu")
-    return Loop([net], {"train": split}, classes, 0, lambda f, k: _zeros(width, classes), device)
+    return Trainer([net], {"train": split}, classes, 0, lambda f, k: _zeros(width, classes), device)
 
 
-def _learn(net: Net, samples: Prepared | None, width: int, classes: int, count: int) -> None:
+def _learn(net: Net, samples: ModelInputs | None, width: int, classes: int, count: int) -> None:
     """One epoch of cross-entropy over so many samples."""
     method: Any = METHODS["ce"]
     run = _run_of(net, samples, width, classes, count)
     phase = phases(method(scope="head" if samples is None else "all"), 1e-6)[0]
-    run.enter(replace(phase, stage=replace(phase.stage, least_steps=0)))
+    run.enter(replace(phase, stage=replace(phase.stage, min_steps=0)))
     phase.epoch(run)
 
 
-def _look(net: Net, samples: Prepared, width: int, count: int) -> None:
+def _look(net: Net, samples: ModelInputs, width: int, count: int) -> None:
     """One look at so many samples."""
     run = _run_of(net, samples, width, 2, count)
     source = run.splits["train"].samples

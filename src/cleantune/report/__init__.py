@@ -14,7 +14,7 @@ def build(run: Path) -> Path:
     says so.
 
     Args:
-        run: A run folder with `config.toml`, `rows.jsonl`, `summary.json` and `labels.parquet`.
+        run: A run folder with `config.toml`, `metrics.jsonl`, `summary.json` and `labels.parquet`.
 
     Raises:
         UserError: A required file is missing or cannot be read; the sentence names it and the remedy.

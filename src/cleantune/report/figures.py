@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, WRONG, canvas, inline, plain
+from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, WRONG, canvas, inline, sanitize
 from cleantune.storage.run_reader import finite
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def noise_by_class(classes: Sequence[ClassNoise], overall: float | None, alt: st
             axes.scatter(rates, rows, marker="D", s=34, color=WRONG, edgecolors=PAPER, linewidths=1, zorder=3)
         if overall is not None:
             axes.axvline(100 * overall, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
-        axes.set_yticks(places, [plain(c.name, 24) for c in classes])
+        axes.set_yticks(places, [sanitize(c.name, 24) for c in classes])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(classes) - 0.5, -0.5)
         top = max([c.estimated_rate for c in classes] + [c.true_rate or 0 for c in classes] + [overall or 0])
@@ -91,7 +91,7 @@ def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, s
     edges = bin_edges(losses.values)
     values = np.clip(losses.values, edges[0], edges[-1])
     counts = np.histogram(values, edges)[0]
-    with canvas(*(SMALL if small else (420, 262)), laid_out=not small) as figure:
+    with canvas(*(SMALL if small else (420, 262)), constrained=not small) as figure:
         axes = figure.add_subplot()
         axes.stairs(counts, edges, fill=True, color=MUTED if losses.wrong is None else WRONG, alpha=0.8)
         if losses.wrong is not None:
@@ -277,7 +277,7 @@ def _mark_phases(axes: Axes, phases: Sequence[str], first: int) -> None:
         if number:
             axes.axvline(left, color=LINE, linewidth=0.8)
         axes.annotate(
-            plain(phases[start], 16),
+            sanitize(phases[start], 16),
             ((left + right) / 2, 1),
             xytext=(0, 4),
             xycoords=("data", "axes fraction"),
@@ -295,7 +295,7 @@ def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
     fractions = spread([(height - low) / (high - low) for _, height, _ in ends], 0.075)
     for (name, _, color), fraction in zip(ends, fractions, strict=True):
         axes.annotate(
-            plain(name, 30),
+            sanitize(name, 30),
             (1, fraction),
             xytext=(6, 0),
             xycoords="axes fraction",

@@ -12,9 +12,9 @@ import numpy as np
 
 from cleantune.errors import UserError
 from cleantune.report import figures, tables, words
-from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, plain
-from cleantune.report.templates import rendered
-from cleantune.storage.run_reader import RunFolder, finite, value_at
+from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, sanitize
+from cleantune.report.templates import render_page
+from cleantune.storage.run_reader import RunDir, finite, value_at
 from cleantune.utils import format as fmt
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ CURVES: tuple[tuple[str, str, str, tuple[tuple[str, ...], ...]], ...] = (
 )
 
 
-def render(run: RunFolder) -> str:
+def render(run: RunDir) -> str:
     """The whole page as HTML."""
     parts = _about(run) | _noise(run) | _losses(run) | _curves(run) | _confusion(run) | _suspects(run) | _onward(run)
-    return rendered("cleantune.report", "page.html", parts | {"run": run, "words": words})
+    return render_page("cleantune.report", "page.html", parts | {"run": run, "words": words})
 
 
 def write(path: Path, page: str) -> Path:
@@ -72,7 +72,7 @@ def write(path: Path, page: str) -> Path:
     return path
 
 
-def _about(run: RunFolder) -> dict[str, Any]:
+def _about(run: RunDir) -> dict[str, Any]:
     model, samples = run.get("model") or {}, run.get("samples") or {}
     facts = [
         ("data", words.data_name(run)),
@@ -92,13 +92,13 @@ def _about(run: RunFolder) -> dict[str, Any]:
     ]
     versions = run.get("versions") or {}
     return {
-        "facts": [(name, plain(value, 200)) for name, value in facts if value not in (None, "", "–")],
+        "facts": [(name, sanitize(value, 200)) for name, value in facts if value not in (None, "", "–")],
         "settings": tables.settings(run.config),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "verdict": words.verdict(run),
         "tiles": words.tiles(run),
-        "notes": [words.sentence(plain(note, 600)) for note in run.get("notes") or []],
-        "warnings": [words.sentence(plain(note, 600)) for note in run.get("warnings") or []],
+        "notes": [words.sentence(sanitize(note, 600)) for note in run.get("notes") or []],
+        "warnings": [words.sentence(sanitize(note, 600)) for note in run.get("warnings") or []],
         "skipped": (run.bad or [])[:100],
         "skipped_count": len(run.bad) if run.bad else int(finite(samples.get("bad")) or 0),
         "cost": tables.cost(run),
@@ -110,13 +110,13 @@ def _whole(value: Any) -> str | None:
     return None if number is None else fmt.count(number)
 
 
-def _injected(run: RunFolder) -> str | None:
+def _injected(run: RunDir) -> str | None:
     """The noise that was put into clean labels to rehearse, as it was asked for."""
     noise, seed = run.get("noise.injected.noise"), run.get("noise.injected.seed")
     return None if noise is None else f"{noise}, seed {seed}"
 
 
-def _noise(run: RunFolder) -> dict[str, Any]:
+def _noise(run: RunDir) -> dict[str, Any]:
     classes = tables.class_noise(run)
     if not classes:
         return {"noise": None, "noise_table": [], "noise_true": False}
@@ -130,7 +130,7 @@ def _noise(run: RunFolder) -> dict[str, Any]:
     return {"noise": Plot("Estimated noise rate by class", svg, note), "noise_table": classes, "noise_true": known}
 
 
-def _losses(run: RunFolder) -> dict[str, Any]:
+def _losses(run: RunDir) -> dict[str, Any]:
     parts: dict[str, Any] = {"looks": [], "multiples": [], "multiples_note": "", "losses_truth": False}
     notes = parts["losses_notes"] = []
     if run.losses is None:
@@ -181,7 +181,7 @@ def _of_classes(table: pd.DataFrame, look: str, mixtures: dict[str, Any], classe
     return figures.Losses(table[f"loss_{look}"].to_numpy(dtype=float), wrong, fitted)
 
 
-def _curves(run: RunFolder) -> dict[str, Any]:
+def _curves(run: RunDir) -> dict[str, Any]:
     """Curves over the epochs; a quantity that was never measured has none."""
     split = "test" if words.accuracy(run, "test") is not None else "validation"
     baseline = run.number(f"baseline.accuracy.{split}")
@@ -212,14 +212,14 @@ def _last(line: figures.Line) -> float:
     return next(value for value in reversed(line.values) if value is not None)
 
 
-def _confusion(run: RunFolder) -> dict[str, Any]:
+def _confusion(run: RunDir) -> dict[str, Any]:
     counts = tables.confusion(run)
     if len(run.classes) <= tables.HEATMAP_CLASSES:
         return {"heatmap": tables.heatmap(counts), "pairs": []}
     return {"heatmap": [], "pairs": tables.top_pairs(run.classes, counts)}
 
 
-def _suspects(run: RunFolder) -> dict[str, Any]:
+def _suspects(run: RunDir) -> dict[str, Any]:
     shown, dropped = tables.gallery(run)
     listed = run.labels[run.labels["is_label_issue"].astype(bool)]
     check = None
@@ -232,7 +232,7 @@ def _suspects(run: RunFolder) -> dict[str, Any]:
             "issue_count": len(listed), "check": check}  # fmt: skip
 
 
-def _onward(run: RunFolder) -> dict[str, Any]:
+def _onward(run: RunDir) -> dict[str, Any]:
     folder = shlex.quote(run.name)
     fit = f"cleantune fit --config {shlex.quote(f'{run.name}/config.toml')} --out"
     command = str(run.get("command") or f"{fit} {folder}").removesuffix(" --resume")

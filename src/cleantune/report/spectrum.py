@@ -9,18 +9,30 @@ import numpy as np
 from markupsafe import Markup
 
 from cleantune.functional.spectrum import BANDS
-from cleantune.report.svg import FIRST, INK, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
-from cleantune.report.templates import rendered
+from cleantune.report.svg import (
+    FIRST,
+    INK,
+    MUTED,
+    RIGHT,
+    SECOND,
+    THIRD,
+    WRONG,
+    canvas,
+    inline,
+    label_log_axis,
+    sanitize,
+)
+from cleantune.report.templates import render_page
 from cleantune.utils import format as fmt
 
 if TYPE_CHECKING:
-    from cleantune.studies.spectrum import Found
+    from cleantune.studies.spectrum import SpectrumResult
 
 LINES = [(color, dashes) for dashes in ("-", "--", ":") for color in (FIRST, SECOND, THIRD, INK, WRONG, RIGHT, MUTED)]
 """Colors and dashes of models, in their order."""
 
 
-def build(found: Sequence[Found], preset: str, split: str) -> str:
+def build(found: Sequence[SpectrumResult], preset: str, split: str) -> str:
     """The page as HTML.
 
     Args:
@@ -34,10 +46,10 @@ def build(found: Sequence[Found], preset: str, split: str) -> str:
         for k, name in enumerate(names)
     ]
     parts = {"found": found, "figures": figures, "preset": preset, "split": split, "names": names}
-    return rendered("cleantune.report", "spectrum.html", parts | {"verdict": verdict(found)})
+    return render_page("cleantune.report", "spectrum.html", parts | {"verdict": verdict(found)})
 
 
-def verdict(found: Sequence[Found]) -> list[str]:
+def verdict(found: Sequence[SpectrumResult]) -> list[str]:
     """For each data set, which features are spread the most, and which have the strongest direction."""
     said = []
     for name in dict.fromkeys(f.data for f in found):
@@ -53,7 +65,7 @@ def verdict(found: Sequence[Found]) -> list[str]:
     return said
 
 
-def bands(found: Sequence[Found], name: str) -> Markup:
+def bands(found: Sequence[SpectrumResult], name: str) -> Markup:
     """Singular values over rank, logarithmic, in the bands of the paper's figures: 0 to 20, to 500, and the rest.
 
     Values are shares of the sum, so that features of different scale can stand in one figure.
@@ -68,9 +80,9 @@ def bands(found: Sequence[Found], name: str) -> Markup:
             for (color, dashes), f in zip(_styles(len(found)), found, strict=True):
                 p = f.spectrum.shares[starts[k] : end]
                 rank = np.arange(starts[k], starts[k] + len(p))
-                axes.plot(rank[p > 0], 100 * p[p > 0], dashes, color=color, label=plain(f.model, 40))
+                axes.plot(rank[p > 0], 100 * p[p > 0], dashes, color=color, label=sanitize(f.model, 40))
             axes.set_yscale("log")
-            label_logs(axes.yaxis, *axes.get_ylim())
+            label_log_axis(axes.yaxis, *axes.get_ylim())
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.set_xlim(starts[k], max(end - 1, starts[k] + 1))
             axes.set_xlabel(f"rank, {starts[k]} to {end - 1}")

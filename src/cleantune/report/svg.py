@@ -70,7 +70,7 @@ class Plot(NamedTuple):
 
 
 @contextmanager
-def canvas(width: float, height: float, *, laid_out: bool = True) -> Iterator[Figure]:
+def canvas(width: float, height: float, *, constrained: bool = True) -> Iterator[Figure]:
     """A figure in the house style; draw and `inline` it inside the context.
 
     Args:
@@ -86,10 +86,10 @@ def canvas(width: float, height: float, *, laid_out: bool = True) -> Iterator[Fi
         mpl.rcParams.update(STYLE)
         # The browser has glyphs that DejaVu lacks; matplotlib only measures with it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield Figure(figsize=(width / 72, height / 72), layout="constrained" if laid_out else None)
+        yield Figure(figsize=(width / 72, height / 72), layout="constrained" if constrained else None)
 
 
-def label_logs(axis: Axis, low: float, high: float) -> None:
+def label_log_axis(axis: Axis, low: float, high: float) -> None:
     """Labels of a logarithmic axis as plain numbers; matplotlib's own are formulas, which are not drawn here.
 
     Args:
@@ -104,7 +104,7 @@ def label_logs(axis: Axis, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain(text: object, limit: int | None = None) -> str:
+def sanitize(text: object, limit: int | None = None) -> str:
     """A text on one line without what XML forbids, cut to a limit of characters with an ellipsis."""
     line = CONTROL.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"[ \t-\r]+", " ", str(text))).strip(" ")
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
@@ -129,7 +129,7 @@ def inline(figure: Figure, name: str, alt: str) -> Markup:
         _adopt(element, name, used)
     view = root.get("viewBox", "0 0 100 100")
     root.attrib.clear()
-    root.attrib.update({"viewBox": view, "role": "img", "aria-label": plain(alt), "class": "plot"})
+    root.attrib.update({"viewBox": view, "role": "img", "aria-label": sanitize(alt), "class": "plot"})
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # the serializer escaped every text
 
 

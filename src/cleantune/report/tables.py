@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cleantune.report.figures import ClassNoise
-from cleantune.report.svg import plain
-from cleantune.storage.run_reader import RunFolder, finite
+from cleantune.report.svg import sanitize
+from cleantune.storage.run_reader import RunDir, finite
 from cleantune.utils import format as fmt
 
 HEATMAP_CLASSES = 20
@@ -56,7 +56,7 @@ class Suspect(NamedTuple):
     text: str | None = None
 
 
-def class_noise(run: RunFolder) -> list[ClassNoise]:
+def class_noise(run: RunDir) -> list[ClassNoise]:
     """The noise of every class that has an estimate, noisiest first."""
     per_class = run.get("noise.per_class")
     found = []
@@ -67,7 +67,7 @@ def class_noise(run: RunFolder) -> list[ClassNoise]:
     return sorted(found, key=lambda c: (-c.estimated_rate, c.name))
 
 
-def confusion(run: RunFolder) -> NDArray[np.int64]:
+def confusion(run: RunDir) -> NDArray[np.int64]:
     """Counts of given (rows) against suggested labels (columns), in the order of the classes."""
     place = {name: index for index, name in enumerate(run.classes)}
     counts = np.zeros((len(place), len(place)), dtype=np.int64)
@@ -102,7 +102,7 @@ def top_pairs(classes: list[str], counts: NDArray[np.int64], limit: int = PAIRS)
     return found
 
 
-def gallery(run: RunFolder) -> tuple[list[Suspect], int]:
+def gallery(run: RunDir) -> tuple[list[Suspect], int]:
     """The most suspicious samples, and how many pictures were left out to keep the page small."""
     suspects, spent, dropped = [], 0, 0
     for entry in run.gallery or []:
@@ -115,26 +115,26 @@ def gallery(run: RunFolder) -> tuple[list[Suspect], int]:
         text = entry.get("text")
         suspects.append(
             Suspect(
-                id=plain(entry.get("id"), 80),
-                split=plain(entry.get("split", "")),
-                given=plain(entry.get("given_label"), 60),
-                suggested=plain(entry.get("suggested_label"), 60),
+                id=sanitize(entry.get("id"), 80),
+                split=sanitize(entry.get("split", "")),
+                given=sanitize(entry.get("given_label"), 60),
+                suggested=sanitize(entry.get("suggested_label"), 60),
                 score=score(entry.get("label_score")),
                 truth=_truth(entry.get("true_label")),
                 picture=picture,
-                text=None if text is None else plain(text, 400),
+                text=None if text is None else sanitize(text, 400),
             )
         )
     return suspects, dropped
 
 
-def issues(run: RunFolder) -> list[Suspect]:
+def issues(run: RunDir) -> list[Suspect]:
     """The labels listed as issues, worst first, at most `SUSPECTS`."""
     table = run.labels[run.labels["is_label_issue"].astype(bool)].head(SUSPECTS)
     truths = table["true_label"] if "true_label" in table else [None] * len(table)
     columns = (table[name] for name in ("id", "split", "given_label", "suggested_label", "label_score"))
     return [
-        Suspect(plain(i, 80), plain(split), plain(given, 60), plain(new, 60), score(p), _truth(t))
+        Suspect(sanitize(i, 80), sanitize(split), sanitize(given, 60), sanitize(new, 60), score(p), _truth(t))
         for i, split, given, new, p, t in zip(*columns, truths, strict=True)
     ]
 
@@ -147,12 +147,12 @@ def score(value: Any) -> str:
     return "< 0.001" if 0 < number < 0.0005 else f"{number:.3f}"
 
 
-def cost(run: RunFolder) -> list[tuple[str, str, str]]:
+def cost(run: RunDir) -> list[tuple[str, str, str]]:
     """(what, how much, remark) of everything the run spent."""
     train = run.number("samples.train") or 0
     listed = [
-        ("forwards", "forwards", "looked at counts 1, trained on through the backbone 3"),
-        ("evaluation_forwards", "forwards of evaluation", "validation and test, not in the row above"),
+        ("forward_passes", "forward_passes", "looked at counts 1, trained on through the backbone 3"),
+        ("evaluation_forward_passes", "forward_passes of evaluation", "validation and test, not in the row above"),
         ("training_samples", "samples trained on", ""),
         ("optimizer_steps", "optimizer steps", ""),
     ]
@@ -189,9 +189,9 @@ def settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 
 def _truth(value: Any) -> str | None:
-    return None if value is None or value != value else plain(value, 60)  # NaN alone differs from itself
+    return None if value is None or value != value else sanitize(value, 60)  # NaN alone differs from itself
 
 
 def _toml(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return plain(text, 300)
+    return sanitize(text, 300)

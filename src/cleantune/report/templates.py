@@ -8,16 +8,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cleantune.report.svg import plain
+from cleantune.report.svg import sanitize
 from cleantune.utils import format as fmt
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "plain": plain, "percent": fmt.percent, "count": fmt.count, "duration": fmt.duration,
+    "plain": sanitize, "percent": fmt.percent, "count": fmt.count, "duration": fmt.duration,
 }  # fmt: skip
 """How templates write texts, shares, numbers and seconds."""
 
 
-def rendered(package: str, template: str, parts: Mapping[str, Any], **filters: Callable[..., str]) -> str:
+def render_page(package: str, template: str, parts: Mapping[str, Any], **filters: Callable[..., str]) -> str:
     """A page as HTML that needs no network.
 
     Args:

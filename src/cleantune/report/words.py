@@ -6,7 +6,7 @@ import math
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from cleantune.storage.run_reader import RunFolder, finite, value_at
+from cleantune.storage.run_reader import RunDir, finite, value_at
 from cleantune.utils.format import count, duration, percent, points
 
 METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
@@ -31,16 +31,6 @@ class Tile(NamedTuple):
     note: str
 
 
-
-
-
-
-
-
-
-
-
-
 def sentence(text: Any) -> str:
     """A text that begins and ends as a sentence does; empty for None."""
     words = str(text).strip() if text else ""
@@ -48,19 +38,19 @@ def sentence(text: Any) -> str:
     return words if not words or words[-1] in ".!?" else f"{words}."
 
 
-def method_name(run: RunFolder) -> str:
+def method_name(run: RunDir) -> str:
     """The method as the papers write it."""
     name = str(run.summary["method"])
     return METHODS.get(name, name)
 
 
-def model_name(run: RunFolder) -> str | None:
+def model_name(run: RunDir) -> str | None:
     """The last part of the model's path or hub id; None where features came without a model."""
     name = run.get("model.name")
     return (PurePath(str(name)).name or str(name)) if name else None
 
 
-def data_name(run: RunFolder) -> str | None:
+def data_name(run: RunDir) -> str | None:
     """The last part of the path that the config names as data."""
     for path in ("data.data", "data.path", "data"):
         name = value_at(run.config, path)
@@ -69,35 +59,35 @@ def data_name(run: RunFolder) -> str | None:
     return None
 
 
-def delivered_phase(run: RunFolder) -> str | None:
+def delivered_phase(run: RunDir) -> str | None:
     """The phase whose model lies in `model/`, or `best` for the best epoch on validation."""
     phase = run.get("delivered") or run.get("accuracy.delivered")
     return str(phase) if phase else None
 
 
-def last_phase(run: RunFolder) -> str | None:
+def last_phase(run: RunDir) -> str | None:
     """The phase that made the run's last model: a probe after fine-tuning is a head on the fine-tuned backbone."""
     phases = [str(row["phase"]) for row in run.rows]
     return "tune" if "tune" in phases else phases[-1] if phases else None
 
 
-def kept_earlier(run: RunFolder) -> bool:
+def kept_earlier(run: RunDir) -> bool:
     """Whether an earlier phase's model was delivered because the last did harm."""
     return delivered_phase(run) not in (None, "best", last_phase(run))
 
 
-def accuracy(run: RunFolder, split: str) -> float | None:
+def accuracy(run: RunDir, split: str) -> float | None:
     """Accuracy of the delivered model on `test` or `validation`, as a share."""
     return run.number("accuracy.last" if split == "test" else "accuracy.validation_last")
 
 
-def accuracy_after(run: RunFolder, phase: str | None, split: str) -> float | None:
+def accuracy_after(run: RunDir, phase: str | None, split: str) -> float | None:
     """Accuracy at the end of a phase, as a share, whether or not its model was delivered."""
     by_phase = run.get("accuracy.by_phase")
     return finite(value_at(by_phase.get(phase), split)) if isinstance(by_phase, dict) else None
 
 
-def gain(run: RunFolder, split: str) -> Gain | None:
+def gain(run: RunDir, split: str) -> Gain | None:
     """The delivered model against the CE linear probe on a split; None where either was not measured."""
     ours, size = accuracy(run, split), run.number(f"samples.{split}")
     baseline = run.number(f"baseline.accuracy.{split}")
@@ -117,12 +107,12 @@ def phase_words(phase: str | None) -> str:
     return words.get(str(phase), f"the model of phase “{phase}”")
 
 
-def verdict(run: RunFolder) -> list[str]:
+def verdict(run: RunDir) -> list[str]:
     """The run judged: accuracy against the baseline, then what was delivered and why."""
     return [_accuracy_sentence(run), *_delivery_sentences(run)]
 
 
-def _accuracy_sentence(run: RunFolder) -> str:
+def _accuracy_sentence(run: RunDir) -> str:
     split = "test" if accuracy(run, "test") is not None else "validation"
     ours, compared, name = accuracy(run, split), gain(run, split), method_name(run)
     if ours is None:
@@ -147,11 +137,11 @@ def _accuracy_sentence(run: RunFolder) -> str:
     return f"{lead}{name} {body}{tail}"
 
 
-def _delivery_sentences(run: RunFolder) -> list[str]:
+def _delivery_sentences(run: RunDir) -> list[str]:
     phase, last = delivered_phase(run), last_phase(run)
     if phase is None:
         return []
-    why = sentence(run.get("why_delivered") or run.get("accuracy.why_delivered"))
+    why = sentence(run.get("selection_reason") or run.get("accuracy.selection_reason"))
     if not kept_earlier(run):
         return [f"Delivered in model/ is {phase_words(phase)}. {why}".strip()]
     harmed = accuracy_after(run, last, "test")
@@ -159,12 +149,12 @@ def _delivery_sentences(run: RunFolder) -> list[str]:
     return [f"Do no harm: delivered in model/ is {phase_words(phase)}, not {phase_words(last)}{aside}. {why}".strip()]
 
 
-def tiles(run: RunFolder) -> list[Tile]:
+def tiles(run: RunDir) -> list[Tile]:
     """The key numbers, each with what it is measured by."""
     return [*_accuracy_tiles(run), *_noise_tiles(run), *_cost_tiles(run)]
 
 
-def _accuracy_tiles(run: RunFolder) -> list[Tile]:
+def _accuracy_tiles(run: RunDir) -> list[Tile]:
     split = "test" if accuracy(run, "test") is not None else "validation"
     ours, size, compared = accuracy(run, split), run.number(f"samples.{split}"), gain(run, split)
     found = []
@@ -178,7 +168,7 @@ def _accuracy_tiles(run: RunFolder) -> list[Tile]:
     return found
 
 
-def _noise_tiles(run: RunFolder) -> list[Tile]:
+def _noise_tiles(run: RunDir) -> list[Tile]:
     found = []
     rate, true_rate = run.number("noise.estimated_rate"), run.number("noise.true_rate")
     if rate is not None:
@@ -191,10 +181,18 @@ def _noise_tiles(run: RunFolder) -> list[Tile]:
     return [*found, Tile("issues found", count(issues), f"{share} of {count(len(run.labels))} labels")]
 
 
-def _cost_tiles(run: RunFolder) -> list[Tile]:
-    seconds, forwards, train = (run.number(p) for p in ("cost.seconds.total", "cost.forwards", "samples.train"))
+def _cost_tiles(run: RunDir) -> list[Tile]:
+    seconds, forward_passes, train = (
+        run.number(p) for p in ("cost.seconds.total", "cost.forward_passes", "samples.train")
+    )
     if seconds is None:
         return []
-    if not forwards or not train:
-        return [Tile("cost", duration(seconds), "forwards not counted")]
-    return [Tile("cost", duration(seconds), f"{count(forwards)} forwards = {forwards / train:.1f} × training set")]
+    if not forward_passes or not train:
+        return [Tile("cost", duration(seconds), "forward_passes not counted")]
+    return [
+        Tile(
+            "cost",
+            duration(seconds),
+            f"{count(forward_passes)} forward_passes = {forward_passes / train:.1f} × training set",
+        )
+    ]

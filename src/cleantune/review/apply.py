@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from cleantune.config.run import configure, read_toml, toml_of
+from cleantune.config.run import configure, load_toml, read_config
 from cleantune.data.write_cleaned import write_cleaned
 from cleantune.errors import UserError
-from cleantune.review.decisions import Decision, read, settled
+from cleantune.review.decisions import Decision, latest_decisions, read
 from cleantune.storage.files import read_json, write_table
 from cleantune.utils.console import Console
 
 Decided = dict[tuple[str, str], Decision]
 
 
-def applied(
+def apply_decisions(
     run: Path, decisions: Path | None, out: Path | None, *, retrain: bool = False, export: str | None = None
 ) -> list[str]:
     """Put decisions into effect, and say in sentences what was done.
@@ -41,7 +41,7 @@ def applied(
     file = decisions or run / "decisions.csv"
     if not file.is_file() and (export is None or decisions is not None):
         raise UserError(f"{file} does not exist: decide with cleantune review {run}, or name the file of decisions")
-    decided = settled(list(read(file))) if file.is_file() else {}
+    decided = latest_decisions(list(read(file))) if file.is_file() else {}
     told = []
     if out is not None and export is not None:
         from cleantune.review.exports import write_export
@@ -58,7 +58,7 @@ def applied(
 def _cleaned(run: Path, decided: Decided, out: Path) -> tuple[int, int]:
     relabeled = {key: d.label for key, d in decided.items() if d.decision == "relabel"}
     dropped = {key for key, d in decided.items() if d.decision == "drop"}
-    table = read_toml(run / "config.toml")
+    table = read_config(run / "config.toml")
     if "data" in table:
         config = configure(table)
         if config.run.noise is not None:
@@ -75,7 +75,7 @@ def _cleaned_arrays(
     """Arrays come back as an .npz where they came in one, else as a table of id and label."""
     import pandas as pd
 
-    record = toml_of(run / "config.toml").get("record", {})
+    record = load_toml(run / "config.toml").get("record", {})
     frame = pd.read_parquet(run / "labels.parquet").sort_values("id")
     values = {str(v): v for v in [*frame["given_label"].unique(), *frame["suggested_label"].unique()]}
     keys = [(s, str(i)) for s, i in zip(frame["split"], frame["id"], strict=True)]
@@ -113,19 +113,19 @@ def _cleaned_arrays(
 
 def _retrained(run: Path, decided: Decided) -> list[str]:
     """The probe on the decided labels, and the list it makes; rows that a person judged are not judged again."""
-    from cleantune.audit.run import read_rows
-    from cleantune.audit.score_labels import judge_features
-    from cleantune.audit.tables import Rowed, audited, words, write
-    from cleantune.pipeline.inputs import gather, open_model, read_data
+    from cleantune.audit.run import read_labels_of_splits
+    from cleantune.audit.score_labels import score_features
+    from cleantune.audit.tables import LabelTable, build_audit, words, write
+    from cleantune.pipeline.inputs import open_model, prepare_inputs, read_data
 
-    start, console = time.perf_counter(), Console(silent=True)
-    table = read_toml(run / "config.toml")
+    start, console = time.perf_counter(), Console(quiet=True)
+    table = read_config(run / "config.toml")
     if "data" not in table:
         raise UserError(f"{run} was an audit of arrays, whose features are not kept: audit the cleaned arrays instead")
     config = configure(table)
     data, _ = read_data(config, console)
-    material = gather(config, data, open_model(config.model, data.kind == "features"), console)
-    read = read_rows(material.data)
+    material = prepare_inputs(config, data, open_model(config.model, data.kind == "features"), console)
+    read = read_labels_of_splits(material.data)
     x = np.concatenate([np.asarray(material.features[s], np.float32) for s in read.splits])
     rows = read.rows
     keys = [(s, str(i)) for s, i in zip(rows.split, rows.ids.tolist(), strict=True)]
@@ -139,12 +139,12 @@ def _retrained(run: Path, decided: Decided) -> list[str]:
         torch.from_numpy(kept)
     ]
     truth = None if rows.truth is None else rows.truth[kept]
-    rows = Rowed(rows.ids[kept], rows.split[kept], y[kept], truth, rows.names, rows.values)
-    said = judge_features(x[kept], torch.from_numpy(rows.y), len(rows.names))
+    rows = LabelTable(rows.ids[kept], rows.split[kept], y[kept], truth, rows.names, rows.values)
+    said = score_features(x[kept], torch.from_numpy(rows.y), len(rows.names))
     said.score[sure], said.p_wrong[sure], said.issue[sure] = 1.0, 0.0, False
     said.suggested[sure] = torch.from_numpy(rows.y)[sure]
     said.confidence[sure] = 1.0
-    found = audited(said, rows, data.kind, time.perf_counter() - start)
+    found = build_audit(said, rows, data.kind, time.perf_counter() - start)
     found.summary["decided"] = len(decided)
     before = int(read_json(run / "summary.json")["issues"]["count"])
     found = write(found, said, rows, run, console, material.data)

@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cleantune.errors import UserError, nearest
-from cleantune.storage.files import cannot_write
+from cleantune.errors import UserError, did_you_mean
+from cleantune.storage.files import write_error
 
 COLUMNS = ("time", "id", "split", "given_label", "decision", "label")
 DECISIONS = ("keep", "relabel", "drop", "unsure", "undo")
 """`undo` takes back the decision before it on the same row; the last line of a row counts."""
 RECENT = 50
-FEW = 0.2
+MIN_ERROR_FRACTION = 0.2
 """Share of wrong labels among the last 50 below which stopping is suggested."""
 
 
@@ -51,7 +51,7 @@ class Decisions:
     @property
     def now(self) -> dict[tuple[str, str], Decision]:
         """The decision of every row that has one, by split and id, in the order they were made."""
-        return settled(self.history)
+        return latest_decisions(self.history)
 
     def add(self, decision: Decision) -> None:
         """One more decision; it is on the disk when this returns.
@@ -73,7 +73,7 @@ class Decisions:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                raise cannot_write(self.path, error) from error
+                raise write_error(self.path, error) from error
             self.history.append(decision)
 
     def undo(self) -> Decision | None:
@@ -91,7 +91,7 @@ class Decisions:
         wrong = [d.decision != "keep" for d in told]
         recent = wrong[-RECENT:]
         stop = ""
-        if len(recent) == RECENT and sum(recent) < FEW * RECENT:
+        if len(recent) == RECENT and sum(recent) < MIN_ERROR_FRACTION * RECENT:
             stop = f"of the last {RECENT}, {sum(recent)} were wrong: this may be the place to stop"
         return {
             "decided": len(self.now), "unsure": len(self.now) - len(told), "wrong": sum(wrong), "judged": len(told),
@@ -99,7 +99,7 @@ class Decisions:
         }  # fmt: skip
 
 
-def settled(history: list[Decision]) -> dict[tuple[str, str], Decision]:
+def latest_decisions(history: list[Decision]) -> dict[tuple[str, str], Decision]:
     """The last decision of every row, in the order they were made; undone ones are gone."""
     out: dict[tuple[str, str], Decision] = {}
     for d in history:
@@ -128,7 +128,7 @@ def read(path: Path) -> Iterator[Decision]:
         if row["decision"] is None or row["label"] is None:
             continue  # cut off in the middle of the file by a crash, and gone on with after it
         if row["decision"] not in DECISIONS:
-            hint = nearest(row["decision"], DECISIONS)
+            hint = did_you_mean(row["decision"], DECISIONS)
             raise UserError(f'{path}: line {reader.line_num} has the decision "{row["decision"]}"{hint}')
         if row["decision"] == "relabel" and not row["label"]:
             raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from cleantune.errors import UserError
 from cleantune.review.decisions import Decision
-from cleantune.review.server import Session
+from cleantune.review.server import ReviewSession
 from cleantune.storage.files import write_json, write_table
 
 ENDINGS = {
@@ -51,7 +51,7 @@ def write_export(run: Path, decided: dict[tuple[str, str], Decision], form: str,
     elif out.suffix == ".parquet":
         write_table(out, lambda path: frame.to_parquet(path, index=False))
     else:
-        session = Session(run)
+        session = ReviewSession(run)
         make = {"fiftyone": _fiftyone, "label-studio": _label_studio, "argilla": _argilla}[form]
         write_json(out, [make(session, row) for row in frame.to_dict("records")])  # type: ignore[arg-type]
     return f"{out}: {len(frame):,} labels for {form}"
@@ -61,7 +61,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     return {k: row[k] for k in ("label_score", "p_wrong", "is_label_issue") if k in row}
 
 
-def _fiftyone(session: Session, row: dict[str, Any]) -> dict[str, Any]:
+def _fiftyone(session: ReviewSession, row: dict[str, Any]) -> dict[str, Any]:
     out = {
         "id": row["id"],
         "filepath": _file(session, str(row["id"])),
@@ -73,7 +73,7 @@ def _fiftyone(session: Session, row: dict[str, Any]) -> dict[str, Any]:
     return out | _numbers(row) | {"decision": row["decision"]}
 
 
-def _label_studio(session: Session, row: dict[str, Any]) -> dict[str, Any]:
+def _label_studio(session: ReviewSession, row: dict[str, Any]) -> dict[str, Any]:
     choice = {"choices": [str(row["suggested_label"])]}
     result = {"from_name": "label", "to_name": "sample", "type": "choices", "value": choice}
     return {
@@ -88,7 +88,7 @@ def _label_studio(session: Session, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _argilla(session: Session, row: dict[str, Any]) -> dict[str, Any]:
+def _argilla(session: ReviewSession, row: dict[str, Any]) -> dict[str, Any]:
     suggestion = {"value": str(row["suggested_label"]), "score": row.get("suggested_confidence"), "agent": "cleantune"}
     metadata = {"split": row["split"], "given_label": str(row["given_label"])} | _numbers(row)
     return {
@@ -99,7 +99,7 @@ def _argilla(session: Session, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _content(session: Session, id: str) -> dict[str, Any]:  # noqa: A002
+def _content(session: ReviewSession, id: str) -> dict[str, Any]:  # noqa: A002
     """The sample itself: its text, the path of its image, or a small copy of it."""
     text = session.text(id)
     if text is not None:
@@ -111,7 +111,7 @@ def _content(session: Session, id: str) -> dict[str, Any]:  # noqa: A002
     return {} if picture is None else {"image": "data:image/jpeg;base64," + base64.b64encode(picture).decode()}
 
 
-def _file(session: Session, id: str) -> str | None:  # noqa: A002
+def _file(session: ReviewSession, id: str) -> str | None:  # noqa: A002
     if session.data is None or session.data.kind != "image" or id not in session.place:
         return None
     split, k = session.place[id]

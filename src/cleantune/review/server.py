@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 
 from cleantune.audit.tables import suspects
-from cleantune.config.run import configure, read_toml
-from cleantune.data import Bad, Data
+from cleantune.config.run import configure, read_config
+from cleantune.data import Data, UnreadableImage
 from cleantune.errors import UserError
 from cleantune.review.decisions import DECISIONS, Decision, Decisions
 from cleantune.storage.files import read_json
@@ -29,7 +29,7 @@ BODY = 10_000
 """Bytes of a request."""
 
 
-class Session:
+class ReviewSession:
     """One audit under review: its suspects, samples and decisions."""
 
     def __init__(self, run: Path, decisions: Path | None = None) -> None:
@@ -121,7 +121,7 @@ class Session:
         assert self.data is not None
         split, k = self.place[id]
         image = self.data.rows[split].samples.read([k])[0]
-        return None if isinstance(image, Bad) else base64.b64decode(thumbnail(image).partition(",")[2])
+        return None if isinstance(image, UnreadableImage) else base64.b64decode(thumbnail(image).partition(",")[2])
 
     def decide(self, k: Any, decision: Any, label: Any) -> dict[str, Any]:
         """Keep a decision, and say how far the review is.
@@ -166,10 +166,10 @@ def _data(run: Path) -> Data | None:
     """The data of the run, None where it was arrays."""
     from cleantune.pipeline.inputs import read_data
 
-    table = read_toml(run / "config.toml")
+    table = read_config(run / "config.toml")
     if "data" not in table:
         return None
-    return read_data(configure(table), Console(silent=True))[0]
+    return read_data(configure(table), Console(quiet=True))[0]
 
 
 def _number(asked: dict[str, str], key: str, default: float) -> float:
@@ -179,12 +179,12 @@ def _number(asked: dict[str, str], key: str, default: float) -> float:
         raise UserError(f"{key} is {asked[key]!r}; it must be a number") from None
 
 
-class Review(ThreadingHTTPServer):
+class ReviewServer(ThreadingHTTPServer):
     """Serves one session on 127.0.0.1 to whoever knows the token."""
 
     daemon_threads = True
 
-    def __init__(self, session: Session, port: int = 0) -> None:
+    def __init__(self, session: ReviewSession, port: int = 0) -> None:
         """Bind the port, 0 a free one; nothing is served yet.
 
         Raises:
@@ -209,7 +209,7 @@ _NOT_HERE: Answer = (404, "text/plain", b"not here\n")
 class _Handler(BaseHTTPRequestHandler):
     """Answers this page alone: the token must be right, and the host must be this machine."""
 
-    server: Review
+    server: ReviewServer
 
     def do_GET(self) -> None:
         """Page, suspects, progress, pictures."""
@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self, path: str, asked: dict[str, str]) -> Answer:
         session = self.server.session
         if path == "/":
-            return 200, "text/html; charset=utf-8", page_of(self.server.token)
+            return 200, "text/html; charset=utf-8", render_page(self.server.token)
         if path == "/picture":
             found = session.picture(asked.get("id", ""))
             return _NOT_HERE if found is None else (200, "image/jpeg", found)
@@ -283,7 +283,7 @@ def _nonce(token: str) -> str:
     return token[::-1]
 
 
-def page_of(token: str) -> bytes:
+def render_page(token: str) -> bytes:
     """The page with its nonce."""
     text = (Path(__file__).parent / "review.html").read_text("utf-8")
     return text.replace("NONCE", _nonce(token)).encode()
@@ -297,8 +297,8 @@ def serve(
     Raises:
         UserError: The folder is no audit, or the port is taken.
     """
-    session = Session(run, decisions)
-    server = Review(session, port)
+    session = ReviewSession(run, decisions)
+    server = ReviewServer(session, port)
     say(f"review: {server.address}")
     say(f"decisions: {session.decisions.path}; Ctrl-C ends the review, nothing is lost")
     if browser:

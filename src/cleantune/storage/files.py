@@ -21,7 +21,7 @@ def cache_folder(setting: str | None) -> Path:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside the real one to write to; it takes the real one's place only when all went well.
 
     Raises:
@@ -38,12 +38,12 @@ def atomic(path: Path) -> Iterator[Path]:
         beside.chmod(0o644)
         beside.replace(path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise write_error(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
+def write_error(path: Path, error: OSError) -> UserError:
     """The sentence for a file that could not be written."""
     return UserError(
         f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume"
@@ -52,7 +52,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 def write_text(path: Path, text: str) -> None:
     """A text file, atomically."""
-    with atomic(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
@@ -63,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_table(path: Path, write: Callable[[Path], None]) -> None:
     """A file that a function writes, atomically."""
-    with atomic(path) as beside:
+    with atomic_write(path) as beside:
         write(beside)
 
 

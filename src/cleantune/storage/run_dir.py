@@ -15,37 +15,21 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from cleantune.errors import UserError
-from cleantune.methods.protocol import Row
-from cleantune.storage.files import _plain, atomic, cannot_write, write_text
+from cleantune.methods.protocol import EpochMetrics
+from cleantune.storage.files import _plain, atomic_write, write_error, write_text
 
-KEEPING = 0.02
+CHECKPOINT_TIME_FRACTION = 0.02
 """The share of the time, at the most, that goes into keeping states: after each epoch of a head it would be a third."""
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-def kind_of(config: Mapping[str, Any]) -> str:
+def folder_kind(config: Mapping[str, Any]) -> str:
     """What a folder with this config.toml holds: audit, matrix, reproduction, search, run, or something else."""
     named = next((kind for kind in ("audit", "search") if kind in config.get("record", {})), None)
-    marks = {"matrix": "matrix", "stand_in": "reproduction", "method": "run"}
+    marks = {"matrix": "matrix", "synthetic": "reproduction", "method": "run"}
     return named or next((kind for key, kind in marks.items() if key in config), "something else")
 
 
-class RunFolder:
+class RunDir:
     """One run's folder. Nothing is written into it except through here, and nothing is half written."""
 
     def __init__(self, path: Path, *, resume: bool = False, overwrite: bool = False, kind: str = "run") -> None:
@@ -55,7 +39,7 @@ class RunFolder:
             path: Made where it is missing.
             resume: Take what is there as the run's own.
             overwrite: What is there goes once `clear` is called, so that a run that cannot begin costs nothing.
-            kind: What will stand in it, as `kind_of` says: only what is of the same kind is ever removed.
+            kind: What will stand in it, as `folder_kind` says: only what is of the same kind is ever removed.
 
         Raises:
             UserError: It holds something already and neither resume nor overwrite was asked for; or overwrite was, and
@@ -86,7 +70,7 @@ class RunFolder:
 
         path = self.path / "config.toml"
         try:
-            there = kind_of(tomllib.loads(path.read_text(encoding="utf-8")))
+            there = folder_kind(tomllib.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             raise UserError(
                 f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out"
@@ -123,14 +107,14 @@ class RunFolder:
         # Phases may share a head and modules their weights; the file wants each tensor to own its memory.
         tidy = {n: value.detach().cpu().clone(memory_format=torch.contiguous_format) for n, value in tensors.items()}
         data = to_bytes(tidy, {"counters": json.dumps(_plain(counters))})
-        with atomic(self.checkpoint) as beside:
+        with atomic_write(self.checkpoint) as beside:
             beside.write_bytes(data)
         self._saved = time.monotonic()
         self._took = self._saved - start
 
-    def due(self) -> bool:
-        """Whether the last state took no more than its share of the time that has passed since (`KEEPING`)."""
-        return self._took <= KEEPING * (time.monotonic() - self._saved)
+    def is_checkpoint_due(self) -> bool:
+        """Whether the last state took no more than its share of the time that has passed since (`CHECKPOINT_TIME_FRACTION`)."""
+        return self._took <= CHECKPOINT_TIME_FRACTION * (time.monotonic() - self._saved)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The saved state, or None before the first.
@@ -150,36 +134,36 @@ class RunFolder:
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[EpochMetrics]:
         """The rows written so far; a last line that was cut off by a kill is left out."""
-        path = self.path / "rows.jsonl"
+        path = self.path / "metrics.jsonl"
         if not path.is_file():
             return []
         out = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                out.append(Row(json.loads(line)))
+                out.append(EpochMetrics(json.loads(line)))
             except json.JSONDecodeError:
                 break
         return out
 
-    def keep_rows(self, count: int) -> None:
+    def truncate_metrics(self, count: int) -> None:
         """Leave the first rows alone: those that the checkpoint knows."""
         rows = self.rows()[:count]
-        write_text(self.path / "rows.jsonl", "".join(line(row) for row in rows))
+        write_text(self.path / "metrics.jsonl", "".join(line(row) for row in rows))
 
-    def add_row(self, row: Row) -> None:
+    def append_metrics(self, row: EpochMetrics) -> None:
         """One more row at the end; it is on the disk before the checkpoint that counts it."""
-        path = self.path / "rows.jsonl"
+        path = self.path / "metrics.jsonl"
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(line(row))
                 file.flush()
                 os.fsync(cast(IO[str], file).fileno())
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise write_error(path, error) from error
 
 
-def line(row: Row) -> str:
+def line(row: EpochMetrics) -> str:
     """A row as a line of JSON."""
     return json.dumps(_plain(row)) + "\n"

@@ -23,7 +23,7 @@ SUMMARY_KEYS = ("method", "class_names", "samples.train")
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """What a run left behind; None stands for evidence that is not there."""
 
     name: str
@@ -71,7 +71,7 @@ def class_name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def read(run: Path) -> RunFolder:
+def read(run: Path) -> RunDir:
     """Everything a report is made of.
 
     Args:
@@ -84,7 +84,7 @@ def read(run: Path) -> RunFolder:
         raise UserError(f"{run} is no run folder; name the folder that `cleantune fit … --out` wrote")
     required: dict[str, Callable[[Path], Any]] = {
         "config.toml": lambda path: tomllib.loads(path.read_text("utf-8")),
-        "rows.jsonl": _json_lines,
+        "metrics.jsonl": _json_lines,
         "summary.json": _json_table,
         "labels.parquet": lambda path: _table(path, LABEL_COLUMNS),
     }
@@ -96,16 +96,16 @@ def read(run: Path) -> RunFolder:
             )
     found = {name: _open(run / name, opener) for name, opener in required.items()}
     evidence = run / "evidence"
-    return RunFolder(
+    return RunDir(
         name=run.resolve().name,
         config=found["config.toml"],
-        rows=found["rows.jsonl"],
+        rows=found["metrics.jsonl"],
         summary=_checked(run, found["summary.json"]),
         labels=_with_names(found["labels.parquet"]),
         losses=_optional(evidence / "losses.parquet", lambda path: _with_names(_table(path, LOSS_COLUMNS))),
         mixtures=_optional(evidence / "mixtures.json", _json_table),
         gallery=_optional(evidence / "gallery.json", _json_list),
-        bad=_optional(evidence / "bad_samples.csv", _csv),
+        bad=_optional(evidence / "unreadable_samples.csv", _csv),
     )
 
 

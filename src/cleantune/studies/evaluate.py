@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from cleantune.config.run import configure, read_toml, toml_of
-from cleantune.data import Judged, load_judged
-from cleantune.errors import UserError, nearest
+from cleantune.config.run import configure, load_toml, read_config
+from cleantune.data import LabeledEvalSet, load_labeled_eval_set
+from cleantune.errors import UserError, did_you_mean
 from cleantune.functional import metrics
 from cleantune.pipeline.inputs import read_data
 from cleantune.pipeline.predict import Model, load
@@ -35,7 +35,7 @@ def evaluate(
     domain_column: str | None = None,
     class_map: Mapping[str, str] | str | Path | None = None,
     subset: bool = False,
-    silent: bool = True,
+    quiet: bool = True,
 ) -> pd.DataFrame:
     """Accuracy and more of each run on its test split and on each domain of other data.
 
@@ -65,22 +65,24 @@ def evaluate(
 
     folders = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     mapping = read_map(class_map)
-    console, rows = Console(silent), []
-    read: dict[int, Judged] = {}
+    console, rows = Console(quiet), []
+    read: dict[int, LabeledEvalSet] = {}
     for folder in folders:
         model = load(folder)
         if model.run is None:
             raise UserError(f"{folder} is a model without its run: name the folder that --out was")
-        settings = read_toml(folder / "config.toml").get("method", {})
+        settings = read_config(folder / "config.toml").get("method", {})
         frozen = settings.get("scope") == "head"
         shared = {"run": str(folder), "method": settings.get("name", "turn")}
         own = _own(model, folder, console, frozen)
         rows += [] if own is None else [shared | own]
         for k, data in enumerate(ood):
             if k not in read:
-                read[k] = load_judged(data, _kind(model), text=text, image=image, label=label, domain=domain_column)
+                read[k] = load_labeled_eval_set(
+                    data, _kind(model), text=text, image=image, label=label, domain=domain_column
+                )
                 for note in read[k].notes:
-                    console.mention(note)
+                    console.info(note)
             rows += [shared | row for row in _of(model, read[k], mapping, subset, frozen)]
     return pd.DataFrame(rows)
 
@@ -94,7 +96,7 @@ def read_map(given: Mapping[str, str] | str | Path | None) -> dict[str, str] | N
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        given = toml_of(Path(given), f"no class map {given}")
+        given = load_toml(Path(given), f"no class map {given}")
     wrong = next((k for k, v in given.items() if not isinstance(v, str | int)), None)
     if wrong is not None or not given:
         raise UserError(f'a class map has lines such as "tabby cat" = "cat"; {wrong or "there is none"} is not one')
@@ -118,7 +120,7 @@ def pooled(
     if mapping is not None:
         unknown = next((name for name in mapping if name not in classes), None)
         if unknown is not None:
-            raise UserError(f'the class map names "{unknown}", no class of the model{nearest(unknown, classes)}')
+            raise UserError(f'the class map names "{unknown}", no class of the model{did_you_mean(unknown, classes)}')
     of = [mapping.get(name) if mapping is not None else name for name in classes]
     targets = tuple(t for t in dict.fromkeys(of) if t is not None and (only is None or t in only))
     found = np.stack([p[:, [c for c, t in enumerate(of) if t == target]].max(1) for target in targets], axis=1)
@@ -137,7 +139,7 @@ def measured(
         "accuracy": metrics.accuracy(predicted, y),
         "balanced_accuracy": metrics.balanced_accuracy(predicted, y),
         "macro_f1": metrics.macro_f1(predicted, y),
-        "mcc": metrics.matthews(predicted, y),
+        "mcc": metrics.matthews_corrcoef(predicted, y),
         "pearson": None if numbers is None else metrics.pearson(p @ numbers, numbers[y]),
         "calibration_error": metrics.calibration_error(p, y),
     }
@@ -158,9 +160,9 @@ def _kind(model: Model) -> Any:
 def _own(model: Model, folder: Path, console: Console, frozen: bool) -> dict[str, Any] | None:
     """The row of the run's own test split, or None where it has none or its data are gone."""
     try:
-        data, _ = read_data(configure(read_toml(folder / "config.toml")), Console(silent=True))
+        data, _ = read_data(configure(read_config(folder / "config.toml")), Console(quiet=True))
     except UserError as error:
-        console.mention(f"{folder}: its own test split cannot be measured: {error}")
+        console.info(f"{folder}: its own test split cannot be measured: {error}")
         return None
     if "test" not in data.rows:
         return None
@@ -170,7 +172,7 @@ def _own(model: Model, folder: Path, console: Console, frozen: bool) -> dict[str
 
 
 def _of(
-    model: Model, data: Judged, mapping: Mapping[str, str] | None, subset: bool, frozen: bool
+    model: Model, data: LabeledEvalSet, mapping: Mapping[str, str] | None, subset: bool, frozen: bool
 ) -> list[dict[str, Any]]:
     """A row a domain of one data set."""
     refuse_unknown(data, model.classes, mapping)
@@ -179,7 +181,7 @@ def _of(
     return [{"data": data.name, "domain": domain} | row for domain, row in found.items()]
 
 
-def refuse_unknown(data: Judged, classes: Sequence[str], mapping: Mapping[str, str] | None) -> None:
+def refuse_unknown(data: LabeledEvalSet, classes: Sequence[str], mapping: Mapping[str, str] | None) -> None:
     """Labels that no class stands for are an error.
 
     Raises:
@@ -190,11 +192,17 @@ def refuse_unknown(data: Judged, classes: Sequence[str], mapping: Mapping[str, s
     unknown = next((name for name in used if name not in known), None)
     if unknown is not None:
         remedy = "" if mapping else "; map classes to its labels with --map"
-        raise UserError(f'{data.name}: the label "{unknown}" is no class of the run{nearest(unknown, known)}{remedy}')
+        raise UserError(
+            f'{data.name}: the label "{unknown}" is no class of the run{did_you_mean(unknown, known)}{remedy}'
+        )
 
 
 def by_domain(
-    p: Float[np.ndarray, "N C"], classes: Sequence[str], data: Judged, mapping: Mapping[str, str] | None, subset: bool
+    p: Float[np.ndarray, "N C"],
+    classes: Sequence[str],
+    data: LabeledEvalSet,
+    mapping: Mapping[str, str] | None,
+    subset: bool,
 ) -> dict[str, dict[str, Any]]:
     """The numbers of each domain of judged rows.
 

@@ -16,23 +16,23 @@ from typing import Any
 
 import torch
 
-from cleantune.backbones import Backbone, fresh_backbone
+from cleantune.backbones import Backbone, random_backbone
 from cleantune.config.run import Config, configure
 from cleantune.data import Data
 from cleantune.errors import UserError
 from cleantune.noise import parse, spell
-from cleantune.pipeline.export import save_nets
-from cleantune.pipeline.fit import precisions, resumed, tabulate, write_config
-from cleantune.pipeline.inputs import Material, decoded, leave_out, read_data
+from cleantune.pipeline.export import save_models
+from cleantune.pipeline.fit import resumed, stored_precisions, tabulate, write_config
+from cleantune.pipeline.inputs import RunInputs, decode_inputs, drop_unreadable, read_data
 from cleantune.pipeline.summary import versions
 from cleantune.storage.files import read_json, write_json
-from cleantune.storage.run_dir import RunFolder
-from cleantune.training.batches import FeatureSource, SampleSource
-from cleantune.training.checkpoint import Split
+from cleantune.storage.run_dir import RunDir
+from cleantune.training.batches import FeatureBatches, SampleBatches
+from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases, train
-from cleantune.training.evaluator import Judge
+from cleantune.training.evaluator import Evaluator
 from cleantune.training.models import LinearHead, Net
-from cleantune.training.trainer import Loop
+from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 
 STAGE = {
@@ -70,7 +70,7 @@ def pretrain(
     settings: Mapping[str, Any] | list[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    silent: bool = False,
+    quiet: bool = False,
     **options: Any,
 ) -> Pretrained:
     """Train a backbone from random weights on labels that may be wrong, and write it as a transformers folder.
@@ -98,9 +98,9 @@ def pretrain(
         raise UserError("there are no data: name a folder, a table or a Hugging Face dataset")
     config = configure(table)
     _refuse_other_methods(config)
-    folder, console = RunFolder(path, resume=resume, overwrite=overwrite), Console(silent)
+    folder, console = RunDir(path, resume=resume, overwrite=overwrite), Console(quiet)
     if folder.finished:
-        console.mention(f"{path} is finished already")
+        console.info(f"{path} is finished already")
         return Pretrained(path, read_json(path / "summary.json"))
     return _run(config, folder, console)
 
@@ -118,62 +118,62 @@ def _refuse_other_methods(config: Config) -> None:
         raise UserError(f"pretrain: the method {config.name} does not train a whole net from the start; take ce or gce")
 
 
-def _run(config: Config, folder: RunFolder, console: Console) -> Pretrained:
+def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
     start, name = time.perf_counter(), str(config.model.model)
     data, noise = read_data(config, console)
     if data.kind == "features":
         raise UserError("pretrain: these data are features already; it takes images or texts")
-    made = fresh_backbone(
+    made = random_backbone(
         name, seed=config.run.train_seed, image_size=config.model.image_size, max_length=config.model.max_length
     )
-    console.say(f"backbone {name}: {made.parameter_count:,} weights, {made.width} numbers a sample")
-    material = decoded(config, data, made, console, precisions(folder), trains=True)
-    leave_out(material, config.run.max_bad, console, "summary.json")
+    console.print(f"backbone {name}: {made.num_parameters:,} weights, {made.width} numbers a sample")
+    material = decode_inputs(config, data, made, console, stored_precisions(folder), trains=True)
+    drop_unreadable(material, config.run.max_unreadable, console, "summary.json")
     todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]
     folder.clear()
     write_config(folder, config, todo, material)
     loop = _loop(config, material, made)
     loop.started = start
     saved = folder.load()
-    folder.keep_rows(saved[1]["rows"] if saved else 0)
-    judge = Judge(material.data, config.run.test_every_epoch)
+    folder.truncate_metrics(saved[1]["rows"] if saved else 0)
+    judge = Evaluator(material.data, config.run.test_every_epoch)
     for row in folder.rows():
         console.row(row)
     for row in train(todo, loop, judge, folder, look=lambda run: {}):
         console.row(row)
-    save_nets(
+    save_models(
         folder.path / "model", [net.cpu() for net in loop.whole], classes=data.classes, class_values=data.class_values
     )
     told = _summary(config, material, loop, folder.rows()[-1], noise)
     write_json(folder.path / "summary.json", told)
-    console.mention(f"backbone: {folder.path / 'model'}")
+    console.info(f"backbone: {folder.path / 'model'}")
     return Pretrained(folder.path, told)
 
 
-def _loop(config: Config, material: Material, backbone: Backbone) -> Loop:
+def _loop(config: Config, material: RunInputs, backbone: Backbone) -> Trainer:
     """The run: a net whose head is not standardized, since features of random weights have no scale worth keeping."""
     seed = config.run.train_seed
 
     def head(_: Any, k: int) -> LinearHead:
         return LinearHead(backbone.width, material.classes, generator=torch.Generator().manual_seed(seed + k))
 
-    nothing = FeatureSource(torch.empty(0, backbone.width))  # no phase is on features
+    nothing = FeatureBatches(torch.empty(0, backbone.width))  # no phase is on features
     splits = {
-        name: Split(torch.as_tensor(rows.y), nothing, SampleSource(material.prepared[name]))
+        name: SplitData(torch.as_tensor(rows.y), nothing, SampleBatches(material.prepared[name]))
         for name, rows in material.data.rows.items()
     }
     net = Net(backbone, head(None, 0), material.training, material.precision, freeze_batchnorm=False)
-    return Loop([net], splits, material.classes, seed, head, material.device)
+    return Trainer([net], splits, material.classes, seed, head, material.device)
 
 
 def _summary(
-    config: Config, material: Material, run: Loop, last: Mapping[str, Any], noise: Mapping[str, Any] | None
+    config: Config, material: RunInputs, run: Trainer, last: Mapping[str, Any], noise: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     data: Data = material.data
     assert material.backbone is not None
     return {
         "backbone": str(config.model.model),
-        "parameters": material.backbone.parameter_count,
+        "parameters": material.backbone.num_parameters,
         "width": material.backbone.width,
         "noise": noise,
         "accuracy": {key: last.get(f"accuracy_{key}") for key in ("test", "validation", "validation_true")},
@@ -183,7 +183,7 @@ def _summary(
         "precision": asdict(material.training),
         "seconds": round(run.wall, 1),
         "images_a_second": round(run.cost.training_samples / max(run.cost.seconds.get("tune", 0.0), 1e-9), 1),
-        "skipped": [asdict(skipped) for skipped in material.skipped],
+        "skipped": [asdict(unreadable) for unreadable in material.unreadable],
         "versions": versions(),
     }
 

@@ -16,8 +16,8 @@ from cleantune.data import Data, load
 from cleantune.errors import UserError
 from cleantune.features.cache import Features
 from cleantune.functional.spectrum import PRESETS, Spectrum, band_sums, spectrum
-from cleantune.pipeline.export import load_nets
-from cleantune.pipeline.inputs import gather, open_model
+from cleantune.pipeline.export import load_models
+from cleantune.pipeline.inputs import open_model, prepare_inputs
 from cleantune.storage.files import write_table, write_text
 from cleantune.training.models import Net
 from cleantune.utils.console import Console
@@ -30,7 +30,7 @@ SPLITS = ("all", "train", "validation", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class SpectrumResult:
     """The spectrum of one model's features of one data set."""
 
     data: str
@@ -42,7 +42,7 @@ class Found:
 class Study:
     """Spectra with their tables, and where the page is."""
 
-    found: tuple[Found, ...]
+    found: tuple[SpectrumResult, ...]
     report: Path
 
     @property
@@ -55,7 +55,7 @@ class Study:
 
 def study(
     data: Sequence[Any], models: Sequence[Any] = (), *, out: str | Path, runs: Sequence[str | Path] = (),
-    split: str = "all", preset: str = "official_code", console: Console | None = None, **options: Any,
+    split: str = "all", preset: str = "official", console: Console | None = None, **options: Any,
 ) -> Study:  # fmt: skip
     """Measure the features of models, and what the heads of runs make of features, on data sets.
 
@@ -65,7 +65,7 @@ def study(
         out: Folder of spectrum.parquet (the table), singular_values.parquet and spectrum.html.
         runs: Folders of finished runs, of which the reshaped features Z are measured.
         split: `all` rows, or one split's; the paper's figures have the test split.
-        preset: `official_code` or `paper` of `spectrum.PRESETS`.
+        preset: `official` or `paper` of `spectrum.PRESETS`.
         console: Told how far it is.
         **options: Fields of the data and the model, as of `fit`.
 
@@ -78,18 +78,22 @@ def study(
         known, said = (PRESETS, preset) if preset not in PRESETS else (SPLITS, split)
         raise UserError(f'"{said}" is none of {", ".join(known)}')
     console, folder = console or Console(), Path(out)
-    found: list[Found] = []
+    found: list[SpectrumResult] = []
     for one in data:
         opened = read(one, split, options)
         name = _named(one)
-        bare = opened[1].kind == "features"
-        for model in [None] if bare else models:
-            console.mention(f"{name}: {'features as given' if model is None else _named(model)}")
+        unwrap_head = opened[1].kind == "features"
+        for model in [None] if unwrap_head else models:
+            console.info(f"{name}: {'features as given' if model is None else _named(model)}")
             x = features(opened, model, options, console)
-            found.append(Found(name, "features" if model is None else _named(model), spectrum(x, **PRESETS[preset])))
+            found.append(
+                SpectrumResult(name, "features" if model is None else _named(model), spectrum(x, **PRESETS[preset]))
+            )
         for run in runs:
-            console.mention(f"{name}: what {run} makes of it")
-            found.append(Found(name, _named(run), spectrum(reshaped(opened, Path(run), console), **PRESETS[preset])))
+            console.info(f"{name}: what {run} makes of it")
+            found.append(
+                SpectrumResult(name, _named(run), spectrum(reshaped(opened, Path(run), console), **PRESETS[preset]))
+            )
     if not found:
         raise UserError("there is nothing to measure: name a --model or a --run")
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,15 +122,15 @@ def features(opened: tuple[Config, Data], model: Any, options: dict[str, Any], c
     config, data = opened
     spec = replace(config.model, model=model)
     backbone = open_model(spec, data.kind == "features")
-    material = gather(replace(config, model=spec), data, backbone, console)
+    material = prepare_inputs(replace(config, model=spec), data, backbone, console)
     return _joined([material.features[name] for name in material.data.rows])
 
 
 def reshaped(opened: tuple[Config, Data], run: Path, console: Console) -> Any:
     """What the classifier of a run sees of all rows [M, Z]; of several nets the first one's."""
     config, data = opened
-    net: Net = load_nets(run / "model" if (run / "model").is_dir() else run)[0][0]
-    material = gather(config, data, copy.deepcopy(net.backbone), console)
+    net: Net = load_models(run / "model" if (run / "model").is_dir() else run)[0][0]
+    material = prepare_inputs(config, data, copy.deepcopy(net.backbone), console)
     x = _joined([material.features[name] for name in material.data.rows])
     width = net.head.settings()["width"]  # type: ignore[operator]
     if x.shape[1] != width:
@@ -153,7 +157,7 @@ def _named(thing: Any) -> str:
     return type(thing).__name__
 
 
-def _row(found: Found) -> dict[str, Any]:
+def _row(found: SpectrumResult) -> dict[str, Any]:
     s = found.spectrum
     row = {"data": found.data, "model": found.model, "samples": s.samples, "width": s.width, "sve": s.sve}
     row |= {"lsvr": s.lsvr, "dominant_share": s.dominant_share, "effective_rank": s.effective_rank}
@@ -161,7 +165,7 @@ def _row(found: Found) -> dict[str, Any]:
     return row | {"normalize": s.normalize, "center": s.center}
 
 
-def _values(found: Sequence[Found]) -> pd.DataFrame:
+def _values(found: Sequence[SpectrumResult]) -> pd.DataFrame:
     import pandas as pd
 
     parts = [

@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cleantune.data.model_inputs import MEMORY_SHARE, Prepared, ahead, by_length, in_time, raw_inputs
+from cleantune.data.model_inputs import (
+    MEMORY_FRACTION,
+    ModelInputs,
+    maybe_prefetch,
+    prefetch,
+    raw_inputs,
+    sort_by_length,
+)
 from cleantune.features.cache import Features
 from cleantune.methods.protocol import Inputs, View
 
@@ -23,7 +30,7 @@ Item = tuple[Tensor, tuple[Inputs, ...]]
 """Indices of a batch, and one input per view."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Samples of a split in batches.
 
     View k of batch j is drawn from a generator seeded by (seed, j, k): the same arguments give the same bits,
@@ -44,7 +51,7 @@ class Source(Protocol):
             batches: Indices of each.
             views: Of each sample.
             seed: Of the views' luck.
-            in_turns: What lies in memory becomes a batch when it is asked for, not ahead (`inputs.in_time`).
+            in_turns: What lies in memory becomes a batch when it is asked for, not ahead (`inputs.maybe_prefetch`).
         """
         ...
 
@@ -53,7 +60,7 @@ class Source(Protocol):
         ...
 
 
-class FeatureSource:
+class FeatureBatches:
     """Cached features [N, D], or V cached views of each sample [V, N, D], of which the first is the plain one."""
 
     look = 1024
@@ -78,7 +85,7 @@ class FeatureSource:
 
         owned = type(features) is np.ndarray
         size = features.bytes if isinstance(features, Features) else 4 * float(np.prod(shape))
-        if owned or size <= MEMORY_SHARE * psutil.virtual_memory().available:
+        if owned or size <= MEMORY_FRACTION * psutil.virtual_memory().available:
             if isinstance(features, Features):
                 return torch.from_numpy(features.stored())
             mapped = not owned or not features.flags.writeable
@@ -98,7 +105,7 @@ class FeatureSource:
         """The plain view of all samples [N, D]."""
         return self._features if len(self._features.shape) == 2 else self._features[0]
 
-    def through(self, shape: Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]) -> FeatureSource:
+    def through(self, shape: Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]) -> FeatureBatches:
         """The same features, in batches of what a function makes of the rows that are gathered together."""
         source = copy(self)
         source._shape = shape
@@ -119,7 +126,7 @@ class FeatureSource:
             items = self._in_blocks(batches, len(views))
         else:
             items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return items if isinstance(self._features, Tensor) else ahead(items)
+        return items if isinstance(self._features, Tensor) else prefetch(items)
 
     def _in_blocks(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
         """Batches whose rows are gathered together."""
@@ -187,12 +194,12 @@ def _blocks(batches: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
         yield some
 
 
-class SampleSource:
+class SampleBatches:
     """Prepared samples, of which views are made."""
 
     look = 256
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: ModelInputs) -> None:
         self.prepared = prepared
 
     def __len__(self) -> int:
@@ -200,18 +207,18 @@ class SampleSource:
 
     def order(self) -> Int[Tensor, " N"]:
         """Texts by length, images as they lie."""
-        return torch.tensor(by_length(self.prepared, range(len(self))), dtype=torch.int64)
+        return torch.tensor(sort_by_length(self.prepared, range(len(self))), dtype=torch.int64)
 
     def batches(
         self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
     ) -> Iterator[Item]:
         """Views of these batches, each drawn anew; in a thread while the batch before is in use, or in turns."""
         items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return in_time(items, self.prepared, in_turns)
+        return maybe_prefetch(items, self.prepared, in_turns)
 
     def raw_batches(self, batches: Iterable[Int[Tensor, " B"]]) -> Iterator[tuple[Tensor, Inputs]]:
         """These batches for a network that normalizes by itself; each in a thread while the one before is in use."""
-        return ahead((index, raw_inputs(self.prepared, index)) for index in batches)
+        return prefetch((index, raw_inputs(self.prepared, index)) for index in batches)
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Inputs, ...]:
         return tuple(self._view(index, view, seed, j, k) for k, view in enumerate(views))

@@ -12,37 +12,37 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
-from cleantune.data.model_inputs import moved, raw_inputs
+from cleantune.data.model_inputs import raw_inputs, to_device
 from cleantune.distributed.fsdp import like, shard, whole
-from cleantune.distributed.process_group import ALONE, Ranks, SharedBatchNorm
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, SharedBatchNorm
 from cleantune.errors import UserError
-from cleantune.features.openvino import Compiled
+from cleantune.features.openvino import OpenVINOEncoder
 from cleantune.kernels.fold_batch_norm import given
 from cleantune.methods.ledger import Ledger
-from cleantune.methods.protocol import Inputs, Phase, Plan, Reshape
-from cleantune.training.batches import FeatureSource, SampleSource, Source
-from cleantune.training.lora import learnable
+from cleantune.methods.protocol import Inputs, MLPHeadConfig, Phase, Selection
+from cleantune.training.batches import BatchSource, FeatureBatches, SampleBatches
+from cleantune.training.lora import set_trainable
 from cleantune.training.mlp_head import MLPHead
-from cleantune.training.models import Net, ProjectedHead, bare, noted, rebuilt
+from cleantune.training.models import Net, ProjectedHead, head_from_config, head_to_config, unwrap_head
 from cleantune.training.optim import make_optimizer
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitData:
     """One split as the loop sees it: given labels, cached features, and samples where there are any."""
 
     y: Int[Tensor, " N"]
-    features: Source
-    samples: Source | None
+    features: BatchSource
+    samples: BatchSource | None
 
 
 @dataclass
 class Cost:
-    """What a run has spent; forwards are in the unit F of spec section 6."""
+    """What a run has spent; forward_passes are in the unit F of spec section 6."""
 
-    forwards: int = 0
+    forward_passes: int = 0
     """A sample looked at through the backbone is 1, a sample trained on through it is 3."""
-    evaluation_forwards: int = 0
+    evaluation_forward_passes: int = 0
     """Looks that the method did not ask for: validation, test, the last look at the training split."""
     training_samples: int = 0
     optimizer_steps: int = 0
@@ -65,12 +65,12 @@ class State:
     def __init__(
         self,
         nets: list[Net],
-        splits: Mapping[str, Split],
+        splits: Mapping[str, SplitData],
         classes: int,
         seed: int,
         new_head: Callable[[Any, int], nn.Module],
         device: str = "cpu",
-        ranks: Ranks = ALONE,
+        ranks: ProcessGroup = SINGLE_PROCESS,
         sharded: bool = False,
     ) -> None:
         """A run before its first phase.
@@ -99,14 +99,14 @@ class State:
         self.ledger = Ledger(len(self.y))
         self.validation_ledger = Ledger(len(splits["validation"].y) if "validation" in splits else 0)
         self.cost = Cost()
-        self.touched = False
+        self.backbone_changed = False
         """Whether the backbones differ from the pre-trained ones."""
-        self.stale = False
+        self.features_stale = False
         """Whether they have changed since the features were made."""
         self.epoch = 0
         self.progress = 0.0
         self.phase: Phase | None = None
-        self.plan: Plan | None = None
+        self.selection: Selection | None = None
         """What was learned from last, for whoever measures it."""
         self.left: dict[str, list[tuple[nn.Module, torch.optim.Optimizer]]] = {}
         """Heads and optimizers, a pair a net, by the name of the phase that had them last."""
@@ -132,9 +132,9 @@ class State:
         return self.nets[0]
 
     @property
-    def free_to_look(self) -> bool:
+    def uses_cached_features(self) -> bool:
         """Whether a look at every training sample costs no forward."""
-        return self._scope == "head" or not self.stale
+        return self._scope == "head" or not self.features_stale
 
     @property
     def wall(self) -> float:
@@ -149,7 +149,7 @@ class State:
         if phase.scope == "all" and self.splits["train"].samples is None:
             raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
         self.phase = phase
-        if phase.scope == "head" and self.stale:
+        if phase.scope == "head" and self.features_stale:
             self._refresh()
         self._equip(phase)
 
@@ -159,7 +159,7 @@ class State:
         for net in self.whole:
             net.freeze_batchnorm = phase.stage.freeze_batchnorm
             if net.backbone is not None:
-                learnable(net.backbone, phase.scope == "all")
+                set_trainable(net.backbone, phase.scope == "all")
                 if phase.scope == "all" and self.sharded:
                     shard(net.backbone, self.ranks)
                 if not net.freeze_batchnorm:
@@ -176,15 +176,15 @@ class State:
     def _made_head(self, phase: Phase, k: int) -> nn.Module:
         """A new head of net k, with the projection that the phase asks for."""
         head = self.new_head(self.splits["train"].features.plain, k)  # type: ignore[attr-defined]
-        if phase.reshape is not None:
-            head = self._reshaped(head, phase.reshape, k)
+        if phase.mlp is not None:
+            head = self._reshaped(head, phase.mlp, k)
         return ProjectedHead(head, phase.projection, self.seed + k) if phase.projection else head
 
-    def _reshaped(self, head: Any, reshape: Reshape, k: int) -> nn.Module:
+    def _reshaped(self, head: Any, mlp: MLPHeadConfig, k: int) -> nn.Module:
         """A head with an MLP in the place of a linear one of net k, of the same sizes and standardization."""
         sizes, rng = head.settings(), torch.Generator().manual_seed(self.seed + k)
         scale = (head.mean, head.std)
-        return MLPHead(sizes["width"], sizes["classes"], reshape, standardize=scale, generator=rng)
+        return MLPHead(sizes["width"], sizes["classes"], mlp, standardize=scale, generator=rng)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors by name, and the counters."""
@@ -198,7 +198,12 @@ class State:
                     tensors |= {f"left.{name}.{k}.slot.{i}.{s}": whole(torch.as_tensor(v)) for s, v in slots.items()}
         for name, ledger in (("ledger", self.ledger), ("validation", self.validation_ledger)):
             tensors |= {f"{name}.{column}": value for column, value in ledger.state_dict().items()}
-        counters = {"cost": asdict(self.cost), "touched": self.touched, "stale": self.stale, "wall": self.wall}
+        counters = {
+            "cost": asdict(self.cost),
+            "touched": self.backbone_changed,
+            "stale": self.features_stale,
+            "wall": self.wall,
+        }
         return tensors, counters | {"heads": self.heads}
 
     def resume(self, entered: list[Phase], tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
@@ -209,14 +214,14 @@ class State:
             tensors: From `state`.
             counters: From `state`.
         """
-        self.touched = bool(counters["touched"])
+        self.backbone_changed = bool(counters["touched"])
         self._learn_from(tensors)
         for phase in entered:
             self.phase = phase
             self._equip(phase)
-        if entered[-1].scope == "head" and self.touched:
+        if entered[-1].scope == "head" and self.backbone_changed:
             self._refresh()
-        self.stale = bool(counters["stale"])
+        self.features_stale = bool(counters["stale"])
         for name, pairs in self.left.items():
             for k, (head, optimizer) in enumerate(pairs):
                 head.load_state_dict(below(tensors, f"left.{name}.{k}.head."))
@@ -225,7 +230,7 @@ class State:
                     i, slot = key.split(".", 1)
                     slots.setdefault(int(i), {})[slot] = value
                 optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-                lay_out(optimizer)
+                match_memory_format(optimizer)
         for key, value in below(tensors, "candidate.").items():
             name, rest = key.split(".", 1)
             self.candidates.setdefault(name, {})[rest] = value
@@ -240,13 +245,13 @@ class State:
         """Keep a copy of what the nets have learned as a candidate for delivery."""
         learned = self._learned()
         for k, net in enumerate(self.whole):
-            learned |= {f"head.{k}.{key}": value for key, value in bare(net.head).state_dict().items()}
+            learned |= {f"head.{k}.{key}": value for key, value in unwrap_head(net.head).state_dict().items()}
         self.candidates[name] = {key: value.detach().cpu().clone() for key, value in learned.items()}
-        self.heads[name] = [noted(net.head) for net in self.whole]
+        self.heads[name] = [head_to_config(net.head) for net in self.whole]
 
     def candidate_head(self, name: str, k: int) -> nn.Module:
         """The head of net k of a candidate."""
-        head = rebuilt(self.heads[name][k])
+        head = head_from_config(self.heads[name][k])
         head.load_state_dict(below(self.candidates[name], f"head.{k}."))
         return head
 
@@ -259,24 +264,24 @@ class State:
         """
         self.looks = {}
         tensors = self.candidates[candidate]
-        self.touched = self.stale = any(name.startswith("backbone.") for name in tensors)
+        self.backbone_changed = self.features_stale = any(name.startswith("backbone.") for name in tensors)
         self.whole = [net.to(self.device) for net in fresh]
-        if self.touched:
+        if self.backbone_changed:
             self._learn_from(tensors)
         self.splits = dict(self.pretrained)
         for k, net in enumerate(self.whole):
             net.head = self.candidate_head(candidate, k).to(self.device)
         assert self.phase is not None
-        self.phase = replace(self.phase, scope="all" if self.touched else "head")
+        self.phase = replace(self.phase, scope="all" if self.backbone_changed else "head")
 
     def _learned(self) -> dict[str, Tensor]:
         """The backbones, once a step has touched them."""
-        if not self.touched:
+        if not self.backbone_changed:
             return {}
         states = [net.backbone.state_dict() if net.backbone is not None else {} for net in self.whole]
         return {f"backbone.{k}.{name}": whole(value) for k, state in enumerate(states) for name, value in state.items()}
 
-    def gather_nets(self, fresh: Callable[[], list[Net]]) -> None:
+    def gather_models(self, fresh: Callable[[], list[Net]]) -> None:
         """Put nets that are whole in the place of those that are divided among ranks.
 
         Args:
@@ -301,7 +306,7 @@ class State:
     def _scope(self) -> str:
         return "head" if self.phase is None else self.phase.scope
 
-    def _source(self, split: str) -> Source:
+    def _source(self, split: str) -> BatchSource:
         data = self.splits[split]
         if self._scope == "head":
             return data.features
@@ -310,7 +315,7 @@ class State:
 
     @contextmanager
     def _spending(self, account: str) -> Iterator[None]:
-        """Book the forwards that pass through the backbones inside on an account of the cost."""
+        """Book the forward_passes that pass through the backbones inside on an account of the cost."""
         before = sum(net.looked + 3 * net.trained for net in self.whole)
         yield
         after = sum(net.looked + 3 * net.trained for net in self.whole)
@@ -319,8 +324,8 @@ class State:
     def _refresh(self) -> None:
         """New features of all splits from the backbone as it is now."""
         for split, features in self._remade(*self.splits).items():
-            self.splits[split] = replace(self.splits[split], features=FeatureSource(features))
-        self.stale = False
+            self.splits[split] = replace(self.splits[split], features=FeatureBatches(features))
+        self.features_stale = False
 
     def _remade(self, *splits: str) -> dict[str, Tensor]:
         """Features of these splits from the backbone as it is now."""
@@ -330,10 +335,12 @@ class State:
         for split in splits:
             samples = self.splits[split].samples
             assert samples is not None
-            name, account = ("score", "forwards") if split == "train" else ("evaluate", "evaluation_forwards")
+            name, account = (
+                ("score", "forward_passes") if split == "train" else ("evaluate", "evaluation_forward_passes")
+            )
             with self.cost.timed(name), self._spending(account):
-                if net.looking.engine == "openvino" and net.backbone is not None and not self.sharded:
-                    assert isinstance(samples, SampleSource)
+                if net.eval_precision.backend == "openvino" and net.backbone is not None and not self.sharded:
+                    assert isinstance(samples, SampleBatches)
                     network = network or self._compile(net, samples)
                     out[split] = self._streamed(network, net, samples)
                 else:
@@ -341,15 +348,15 @@ class State:
         return out
 
     @staticmethod
-    def _compile(net: Net, samples: SampleSource) -> Compiled:
+    def _compile(net: Net, samples: SampleBatches) -> OpenVINOEncoder:
         """The tuned backbone as OpenVINO computes it: where that paid for the first features, it pays again."""
         assert net.backbone is not None
         first = raw_inputs(samples.prepared, torch.arange(min(2, len(samples))))
-        return Compiled(net.backbone, first, net.looking)
+        return OpenVINOEncoder(net.backbone, first, net.eval_precision)
 
-    def _streamed(self, network: Compiled, net: Net, samples: SampleSource) -> Tensor:
+    def _streamed(self, network: OpenVINOEncoder, net: Net, samples: SampleBatches) -> Tensor:
         """Features of all samples by the compiled backbone, in the order of the rows."""
-        batches = cut(samples.order(), samples.look)
+        batches = split_batches(samples.order(), samples.look)
         own = self.ranks.mine(batches)
 
         def found() -> Iterator[Tensor]:
@@ -361,20 +368,20 @@ class State:
             net.looked += sum(map(len, own))
         return self._in_order(batches, rows)
 
-    def _pass_over(self, source: Source, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
+    def _pass_over(self, source: BatchSource, fn: Callable[[Tensor, Inputs], Tensor]) -> Tensor:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
-        batches = cut(source.order(), source.look)
+        batches = split_batches(source.order(), source.look)
         own = self.ranks.mine(batches)
         with torch.no_grad(), given({}), self._looking_together(batches):
             items = source.batches(own, ("plain",), 0, in_turns=self.device.type == "cpu")
-            found = (fn(index, moved(xs[0], self.device)).cpu() for index, xs in items)
+            found = (fn(index, to_device(xs[0], self.device)).cpu() for index, xs in items)
             rows = _joined(found, sum(map(len, own)))
         return self._in_order(batches, rows)
 
     def _in_order(self, batches: list[Tensor], own: Tensor) -> Tensor:
         """What the ranks found in their batches, by row."""
         count = self.ranks.count
-        found = self.ranks.all_rows(own, [sum(map(len, batches[r::count])) for r in range(count)])
+        found = self.ranks.all_gather(own, [sum(map(len, batches[r::count])) for r in range(count)])
         order = torch.cat([batch for r in range(count) for batch in batches[r::count]])
         if torch.equal(order, torch.arange(len(order))):
             return found
@@ -384,7 +391,7 @@ class State:
 
     @contextmanager
     def _looking_together(self, batches: list[Tensor]) -> Iterator[None]:
-        """Count the forwards of all ranks, where this one makes a part of them."""
+        """Count the forward_passes of all ranks, where this one makes a part of them."""
         before = [net.looked for net in self.whole]
         yield
         if self.ranks.count > 1:
@@ -404,7 +411,7 @@ def _joined(found: Iterator[Shaped[Tensor, "n ..."]], count: int) -> Shaped[Tens
     return out
 
 
-def lay_out(optimizer: torch.optim.Optimizer) -> None:
+def match_memory_format(optimizer: torch.optim.Optimizer) -> None:
     """Give the moments the memory layout of their parameters.
 
     A file gives contiguous tensors, but fused AdamW reads memory as it lies: beside channels-last weights the moments
@@ -421,7 +428,7 @@ def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def cut(order: Int[Tensor, " N"], size: int, least: int = 2) -> list[Tensor]:
+def split_batches(order: Int[Tensor, " N"], size: int, least: int = 2) -> list[Tensor]:
     """The order in batches; a last batch of fewer than `least` samples joins the one before it.
 
     BatchNorm cannot train on a single one.
@@ -432,6 +439,6 @@ def cut(order: Int[Tensor, " N"], size: int, least: int = 2) -> list[Tensor]:
     return batches
 
 
-def least_of(size: int) -> int:
+def min_batch_size(size: int) -> int:
     """Samples of a step at the least, an eighth of a batch: two that are left over would move the nets as far as 80."""
     return max(2, size // 8)

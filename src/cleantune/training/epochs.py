@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from cleantune.label_quality.scores import nats
-from cleantune.methods.protocol import Choose, Method, Phase, Row
-from cleantune.training.optim import with_rates
-from cleantune.training.trainer import Loop
+from cleantune.label_quality.scores import cross_entropy_per_sample
+from cleantune.methods.protocol import EpochMetrics, Method, ModelSelection, Phase
+from cleantune.training.optim import resolve_learning_rates
+from cleantune.training.trainer import Trainer
 
-JUDGED_BY = {"noisy-validation": "accuracy_validation", "clean-validation": "accuracy_validation_true"}
+SELECTION_METRICS = {"noisy-val": "accuracy_validation", "clean-val": "accuracy_validation_true"}
 
 
-class Memory(Protocol):
+class CheckpointStore(Protocol):
     """Where rows and state are kept between epochs: a run folder, or nothing at all."""
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -27,28 +27,28 @@ class Memory(Protocol):
         """Keep the state in the place of the one before."""
         ...
 
-    def due(self) -> bool:
+    def is_checkpoint_due(self) -> bool:
         """Whether to keep a state now, within a phase; a kill loses the epochs since the last one."""
         ...
 
-    def add_row(self, row: Row) -> None:
+    def append_metrics(self, row: EpochMetrics) -> None:
         """Keep one more row."""
         ...
 
 
 def phases(method: Method, backbone_learning_rate: float) -> tuple[Phase, ...]:
     """The phases of a method that have an epoch, with the backbone's rate stated in each."""
-    return tuple(with_rates(p, backbone_learning_rate) for p in method.phases() if p.stage.epochs > 0)
+    return tuple(resolve_learning_rates(p, backbone_learning_rate) for p in method.phases() if p.stage.epochs > 0)
 
 
 def train(
     todo: tuple[Phase, ...],
-    run: Loop,
-    judge: Callable[[Loop, dict[str, Tensor]], dict[str, Any]],
-    memory: Memory | None = None,
-    choose: Choose = "last",
-    look: Callable[[Loop], dict[str, Tensor]] | None = None,
-) -> Iterator[Row]:
+    run: Trainer,
+    judge: Callable[[Trainer, dict[str, Tensor]], dict[str, Any]],
+    memory: CheckpointStore | None = None,
+    model_selection: ModelSelection = "last",
+    look: Callable[[Trainer], dict[str, Tensor]] | None = None,
+) -> Iterator[EpochMetrics]:
     """Train, epoch by epoch; (phase, epoch) is the whole program counter.
 
     Args:
@@ -77,17 +77,17 @@ def train(
             phase.epoch(run)
             run.settle()
             looks = (look or remember)(run)
-            row = Row({"phase": phase.name, "round": p, "epoch": epoch} | run.row | judge(run, looks))
-            row |= {"forwards": run.cost.forwards, "seconds": round(run.wall, 3)}
+            row = EpochMetrics({"phase": phase.name, "round": p, "epoch": epoch} | run.row | judge(run, looks))
+            row |= {"forward_passes": run.cost.forward_passes, "seconds": round(run.wall, 3)}
             if p == 0 and epoch == phase.stage.epochs - 1 and any(q.scope == "all" for q in todo[1:]):
                 run.keep(phase.name)
-            if choose != "last" and (row[JUDGED_BY[choose]] or 0.0) > best:
-                best = row[JUDGED_BY[choose]]
+            if model_selection != "last" and (row[SELECTION_METRICS[model_selection]] or 0.0) > best:
+                best = row[SELECTION_METRICS[model_selection]]
                 run.keep("best")
             rows += 1
             if memory is not None:
-                run.ranks.first(partial(memory.add_row, row))
-                if epoch == phase.stage.epochs - 1 or run.ranks.first(memory.due):
+                run.ranks.first(partial(memory.append_metrics, row))
+                if epoch == phase.stage.epochs - 1 or run.ranks.first(memory.is_checkpoint_due):
                     tensors, state = run.state()
                     state |= {"phase": p, "epoch": epoch, "rows": rows, "best": best}
                     run.ranks.first(partial(memory.save, tensors, state))
@@ -99,7 +99,7 @@ EVIDENCE = ("loss", "late_loss", "late_p")
 every sample in head scope; the same, and the probabilities, over the second half of its epochs."""
 
 
-def remember(run: Loop) -> dict[str, Tensor]:
+def remember(run: Trainer) -> dict[str, Tensor]:
     """The looks that cost a method nothing, as evidence of which labels are wrong.
 
     Averages over the epochs of a probe tell wrong labels better than its last epoch (arXiv:2510.16211). A phase that
@@ -111,21 +111,21 @@ def remember(run: Loop) -> dict[str, Tensor]:
     """
     assert run.phase is not None
     looks = {"validation": run.probabilities("validation")} if "validation" in run.splits else {}
-    if run.phase.scope == "all" or run.plan is None or not bool(run.plan.keep.all()):
+    if run.phase.scope == "all" or run.selection is None or not bool(run.selection.keep.all()):
         return looks
     looks["train"] = run.probabilities("train")
     for split, ledger in (("train", run.ledger), ("validation", run.validation_ledger)):
         if split not in looks:
             continue
         p, y = looks[split], run.splits[split].y
-        loss = nats(p, y)
+        loss = cross_entropy_per_sample(p, y)
         if run.epoch == 0:
             ledger.forget(*EVIDENCE)
         ledger.average("loss", loss)
         if run.epoch >= run.phase.stage.epochs // 2:
             ledger.average("late_loss", loss)
             ledger.average("late_p", p)
-            if not run.touched:
+            if not run.backbone_changed:
                 for name in EVIDENCE:
                     ledger.write(f"first_{name}", ledger[name])
     return looks

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from cleantune.data import Data
 from cleantune.functional import metrics
-from cleantune.methods.protocol import Row
-from cleantune.training.trainer import Loop
+from cleantune.methods.protocol import EpochMetrics
+from cleantune.training.trainer import Trainer
 
 
 @dataclass
-class Judge:
+class Evaluator:
     """Asked by the driver after each epoch. It sees true labels, and nothing that it says reaches the training.
 
-    Once the backbone learns, a look at the test split costs forwards: it is looked at where validation is the best
+    Once the backbone learns, a look at the test split costs forward_passes: it is looked at where validation is the best
     of the phase so far, and at the phase's end, which is all that `best` and `last` need.
     """
 
@@ -29,7 +29,7 @@ class Judge:
     best: dict[str, float] = field(default_factory=dict)
     """Best validation accuracy of each phase so far."""
 
-    def recall(self, rows: list[Row]) -> None:
+    def recall(self, rows: list[EpochMetrics]) -> None:
         """Know what an interrupted run had measured."""
         for row in rows:
             self._improves(row["phase"], row["accuracy_validation"])
@@ -40,7 +40,7 @@ class Judge:
         self.best[phase] = accuracy
         return True
 
-    def __call__(self, run: Loop, looks: dict[str, Tensor]) -> dict[str, Any]:
+    def __call__(self, run: Trainer, looks: dict[str, Tensor]) -> dict[str, Any]:
         """Numbers of one epoch, for its row.
 
         Args:
@@ -56,7 +56,7 @@ class Judge:
                 continue
             if split == "test":
                 improved = self._improves(run.phase.name, said["accuracy_validation"])
-                if not (improved or last or self.every_epoch or run.free_to_look):
+                if not (improved or last or self.every_epoch or run.uses_cached_features):
                     continue
             p = looks[split] if split in looks else run.probabilities(split)
             predicted = p.argmax(1).numpy()
@@ -73,12 +73,12 @@ class Judge:
             return None
         return metrics.accuracy(predicted[truth >= 0], truth[truth >= 0])
 
-    def _selection(self, run: Loop) -> dict[str, Any]:
+    def _selection(self, run: Trainer) -> dict[str, Any]:
         """Size, balance, purity and recall of the last plan, and how well `p_clean` tells right from wrong."""
-        plan = run.plan
-        if plan is None or run.row.get("selected") is None:
+        selection = run.selection
+        if selection is None or run.row.get("selected") is None:
             return {"selected": None}
-        keep, y = plan.keep, run.y
+        keep, y = selection.keep, run.y
         counts = torch.bincount(y[keep], minlength=run.classes)[torch.bincount(y, minlength=run.classes) > 0]
         said: dict[str, Any] = {
             "selected": int(keep.sum()),
@@ -89,7 +89,7 @@ class Judge:
             return said
         known = truth >= 0
         right = (truth == y.numpy())[known]
-        weight = torch.where(keep, plan.weight, torch.zeros(())).numpy()[known]
+        weight = torch.where(keep, selection.weight, torch.zeros(())).numpy()[known]
         said["purity"] = metrics.purity(weight.astype(np.float64), right)
         said["recall"] = metrics.recall(keep.numpy()[known], right)
         if "p_clean" in run.ledger:

@@ -16,14 +16,14 @@ from torch import nn
 from cleantune.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
-GAIN = 10.0
+LEARNING_RATE_FACTOR = 10.0
 """The adapters' learning rate in multiples of the backbone's: neither paper nor code states one."""
 LAYERS = re.compile(r"(^|\.)(mlp|intermediate|output|pwconv[12])(\.|$)")
 ATTENTION = re.compile(r"(^|\.)(attention|attn|self_attn|self_attention)(\.|$)")
 _ADAPTER = "lora_"
 
 
-def adapted(backbone: M, rank: int, seed: int) -> M:
+def add_lora(backbone: M, rank: int, seed: int) -> M:
     """A copy of a backbone with adapters, which do nothing until they have learned.
 
     Args:
@@ -52,7 +52,7 @@ def _meant(name: str) -> bool:
     return bool(LAYERS.search(name)) and not ATTENTION.search(name)
 
 
-def learnable(backbone: nn.Module, on: bool) -> None:
+def set_trainable(backbone: nn.Module, on: bool) -> None:
     """Let a backbone learn or not: its adapters where it has any, else all of it."""
     names = [name for name, _ in backbone.named_parameters()]
     some = any(_ADAPTER in name for name in names)

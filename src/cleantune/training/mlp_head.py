@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from cleantune.methods.protocol import Output, Reshape
+from cleantune.methods.protocol import MLPHeadConfig, Output
 
 
 class MLPHead(nn.Module):
@@ -33,37 +33,37 @@ class MLPHead(nn.Module):
         self,
         width: int,
         classes: int,
-        reshape: Reshape,
+        mlp: MLPHeadConfig,
         *,
         standardize: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """A fresh head: the MLP as torch initializes linear layers, the classifier by the reshape, its bias at zero.
+        """A fresh head: the MLP as torch initializes linear layers, the classifier by the mlp, its bias at zero.
 
         Args:
             width: D, the length of a feature.
             classes: C.
-            reshape: The MLP.
-            standardize: Mean and deviation [D]; None, or a reshape without scaling, leaves features as they are.
+            mlp: The MLP.
+            standardize: Mean and deviation [D]; None, or a mlp without scaling, leaves features as they are.
             generator: Of the initial weights; the global generator is not touched.
         """
         super().__init__()
-        self.reshape = reshape
-        hidden = round(reshape.ratio * width)
-        sizes = [width, *[hidden] * reshape.layers]
+        self.mlp = mlp
+        hidden = round(mlp.ratio * width)
+        sizes = [width, *[hidden] * mlp.layers]
         parts: list[nn.Module] = []
         for one, two in itertools.pairwise(sizes):
             parts.append(_linear(one, two, 1 / math.sqrt(one), generator))
-            parts += [nn.BatchNorm1d(two)] if reshape.norm == "batch" else []
+            parts += [nn.BatchNorm1d(two)] if mlp.norm == "batch" else []
             parts.append(nn.ReLU())
         parts.append(_linear(sizes[-1], width, 1 / math.sqrt(sizes[-1]), generator))
         self.layers = nn.Sequential(*parts)
-        self.scale = nn.Parameter(torch.full((width,), reshape.residual_scale)) if reshape.residual else None
-        bound = math.sqrt(6 / width) if reshape.classifier == "kaiming" else 0.0
+        self.scale = nn.Parameter(torch.full((width,), mlp.residual_scale)) if mlp.residual else None
+        bound = math.sqrt(6 / width) if mlp.classifier == "kaiming" else 0.0
         self.linear = _linear(width, classes, bound, generator)
         with torch.no_grad():
             self.linear.bias.zero_()
-        mean, std = standardize if standardize and reshape.standardize else (torch.zeros(width), torch.ones(width))
+        mean, std = standardize if standardize and mlp.standardize else (torch.zeros(width), torch.ones(width))
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
         self.luck: torch.Generator | None = None
@@ -76,23 +76,25 @@ class MLPHead(nn.Module):
         """Scores, the reshaped features, and what they were made of."""
         with torch.autocast(f.device.type, enabled=False):
             x = (f.to(self.linear.weight.dtype) - self.mean) / self.std
-            if self.training and self.reshape.dropout:
-                seen = torch.rand(x.shape, generator=self.luck, device=x.device) >= self.reshape.dropout
-                x = x * seen / (1 - self.reshape.dropout)
+            if self.training and self.mlp.dropout:
+                seen = torch.rand(x.shape, generator=self.luck, device=x.device) >= self.mlp.dropout
+                x = x * seen / (1 - self.mlp.dropout)
             z: Float[Tensor, "B D"] = self.layers(x)
             if self.scale is not None:
                 z = self.scale * z + x
             return Output(self.linear(z), z, x)
 
     def settings(self) -> dict[str, Any]:
-        """What `rebuilt` needs beside the state."""
+        """What `head_from_config` needs beside the state."""
         width, classes = self.linear.in_features, self.linear.out_features
-        return {"width": width, "classes": classes, "reshape": asdict(self.reshape)}
+        return {"width": width, "classes": classes, "mlp": asdict(self.mlp)}
 
     @classmethod
-    def rebuilt(cls, settings: Mapping[str, Any]) -> MLPHead:
+    def head_from_config(cls, settings: Mapping[str, Any]) -> MLPHead:
         """A head of these sizes, whose state is then loaded."""
-        return cls(settings["width"], settings["classes"], Reshape(**settings["reshape"]), generator=torch.Generator())
+        return cls(
+            settings["width"], settings["classes"], MLPHeadConfig(**settings["mlp"]), generator=torch.Generator()
+        )
 
 
 def _linear(one: int, two: int, bound: float, generator: torch.Generator | None) -> nn.Linear:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from cleantune.backbones import Backbone
-from cleantune.distributed.process_group import ALONE
+from cleantune.distributed.process_group import SINGLE_PROCESS
 from cleantune.features import compiling
 from cleantune.features.precision import Precision
 from cleantune.kernels.to_delete.halves import Learning, at_rest, halved
@@ -45,7 +45,7 @@ class LinearHead(nn.Module):
             width: D, the length of a feature.
             classes: C.
             init: Weights from N(0, 0.02^2), or zeros; the bias is zero.
-            standardize: Mean and deviation [D] from `standardization`; None leaves features as they are.
+            standardize: Mean and deviation [D] from `mean_and_std`; None leaves features as they are.
             generator: Of the initial weights.
         """
         super().__init__()
@@ -94,18 +94,18 @@ class LinearHead(nn.Module):
         finally:
             self._behind = False
 
-    def folded(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
+    def raw_weights(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
         """Weight and bias of the same function on raw features, computed in float64."""
         weight = self.linear.weight.detach().double() / self.std.double()
         bias = self.linear.bias.detach().double() - weight @ self.mean.double()
         return weight.float(), bias.float()
 
     def settings(self) -> dict[str, Any]:
-        """What `rebuilt` needs beside the state."""
+        """What `head_from_config` needs beside the state."""
         return {"width": self.linear.in_features, "classes": self.linear.out_features}
 
     @classmethod
-    def rebuilt(cls, settings: Mapping[str, Any]) -> LinearHead:
+    def head_from_config(cls, settings: Mapping[str, Any]) -> LinearHead:
         """A head of these sizes, whose state is then loaded."""
         return cls(settings["width"], settings["classes"], init="zeros")
 
@@ -144,24 +144,24 @@ class ProjectedHead(nn.Module):
         return settings
 
 
-def bare(head: nn.Module) -> nn.Module:
+def unwrap_head(head: nn.Module) -> nn.Module:
     """The head without a projection: what is delivered."""
     return head.head if isinstance(head, ProjectedHead) else head
 
 
 HEADS: dict[str, type[LinearHead] | type[MLPHead]] = {"LinearHead": LinearHead, "MLPHead": MLPHead}
-"""What a saved model can have as its head, by the name it is saved under; each has `settings` and `rebuilt`."""
+"""What a saved model can have as its head, by the name it is saved under; each has `settings` and `head_from_config`."""
 
 
-def noted(head: nn.Module) -> dict[str, Any]:
-    """Kind and settings of a head without its projection, from which `rebuilt` makes one of the same shape."""
-    head = bare(head)
+def head_to_config(head: nn.Module) -> dict[str, Any]:
+    """Kind and settings of a head without its projection, from which `head_from_config` makes one of the same shape."""
+    head = unwrap_head(head)
     return {"kind": type(head).__name__, **head.settings()}  # type: ignore[operator]
 
 
-def rebuilt(note: Mapping[str, Any]) -> LinearHead | MLPHead:
+def head_from_config(note: Mapping[str, Any]) -> LinearHead | MLPHead:
     """A head of a noted shape, whose state is then loaded."""
-    return HEADS[note["kind"]].rebuilt(note)
+    return HEADS[note["kind"]].head_from_config(note)
 
 
 class Net(nn.Module):
@@ -183,7 +183,7 @@ class Net(nn.Module):
         backbone: Backbone | None,
         head: nn.Module,
         precision: Precision | None = None,
-        looking: Precision | None = None,
+        eval_precision: Precision | None = None,
         *,
         freeze_batchnorm: bool = True,
     ) -> None:
@@ -191,9 +191,9 @@ class Net(nn.Module):
         self.backbone = backbone
         self.head = head
         self.precision = precision or Precision()
-        self.looking = looking or self.precision
+        self.eval_precision = eval_precision or self.precision
         self.freeze_batchnorm = freeze_batchnorm
-        self.sharing = ALONE
+        self.sharing = SINGLE_PROCESS
         self.looked = 0
         self.trained = 0
         self._at_rest: bool | None = None
@@ -218,7 +218,7 @@ class Net(nn.Module):
             assert isinstance(x, Tensor), "a net without a backbone takes features"
             return x.float()
         learns = torch.is_grad_enabled()
-        chosen = self.precision if learns else self.looking
+        chosen = self.precision if learns else self.eval_precision
         if isinstance(x, Tensor):
             count, device = len(x), x.device.type
             if chosen.channels_last and x.dim() == 4:

@@ -13,19 +13,19 @@ from cleantune.distributed.process_group import is_sharded
 from cleantune.methods.protocol import Phase, Stage
 from cleantune.training.models import Net
 
-LARGEST = 1e-2
+MAX_HEAD_LEARNING_RATE = 1e-2
 """A head's rate is scaled up to this at the most."""
 
-FIRST = 1e-3
+WARMUP_START = 1e-3
 """A warm-up begins at about this part of the rate: a first step of zero would be lost."""
-RATED_AT = 64
+REFERENCE_BATCH_SIZE = 64
 """Samples a step that the recommended rates of backbones are meant for."""
 
 
 def make_optimizer(net: Net, phase: Phase) -> torch.optim.Optimizer:
     """A fresh optimizer over what learns in a phase: the head, and the backbone with a rate of its own."""
     stage = phase.stage
-    rate = head_rate(stage, net)
+    rate = head_learning_rate(stage, net)
     # A step shrinks the weights by rate times decay: the same share at every length of the features.
     decay = stage.weight_decay * stage.learning_rate / rate
     groups: list[dict[str, Any]] = [{"params": list(net.head.parameters()), "lr": rate, "weight_decay": decay}]
@@ -124,22 +124,22 @@ _Ready: TypeAlias = tuple[_Slots, list[Tensor]]
 """With gradients."""
 
 
-def head_rate(stage: Stage, net: Net) -> float:
+def head_learning_rate(stage: Stage, net: Net) -> float:
     """The head's learning rate at the length of the features.
 
     AdamW moves every weight by about the rate, so a score moves by about the rate times the length: shorter features
     need a larger rate to get as far in as many steps.
     """
-    if stage.rate_width == 0:
+    if stage.lr_reference_dim == 0:
         return stage.learning_rate
     width: int = net.head.settings()["width"]  # type: ignore[operator]
-    return max(stage.learning_rate, min(stage.learning_rate * stage.rate_width / width, LARGEST))
+    return max(stage.learning_rate, min(stage.learning_rate * stage.lr_reference_dim / width, MAX_HEAD_LEARNING_RATE))
 
 
-def factor(stage: Stage, share: float) -> float:
+def lr_factor(stage: Stage, share: float) -> float:
     """The part of the full learning rate at a share 0..1 of the schedule: a rise, then constant, cosine or linear."""
     if share < stage.warmup:
-        return max(share / stage.warmup, FIRST)
+        return max(share / stage.warmup, WARMUP_START)
     if stage.schedule == "constant":
         return 1.0
     along = (share - stage.warmup) / (1 - stage.warmup)
@@ -148,7 +148,7 @@ def factor(stage: Stage, share: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * along))
 
 
-def set_rates(optimizer: torch.optim.Optimizer, part: float) -> None:
+def set_learning_rates(optimizer: torch.optim.Optimizer, part: float) -> None:
     """Every group at a part of its full rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["full_rate"] * part
@@ -161,15 +161,15 @@ def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
             parameter.grad = None
 
 
-def with_rates(phase: Phase, backbone_learning_rate: float) -> Phase:
+def resolve_learning_rates(phase: Phase, backbone_learning_rate: float) -> Phase:
     """The phase with the backbone's recommended rate where none is set."""
     if phase.scope == "head":
         return phase
-    rate = rate_at(phase.stage, backbone_learning_rate)
+    rate = backbone_learning_rate_at(phase.stage, backbone_learning_rate)
     return replace(phase, stage=replace(phase.stage, backbone_learning_rate=rate))
 
 
-def rate_at(stage: Stage, recommended: float) -> float:
+def backbone_learning_rate_at(stage: Stage, recommended: float) -> float:
     """A backbone's rate in a stage: the one that is set, else the recommended one, to three digits, at its batch size.
 
     It goes with the root of the size.
@@ -178,4 +178,4 @@ def rate_at(stage: Stage, recommended: float) -> float:
     """
     if stage.backbone_learning_rate is not None:
         return stage.backbone_learning_rate
-    return float(f"{recommended * math.sqrt(stage.batch_size / RATED_AT):.3g}")
+    return float(f"{recommended * math.sqrt(stage.batch_size / REFERENCE_BATCH_SIZE):.3g}")

@@ -13,23 +13,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cleantune.data.model_inputs import moved
-from cleantune.distributed.process_group import ALONE
+from cleantune.data.model_inputs import to_device
+from cleantune.distributed.process_group import SINGLE_PROCESS
 from cleantune.errors import UserError
 from cleantune.kernels.to_delete.halves import half_of_the_threads
 from cleantune.label_quality.posterior import p_wrong
-from cleantune.methods.protocol import Batch, Inputs, Parts, Plan, View
-from cleantune.training.batches import FeatureSource, Item
-from cleantune.training.checkpoint import State, cut, least_of
+from cleantune.methods.protocol import Batch, Inputs, LossOutput, Selection, View
+from cleantune.training.batches import FeatureBatches, Item
+from cleantune.training.checkpoint import State, min_batch_size, split_batches
 from cleantune.training.mlp_head import MLPHead
-from cleantune.training.models import LinearHead, Net, bare
-from cleantune.training.optim import factor, forget_gradients, set_rates
+from cleantune.training.models import LinearHead, Net, unwrap_head
+from cleantune.training.optim import forget_gradients, lr_factor, set_learning_rates
 
-Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | Parts]]
+Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | LossOutput]]
 """What learns, what steps it, and by which loss."""
 
 
-class Loop(State):
+class Trainer(State):
     """The verbs on the state of a run; a `Run` in the sense of records."""
 
     def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
@@ -37,20 +37,20 @@ class Loop(State):
 
         While no step has touched the backbone the cached features stand for it: the same numbers for free.
         """
-        with self.cost.timed("score"), self._spending("forwards"):
+        with self.cost.timed("score"), self._spending("forward_passes"):
             return self._look("train", fn, list(nets))
 
-    def p_wrong(self, even: float = 0.0, pattern: float = 1.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment: [N]."""
-        features = self._remade("train")["train"] if self.stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
+        features = self._remade("train")["train"] if self.features_stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
         with self.cost.timed("score"):
-            return p_wrong(features, self.y, self.classes, even, pattern)
+            return p_wrong(features, self.y, self.classes, class_balance, flip_concentration_threshold)
 
     def learn(
         self,
         nets: nn.Module | list[nn.Module],
-        loss: Callable[..., Tensor | Parts],
-        plan: Plan | None = None,
+        loss: Callable[..., Tensor | LossOutput],
+        selection: Selection | None = None,
         *,
         weak: int = 1,
         strong: int = 0,
@@ -66,9 +66,9 @@ class Loop(State):
         self.looks = {}
         modules = nets if isinstance(nets, list) else [nets]
         optimizers = [self.left[self.phase.name][self.nets.index(module)][1] for module in modules]
-        self.row["selected"] = None if plan is None else int(plan.keep.sum())
-        self.plan = plan = plan or Plan.of(torch.ones(len(self.y), dtype=torch.bool))
-        if not plan.keep.any():
+        self.row["selected"] = None if selection is None else int(selection.keep.sum())
+        self.selection = selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
+        if not selection.keep.any():
             raise UserError(
                 f"phase {self.phase.name}, epoch {self.epoch}: the plan keeps none of {len(self.y)} samples;"
                 " lower method.tau or use more data"
@@ -76,41 +76,43 @@ class Loop(State):
         weakly: tuple[View, ...] = ("weak",)
         strongly: tuple[View, ...] = ("strong",)
         views = weakly * weak + strongly * strong
-        passes = max(passes, self._least_passes(int(plan.keep.sum())))
-        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forwards"):
+        passes = max(passes, self._least_passes(int(selection.keep.sum())))
+        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forward_passes"):
             for module in modules:
                 module.train()
             for net in self.whole:
                 net.sharing = self.ranks
             with half_of_the_threads() if self._halves() else self._standardized() if through_net else nullcontext():
                 for done in range(math.ceil(passes)):
-                    self._one_pass((modules, optimizers, loss), plan, views, done, passes)
+                    self._one_pass((modules, optimizers, loss), selection, views, done, passes)
             for net in self.whole:
-                net.sharing = ALONE
+                net.sharing = SINGLE_PROCESS
 
     # -- the inside of learn -----------------------------------------------------------------------------------------
 
-    def _one_pass(self, stepping: Stepping, plan: Plan, views: tuple[View, ...], done: int, passes: float) -> None:
+    def _one_pass(
+        self, stepping: Stepping, selection: Selection, views: tuple[View, ...], done: int, passes: float
+    ) -> None:
         """One pass over the plan, or the part of it that is left: one forward, one backward, one step a batch."""
         assert self.phase is not None
         modules, optimizers, loss = stepping
         part = min(1.0, passes - done)
-        order = self._draw(plan)
-        least = 1 if self.phase.reshape is None else 2  # an MLP head may hold a BatchNorm
+        order = self._draw(selection)
+        least = 1 if self.phase.mlp is None else 2  # an MLP head may hold a BatchNorm
         size = self.phase.stage.batch_size
-        batches = cut(order[: max(least, round(part * len(order)))], size, least_of(size))
+        batches = split_batches(order[: max(least, round(part * len(order)))], size, min_batch_size(size))
         sizes = [len(batch) for batch in batches]
         # Written in place, as any small tensor that outlives its step splits the memory that a large one has left.
         taken: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(sizes), device=self.device))
-        for j, batch in enumerate(self._batches(batches, self._rest(plan, batches), plan, views)):
+        for j, batch in enumerate(self._batches(batches, self._rest(selection, batches), selection, views)):
             share = (done + part * j / len(sizes)) / passes
             self.progress = self.epoch + share
-            rate = factor(self.phase.stage, self._along(share))
+            rate = lr_factor(self.phase.stage, self._along(share))
             made = loss(*modules, batch)
-            made = Parts(made, {}) if isinstance(made, Tensor) else made
+            made = LossOutput(made, {}) if isinstance(made, Tensor) else made
             self._take_down(made, taken, j)
             for optimizer in optimizers:
-                set_rates(optimizer, rate)
+                set_learning_rates(optimizer, rate)
                 forget_gradients(optimizer)
             for parameter, gradient in made.gradients:
                 parameter.grad = gradient
@@ -123,7 +125,7 @@ class Loop(State):
         self.cost.training_samples += seen
         self.cost.optimizer_steps += len(optimizers) * len(batches)
         if self._scope == "all":
-            self.touched = self.stale = True
+            self.backbone_changed = self.features_stale = True
         weight = torch.tensor(sizes, dtype=torch.float32)
         self._note({name: float(values.cpu() @ weight / seen) for name, values in taken.items()}, optimizers[0])
 
@@ -135,7 +137,7 @@ class Loop(State):
         """
         head, split = self.net, self.splits["train"]
         features, alone = split.features, len(self.nets) == 1 and self.device.type == "cpu"
-        if not alone or type(head) is not LinearHead or not isinstance(features, FeatureSource):
+        if not alone or type(head) is not LinearHead or not isinstance(features, FeatureBatches):
             yield
             return
         with head.behind() as standardized:
@@ -145,7 +147,7 @@ class Loop(State):
             finally:
                 self.splits["train"] = split
 
-    def _take_down(self, made: Parts, taken: dict[str, Tensor], j: int) -> None:
+    def _take_down(self, made: LossOutput, taken: dict[str, Tensor], j: int) -> None:
         """A loss and its components, each at place `j` of its tensor, and its warning."""
         taken["loss"][j] = made.total.detach()
         for name, part in made.parts.items():
@@ -157,7 +159,7 @@ class Loop(State):
         """Backbones saw a share of the rows on each rank; heads saw all of them on every rank."""
         for module in modules:
             if isinstance(module, Net) and module.backbone is not None:
-                self.ranks.sum_gradients(module.backbone.parameters())
+                self.ranks.all_reduce_gradients(module.backbone.parameters())
 
     def settle(self) -> None:
         """Make sure that all ranks have come to the same nets, ledgers and luck.
@@ -168,7 +170,7 @@ class Loop(State):
         assert self.phase is not None
         heads = [value for net in self.whole for value in net.head.state_dict().values()]
         ledgers = [value for ledger in (self.ledger, self.validation_ledger) for value in ledger.state_dict().values()]
-        if not self.ranks.alike([self.rng.get_state(), *heads, *ledgers]):
+        if not self.ranks.is_identical([self.rng.get_state(), *heads, *ledgers]):
             raise UserError(
                 f"phase {self.phase.name}, epoch {self.epoch}: the ranks have come to different numbers;"
                 " run them on machines with the same processor, GPU and versions of the libraries"
@@ -178,7 +180,7 @@ class Loop(State):
         """Passes an epoch that give the stage's least number of steps."""
         assert self.phase is not None
         stage = self.phase.stage
-        return stage.least_steps / stage.epochs / -(-samples // stage.batch_size)
+        return stage.min_steps / stage.epochs / -(-samples // stage.batch_size)
 
     def _along(self, share: float) -> float:
         """The place in the schedule at a share of this epoch."""
@@ -202,26 +204,28 @@ class Loop(State):
             )
         self.row |= means | {"learning_rate": optimizer.param_groups[0]["lr"]}
 
-    def _draw(self, plan: Plan) -> Tensor:
+    def _draw(self, selection: Selection) -> Tensor:
         """The samples of one pass in their order."""
-        if plan.draw is not None:
-            count = int(plan.keep.sum())
-            return torch.multinomial(plan.draw.double(), count, replacement=True, generator=self.rng)
-        kept = plan.keep.nonzero().flatten()
+        if selection.draw is not None:
+            count = int(selection.keep.sum())
+            return torch.multinomial(selection.draw.double(), count, replacement=True, generator=self.rng)
+        kept = selection.keep.nonzero().flatten()
         return kept[torch.randperm(len(kept), generator=self.rng)]
 
-    def _rest(self, plan: Plan, batches: list[Tensor]) -> list[Tensor]:
+    def _rest(self, selection: Selection, batches: list[Tensor]) -> list[Tensor]:
         """The plan's share of the rest for every batch, in shuffled rounds."""
-        if plan.rest is None or not plan.rest.any():
+        if selection.unlabeled is None or not selection.unlabeled.any():
             return []
-        rest = plan.rest.nonzero().flatten()
-        sizes = [max(1, int(plan.rest_share * len(b))) for b in batches]
+        unlabeled = selection.unlabeled.nonzero().flatten()
+        sizes = [max(1, int(selection.unlabeled_ratio * len(b))) for b in batches]
         needed = sum(sizes)
-        rounds = [rest[torch.randperm(len(rest), generator=self.rng)] for _ in range(-(-needed // len(rest)))]
+        rounds = [
+            unlabeled[torch.randperm(len(unlabeled), generator=self.rng)] for _ in range(-(-needed // len(unlabeled)))
+        ]
         return list(torch.split(torch.cat(rounds)[:needed], sizes))
 
     def _batches(
-        self, batches: list[Tensor], rest: list[Tensor], plan: Plan, views: tuple[View, ...]
+        self, batches: list[Tensor], unlabeled: list[Tensor], selection: Selection, views: tuple[View, ...]
     ) -> Iterator[Batch]:
         """Batches with their views; the views' luck is one number from the run's generator."""
         source = self._source("train")
@@ -229,18 +233,18 @@ class Loop(State):
         # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
         _seed(seed + self.ranks.rank, self.device)
         for k, net in enumerate(self.whole):
-            head = bare(net.head)
+            head = unwrap_head(net.head)
             if isinstance(head, MLPHead):
                 head.reseed(seed + k)
         # A thread beside makes those wait that learn. Only where a loss guesses from several views before it learns do
         # halves leave a core to it.
-        in_turns = self.device.type == "cpu" and not (self._halves() and (len(views) > 1 or rest))
-        stream = self._samples(source.batches(batches, views, seed, in_turns=in_turns), batches, plan.weight)
-        if not rest:
+        in_turns = self.device.type == "cpu" and not (self._halves() and (len(views) > 1 or unlabeled))
+        stream = self._samples(source.batches(batches, views, seed, in_turns=in_turns), batches, selection.weight)
+        if not unlabeled:
             return stream
-        others = source.batches(rest, views, seed + 1, in_turns=in_turns)
-        beside = self._samples(others, rest, torch.zeros(len(self.y)))
-        return (batch._replace(rest=other) for batch, other in zip(stream, beside, strict=True))
+        others = source.batches(unlabeled, views, seed + 1, in_turns=in_turns)
+        beside = self._samples(others, unlabeled, torch.zeros(len(self.y)))
+        return (batch._replace(unlabeled=other) for batch, other in zip(stream, beside, strict=True))
 
     def _halves(self) -> bool:
         """Whether batches that learn now pass through a backbone as halves."""
@@ -252,7 +256,7 @@ class Loop(State):
         labels = torch.split(self.y[order].to(self.device), sizes)
         weights = torch.split(weight[order].to(self.device), sizes)
         for (rows, xs), y, w in zip(stream, labels, weights, strict=True):
-            yield Batch(rows, y, w, tuple(moved(x, self.device) for x in xs))
+            yield Batch(rows, y, w, tuple(to_device(x, self.device) for x in xs))
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -271,7 +275,7 @@ class Loop(State):
         return p
 
     def _probabilities(self, split: str) -> Float[Tensor, "N C"]:
-        with self.cost.timed("evaluate"), self._spending("evaluation_forwards"):
+        with self.cost.timed("evaluate"), self._spending("evaluation_forward_passes"):
             return self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
 
     def _versions(self) -> list[int]:
@@ -281,12 +285,12 @@ class Loop(State):
 
     def _passed(self, nets: list[nn.Module]) -> list[nn.Module]:
         """What a look passes samples or their cached features through."""
-        return [net.head if self.free_to_look and isinstance(net, Net) else net for net in nets]
+        return [net.head if self.uses_cached_features and isinstance(net, Net) else net for net in nets]
 
     def _look(self, split: str, fn: Callable[..., Tensor], nets: list[nn.Module]) -> Tensor:
         """`fn(y, *logits)` of every sample of a split, in order."""
         data, modules = self.splits[split], self._passed(nets)
-        source = data.features if self.free_to_look else self._source(split)
+        source = data.features if self.uses_cached_features else self._source(split)
 
         def judged(index: Tensor, x: Inputs) -> Tensor:
             return fn(data.y[index].to(self.device), *(module(x).logits.float() for module in modules))

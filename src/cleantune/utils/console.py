@@ -20,7 +20,7 @@ COLUMNS = (
     ("auroc", "AUROC", "{:.3f}"),
     ("accuracy_validation", "validation", "{:.1%}"),
     ("accuracy_test", "test", "{:.1%}"),
-    ("forwards", "forwards", "{:,}"),
+    ("forward_passes", "forward_passes", "{:,}"),
     ("seconds", "seconds", "{:.0f}"),
 )
 """Key of a row, heading, and how the value is written."""
@@ -29,53 +29,53 @@ COLUMNS = (
 class Console:
     """Where a run speaks. A silent one says nothing; a terminal gets bars, a log file does not."""
 
-    def __init__(self, silent: bool = False, out: TextIO | None = None) -> None:
+    def __init__(self, quiet: bool = False, out: TextIO | None = None) -> None:
         """Speak to standard error, which leaves standard output to results, or into a file."""
-        self.silent = silent
+        self.quiet = quiet
         self._out = out
-        self.told: list[str] = []
+        self.messages: list[str] = []
         self._headed = False
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """One line; it is also kept for the run's notes."""
-        self.told.append(text)
-        self.mention(text)
+        self.messages.append(text)
+        self.info(text)
 
-    def mention(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line that is not worth a note."""
-        if not self.silent:
+        if not self.quiet:
             print(text, file=self._out or sys.stderr, flush=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A line of the table of epochs, with the heading before the first."""
         if not self._headed:
-            self.mention("  ".join(f"{title:>10}" for _, title, _ in COLUMNS))
+            self.info("  ".join(f"{title:>10}" for _, title, _ in COLUMNS))
             self._headed = True
         cells = ("" if row.get(key) is None else form.format(row[key]) for key, _, form in COLUMNS)
-        self.mention("  ".join(f"{cell:>10}" for cell in cells))
+        self.info("  ".join(f"{cell:>10}" for cell in cells))
 
     @contextmanager
-    def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
         """A function to be told `(done, total)`; on a terminal it draws a bar once two seconds have passed."""
-        if self.silent or not (self._out or sys.stderr).isatty():
+        if self.quiet or not (self._out or sys.stderr).isatty():
             yield lambda done, total: None
             return
         from rich.console import Console as Terminal
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        bar = Progress(
+        progress = Progress(
             TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=Terminal(stderr=True), transient=True,
         )  # fmt: skip
-        task, start = bar.add_task(title, total=None), time.perf_counter()
+        task, start = progress.add_task(title, total=None), time.perf_counter()
 
-        def told(done: int, total: int) -> None:
-            if not bar.live.is_started and time.perf_counter() - start > PATIENCE:
-                bar.start()
-            bar.update(task, completed=done, total=total)
+        def messages(done: int, total: int) -> None:
+            if not progress.live.is_started and time.perf_counter() - start > PATIENCE:
+                progress.start()
+            progress.update(task, completed=done, total=total)
 
         try:
-            yield told
+            yield messages
         finally:
-            if bar.live.is_started:
-                bar.stop()
+            if progress.live.is_started:
+                progress.stop()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @cache
-def facts() -> Mapping[str, str]:
+def cpu_info() -> Mapping[str, str]:
     """What Linux says of the first core (`vendor_id`, `model name`, `flags`); of another system, nothing."""
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
@@ -20,4 +20,4 @@ def facts() -> Mapping[str, str]:
 
 def name() -> str:
     """Its name, or the kind of machine."""
-    return facts().get("model name") or platform.processor() or platform.machine()
+    return cpu_info().get("model name") or platform.processor() or platform.machine()

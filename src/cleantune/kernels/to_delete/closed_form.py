@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cleantune.functional import losses
 from cleantune.kernels.to_delete.products import product
-from cleantune.methods.protocol import Batch, Inputs, Output, Parts
+from cleantune.methods.protocol import Batch, Inputs, LossOutput, Output
 
 if TYPE_CHECKING:
     from cleantune.training.models import LinearHead
@@ -27,7 +27,7 @@ def learns_alone(net: object) -> TypeGuard[LinearHead]:
     return type(net) is LinearHead and torch.is_grad_enabled()  # a subclass may have a forward of its own
 
 
-def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | Parts:
+def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | LossOutput:
     """Mean GCE of a batch in its first view, weighed; q = 0 is cross-entropy.
 
     Of a plain linear head that learns alone the gradients come with it, `(w_i / B) p_iy^q (p_ij - [j = y])` by score,
@@ -55,7 +55,9 @@ def mean_gce(net: Callable[..., Output], batch: Batch, q: float) -> Tensor | Par
             pull = torch.addcmul(share, loss, share)
         slope = log_p.exp_().mul_(pull).scatter_add_(0, given, pull.neg().unsqueeze(0))
         total = loss.dot(share) * (-1 / q if q else -1)
-        return Parts(total, {}, gradients=((net.linear.weight, product(slope, z)), (net.linear.bias, slope.sum(1))))
+        return LossOutput(
+            total, {}, gradients=((net.linear.weight, product(slope, z)), (net.linear.bias, slope.sum(1)))
+        )
 
 
 def mean_elr(
@@ -64,7 +66,7 @@ def mean_elr(
     target: Callable[[Int[Tensor, " B"], Float[Tensor, "B C"]], Float[Tensor, "B C"]],
     strength: float,
     clamp: float,
-) -> Parts:
+) -> LossOutput:
     """Mean of cross-entropy and `strength` times ELR's regularizer, weighed, with its gradients.
 
     By score they are `(w_i / B) (p_ij - [j = y] + p_ij (g_ij - sum_c p_ic g_ic))`, where `g_ij` is
@@ -77,7 +79,7 @@ def mean_elr(
         strength: Weight of the regularizer.
         clamp: Probabilities are kept so far from 0 and 1.
 
-    Source: as `losses.elr_penalty`, and its derivative.
+    Source: as `losses.elr_regularizer`, and its derivative.
     """
     with torch.no_grad():
         z, scores = _scores(head, batch.views[0])
@@ -93,7 +95,7 @@ def mean_elr(
         slope = (g - (g * p).sum(1, keepdim=True)).add_(1).mul_(p).mul_(share.unsqueeze(1))
         slope.scatter_add_(1, given, share.neg().unsqueeze(1))
         weight, bias = head.linear.weight, head.linear.bias
-        return Parts(loss.dot(share), {}, gradients=((weight, product(slope.t(), z)), (bias, slope.sum(0))))
+        return LossOutput(loss.dot(share), {}, gradients=((weight, product(slope.t(), z)), (bias, slope.sum(0))))
 
 
 def _scores(head: LinearHead, x: Inputs) -> tuple[Float[Tensor, "B D"], Float[Tensor, "C B"]]:

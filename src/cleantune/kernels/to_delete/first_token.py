@@ -1,7 +1,7 @@
 """The last layer of a vision transformer, computed for the one token that is the feature.
 
 Where the feature is the first token after the last layer, what that layer makes of the others is thrown away: of its
-products only their keys and values are needed, two in twelve. That is 7 % of the forwards and of the training of a
+products only their keys and values are needed, two in twelve. That is 7 % of the forward_passes and of the training of a
 network of twelve layers. The function is the same.
 """
 

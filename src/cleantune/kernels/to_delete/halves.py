@@ -21,12 +21,12 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from cleantune.distributed.process_group import Ranks
+from cleantune.distributed.process_group import ProcessGroup
 from cleantune.kernels.fold_batch_norm import Foldable, Made, given
 from cleantune.methods.protocol import Inputs
 
 T = TypeVar("T")
-HALVES = (Ranks(0, 2), Ranks(1, 2))
+HALVES = (ProcessGroup(0, 2), ProcessGroup(1, 2))
 """What two ranks would take of a batch."""
 PATIENCE = 5e-5
 """Seconds that a half waits before it insists on Python's lock, which the other gives back at each operation and takes
@@ -158,7 +158,7 @@ class _Halved(torch.autograd.Function):
         for leaf in ctx.leaves:
             leaf.requires_grad_()
 
-        def half(share: Ranks) -> Tensor:
+        def half(share: ProcessGroup) -> Tensor:
             with torch.enable_grad(), within(), given(kernels):
                 f: Tensor = learning.backbone(share.part(x))
                 return f.float()

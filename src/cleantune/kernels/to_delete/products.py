@@ -35,7 +35,7 @@ def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
 @cache
 def left_to_onednn() -> bool:
     """Whether this processor has AVX-512, is not Intel's, and this torch has oneDNN with the operator."""
-    known = cpu.facts()
+    known = cpu.cpu_info()
     if known.get("vendor_id", "GenuineIntel") == "GenuineIntel" or "avx512f" not in known.get("flags", "").split():
         return False
     try:

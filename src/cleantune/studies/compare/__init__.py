@@ -101,7 +101,7 @@ def compare(
     settings: Mapping[str, Any] | list[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    silent: bool = False,
+    quiet: bool = False,
     **options: Any,
 ) -> Comparison:
     """Run a matrix; write its table as Parquet, Markdown and a page.
@@ -135,4 +135,4 @@ def compare(
 
     said = {"methods": methods, "scopes": scopes, "noises": noises, "seeds": seeds, "entries": entries, "tune": tune}
     table = tabulate(data, model, said, preset, config, settings, options)
-    return Comparison(run(table, Path(out), resume=resume, overwrite=overwrite, silent=silent))
+    return Comparison(run(table, Path(out), resume=resume, overwrite=overwrite, quiet=quiet))

@@ -19,14 +19,14 @@ from cleantune.errors import UserError
 from cleantune.methods.protocol import Method, Phase, Stage
 from cleantune.pipeline import artifacts
 from cleantune.pipeline.finished_run import Baseline
-from cleantune.pipeline.fit import trained, write_config
-from cleantune.pipeline.inputs import Material
+from cleantune.pipeline.fit import train_and_select, write_config
+from cleantune.pipeline.inputs import RunInputs
 from cleantune.pipeline.summary import summary
 from cleantune.storage.files import read_json, write_json, write_text
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.matrix import Cell, Entry, Matrix
 from cleantune.training.epochs import phases
-from cleantune.training.optim import rate_at
+from cleantune.training.optim import backbone_learning_rate_at
 from cleantune.utils.console import Console
 
 NO_BASELINE = Baseline({"test": None, "validation": None}, 0.0)
@@ -68,7 +68,7 @@ class Outcome:
     def read(cls, cell: Cell, folder: Path, out: Path) -> Outcome:
         """A finished cell from its folder."""
         told = read_json(folder / "summary.json")
-        return cls(cell, str(folder.relative_to(out)), told, rows=list(RunFolder(folder, resume=True).rows()))
+        return cls(cell, str(folder.relative_to(out)), told, rows=list(RunDir(folder, resume=True).rows()))
 
     def with_trials(self, judged: Mapping[float, float]) -> Outcome:
         """The same, knowing what was tried before it."""
@@ -85,11 +85,13 @@ class Outcome:
         if self.summary is None:
             return f"failed: {self.reason}"
         accuracy, cost = self.summary["accuracy"], self.summary["cost"]
-        return f"test {accuracy['last']:.1%}, {cost['forwards']:,} forwards, {cost['seconds']['total']:.0f} s"
+        return (
+            f"test {accuracy['last']:.1%}, {cost['forward_passes']:,} forward_passes, {cost['seconds']['total']:.0f} s"
+        )
 
 
 def run_cell(
-    matrix: Matrix, cell: Cell, shared: Shared, material: Material, noise: dict[str, Any] | None, path: Path, out: Path
+    matrix: Matrix, cell: Cell, shared: Shared, material: RunInputs, noise: dict[str, Any] | None, path: Path, out: Path
 ) -> Outcome:
     """A cell from where it stands to its end, or to its failure.
 
@@ -98,7 +100,7 @@ def run_cell(
     """
     place = str(path.relative_to(out))
     try:
-        folder = RunFolder(path, resume=True)
+        folder = RunDir(path, resume=True)
         (path / "failed.json").unlink(missing_ok=True)
         (path / "traceback.txt").unlink(missing_ok=True)
         config = at_rate(matrix.config(cell, shared.kind, shared.features_only), cell.rate, material.learning_rate)
@@ -119,16 +121,18 @@ def run_cell(
 
 
 def trained_summary(
-    config: Config, material: Material, folder: RunFolder, noise: dict[str, Any] | None
+    config: Config, material: RunInputs, folder: RunDir, noise: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Train, or go on, and measure; nothing of the run outlives this."""
     todo = phases(config.method, material.learning_rate)
     write_config(folder, config, todo, material)
-    ended = trained(config, material, todo, folder, Console(silent=True), noise, time.perf_counter(), NO_BASELINE)
+    ended = train_and_select(
+        config, material, todo, folder, Console(quiet=True), noise, time.perf_counter(), NO_BASELINE
+    )
     looks = artifacts.look(ended)
     told = summary(ended, artifacts.verdict(ended, looks), looks)
     stage = own_stage(todo, config.method)
-    told["chosen"] = config.run.choose
+    told["chosen"] = config.run.model_selection
     told["learning_rate"] = stage.learning_rate
     told["backbone_learning_rate"] = stage.backbone_learning_rate if config.method.scope == "all" else None
     return told
@@ -145,7 +149,7 @@ def at_rate(config: Config, times: float, recommended: float) -> Config:
     Args:
         config: Of a cell.
         times: The multiple; 1 changes nothing.
-        recommended: The backbone's rate where a stage names none, for batches of `schedule.RATED_AT`.
+        recommended: The backbone's rate where a stage names none, for batches of `schedule.REFERENCE_BATCH_SIZE`.
     """
     if times == 1:
         return config
@@ -157,7 +161,7 @@ def at_rate(config: Config, times: float, recommended: float) -> Config:
         if isinstance(stage, Stage) and f.name in mine:
             rates = {"learning_rate": stage.learning_rate * times}
             if method.scope == "all":
-                rates["backbone_learning_rate"] = rate_at(stage, recommended) * times
+                rates["backbone_learning_rate"] = backbone_learning_rate_at(stage, recommended) * times
             changed[f.name] = replace(stage, **rates)  # type: ignore[arg-type]
     return replace(config, method=replace(method, **changed))
 

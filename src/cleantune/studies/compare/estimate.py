@@ -9,10 +9,10 @@ import numpy as np
 
 from cleantune.data import Data
 from cleantune.errors import UserError
-from cleantune.pipeline.cached_views import wanted
-from cleantune.pipeline.cost_model import Sizes, Spent, expected
-from cleantune.pipeline.plan import machine, wrong_share
-from cleantune.pipeline.throughput import BUDGET, Speed
+from cleantune.pipeline.cached_views import views_to_cache
+from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
+from cleantune.pipeline.plan import expected_noise_rate, measure_machine
+from cleantune.pipeline.throughput import BUDGET, Throughput
 from cleantune.studies.compare.cells import Shared
 from cleantune.studies.compare.matrix import RATES, Cell, Entry, Matrix
 from cleantune.utils.console import Console
@@ -26,7 +26,7 @@ Kind = tuple[Entry, int]
 class Plan:
     """The expected cost of every kind of cell, corrected by what cells of this matrix really took."""
 
-    spent: dict[Kind, Spent | None]
+    spent: dict[Kind, CostEstimate | None]
     """None where the rehearsal could not be held."""
     seconds: dict[Kind, float]
     left: list[Cell] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Plan:
         return f"{done} of {self.total} cells done, about {duration(self.seconds_left())} left; running: {what}"
 
 
-UNKNOWN = Speed(1.0, 1.0, 1.0)
+UNKNOWN = Throughput(1.0, 1.0, 1.0)
 
 
 def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console, *, probe: bool = True) -> Plan:
@@ -73,41 +73,41 @@ def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console, 
         probe: Whether anything is left to be run; else there is nothing to expect and the machine is not probed.
     """
     train, validation, test = (len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test"))
-    sizes = Sizes(train, validation, test, len(data.classes))
+    sizes = Workload(train, validation, test, len(data.classes))
     speeds = [speed_of(each, data, BUDGET / len(shared)) if probe else UNKNOWN for each in shared]
-    wrong = float(np.mean([wrong_share(noise, data) for noise in matrix.noises]))
-    spent: dict[Kind, Spent | None] = {}
+    wrong = float(np.mean([expected_noise_rate(noise, data) for noise in matrix.noises]))
+    spent: dict[Kind, CostEstimate | None] = {}
     seconds: dict[Kind, float] = {}
     views = [0] * len(shared)
     for m, each in enumerate(shared):
         for entry, todo in each.todo.items():
-            cached = len(wanted(todo, each.config.run.views)) if each.backbone is not None else 0
+            cached = len(views_to_cache(todo, each.config.run.views)) if each.backbone is not None else 0
             views[m] = max(views[m], cached)
             try:
-                foreseen = expected(todo, sizes, wrong, cached)
+                foreseen = estimate_cost(todo, sizes, wrong, cached)
             except (UserError, RuntimeError, ValueError, IndexError):
                 spent[entry, m], seconds[entry, m] = None, 60.0
                 continue
             spent[entry, m], seconds[entry, m] = foreseen, speeds[m].seconds(foreseen)
     plan = Plan(spent, seconds)
     if probe:
-        console.mention("\n".join(lines(matrix, plan, sizes, speeds, views, shared)))
+        console.info("\n".join(lines(matrix, plan, sizes, speeds, views, shared)))
     return plan
 
 
 def lines(
-    matrix: Matrix, plan: Plan, sizes: Sizes, speeds: list[Speed], views: list[int], shared: list[Shared]
+    matrix: Matrix, plan: Plan, sizes: Workload, speeds: list[Throughput], views: list[int], shared: list[Shared]
 ) -> list[str]:
     """What is expected, as a table."""
     cells = len(matrix.noises) * len(matrix.seeds)
     trials = (len(RATES) - 1) * len(matrix.noises) if matrix.tune else 0
     out = [f"expected, by the cost model and a probe of this machine ({sizes.train:,} training samples):"]
-    heads = ("model", "tuning", "entry", "forwards a cell", "minutes a cell", "cells", "minutes")
+    heads = ("model", "tuning", "entry", "forward_passes a cell", "minutes a cell", "cells", "minutes")
     rows, total, minutes = [heads], 0.0, 0.0
     for (entry, m), foreseen in plan.spent.items():
         each = plan.seconds[entry, m] / 60
-        forwards = "unknown" if foreseen is None else count(foreseen.forwards)
-        total += (0 if foreseen is None else foreseen.forwards) * (cells + trials)
+        forward_passes = "unknown" if foreseen is None else count(foreseen.forward_passes)
+        total += (0 if foreseen is None else foreseen.forward_passes) * (cells + trials)
         minutes += each * (cells + trials)
         many = str(cells) + (f" + {trials}" if trials else "")
         rows.append(
@@ -115,7 +115,7 @@ def lines(
                 matrix.labels[m],
                 entry.tuning,
                 entry.name,
-                forwards,
+                forward_passes,
                 f"{each:.1f}",
                 many,
                 f"{each * (cells + trials):.1f}",
@@ -132,13 +132,13 @@ def lines(
         cut = [f"{c:<{w}}" if i < left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         out.append("  " + "  ".join(cut).rstrip())
     out.append(
-        f"in all {count(total)} forwards and about {duration(60 * minutes)}, of which finished cells are spared;"
+        f"in all {count(total)} forward_passes and about {duration(60 * minutes)}, of which finished cells are spared;"
         f" features once a model, unless cached: about {duration(extraction)}"
     )
     return out
 
 
-def speed_of(shared: Shared, data: Data, budget: float) -> Speed:
+def speed_of(shared: Shared, data: Data, budget: float) -> Throughput:
     """What this machine does in a second with a model."""
     trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
-    return machine(shared.config, data, shared.backbone, trains, budget)[0]
+    return measure_machine(shared.config, data, shared.backbone, trains, budget)[0]

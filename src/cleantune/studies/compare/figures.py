@@ -9,7 +9,20 @@ import numpy as np
 from markupsafe import Markup
 
 from cleantune.report.figures import spread
-from cleantune.report.svg import FIRST, INK, LINE, MUTED, RIGHT, SECOND, THIRD, WRONG, canvas, inline, label_logs, plain
+from cleantune.report.svg import (
+    FIRST,
+    INK,
+    LINE,
+    MUTED,
+    RIGHT,
+    SECOND,
+    THIRD,
+    WRONG,
+    canvas,
+    inline,
+    label_log_axis,
+    sanitize,
+)
 from cleantune.studies.compare.table import Score, shown
 
 if TYPE_CHECKING:
@@ -64,7 +77,7 @@ def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
         errors = np.array([100 * (s.error or 0.0) for s in known])
         axes.barh(places, values, height=0.62, color=[FIRST if s.mark else LINE for s in known])
         axes.errorbar(values, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-        axes.set_yticks(places, [plain(f"{shown(s.entry)}, {s.tuning}", NAME) for s in known])
+        axes.set_yticks(places, [sanitize(f"{shown(s.entry)}, {s.tuning}", NAME) for s in known])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(known) - 0.4, -0.6)
         for place, value, error in zip(places, values, errors, strict=True):
@@ -90,7 +103,7 @@ def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Mar
         low, high = min(p.cost for p in points), max(p.cost for p in points)
         axes.set_xlim(low / 1.35, max(high, 1.5 * low) * 1.35)
         name_points(axes, points, colors)
-        label_logs(axes.xaxis, low, high)
+        label_log_axis(axes.xaxis, low, high)
         axes.set(xlabel=unit, ylabel="test accuracy (%)")
         return inline(figure, name, alt)
 
@@ -103,7 +116,7 @@ def name_points(axes: Axes, points: Sequence[Point], colors: Mapping[str, str]) 
     shift = min(0.0, 1.0 - max(heights)) + max(0.0, -min(heights))
     for p, height in zip(points, heights, strict=True):
         axes.annotate(
-            plain(f"{shown(p.name)}, {p.tuning}", NAME),
+            sanitize(f"{shown(p.name)}, {p.tuning}", NAME),
             xy=(p.cost, p.accuracy),
             xycoords="data",
             xytext=(1.04, height + shift),
@@ -131,7 +144,7 @@ def over_epochs(curves: Sequence[Curve], methods: Sequence[str], unit: str, name
         low, high = axes.get_ylim()
         heights = spread([(value - low) / (high - low) for _, value, _ in ends], 0.075)
         for (words, _, color), height in zip(ends, heights, strict=True):
-            axes.annotate(plain(words, NAME), (1, height), (6, 0), xycoords="axes fraction",
+            axes.annotate(sanitize(words, NAME), (1, height), (6, 0), xycoords="axes fraction",
                           textcoords="offset points", va="center", color=color, fontsize=9)  # fmt: skip
         axes.set(xlabel="epochs done (% of the entry's own)", ylabel=unit)
         return inline(figure, name, alt)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from cleantune.config.run import Config, configure, to_table
+from cleantune.config.run import Config, config_to_dict, configure
 from cleantune.config.schema import merge
 from cleantune.methods.protocol import Scope
 
@@ -117,13 +117,15 @@ def model_name(model: Any) -> str:
 
 def resolved_table(matrix: Matrix) -> dict[str, Any]:
     """The table that `resolve` reads back to the same matrix, every shared default stated and paths absolute."""
-    shared = to_table(matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False))
+    shared = config_to_dict(matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False))
     tables = {part: dict(shared[part]) for part in ("data", "model", "run", "views")}
     for path in OURS:
         part, key = path.split(".")
         tables[part].pop(key, None)
     models = [
-        to_table(matrix.config(Cell(matrix.entries[0], matrix.noises[0], m, 0), None, False))["model"].get("model")
+        config_to_dict(matrix.config(Cell(matrix.entries[0], matrix.noises[0], m, 0), None, False))["model"].get(
+            "model"
+        )
         for m in range(len(matrix.models))
     ]
     entries = [

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cleantune.config.run import read_toml
+from cleantune.config.run import read_config
 from cleantune.errors import UserError
 from cleantune.report import tables
-from cleantune.report.svg import Plot, plain
-from cleantune.report.templates import rendered
+from cleantune.report.svg import Plot, sanitize
+from cleantune.report.templates import render_page
 from cleantune.storage.files import write_text
 from cleantune.studies.compare import figures
 from cleantune.studies.compare.table import Score, legend, number, scores, shown
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 QUALITIES = (("purity", "Purity", "share of the trusted labels that are right (%)"),
              ("recall", "Recall", "share of the right labels that are trusted (%)"))  # fmt: skip
 COSTS = (
-    ("forwards", "As it was run, features cached", "forwards (multiples of the training split)"),
-    ("forwards_uncached", "Had nothing been cached", "forwards, nothing cached (multiples of the training split)"),
+    ("forward_passes", "As it was run, features cached", "forward_passes (multiples of the training split)"),
+    (
+        "forward_passes_uncached",
+        "Had nothing been cached",
+        "forward_passes, nothing cached (multiples of the training split)",
+    ),
 )
 
 
@@ -39,9 +43,9 @@ def build(out: Path) -> Path:
         frame, epochs = (pd.read_parquet(out / f"{name}.parquet") for name in ("compare", "epochs"))
     except (OSError, ValueError) as error:
         raise UserError(f"{out} holds no finished matrix ({error}); finish it with --resume") from None
-    config = read_toml(out / "config.toml")
+    config = read_config(out / "config.toml")
     parts = about(frame, config) | table(frame) | plots(frame, epochs) | details(frame)
-    write_text(out / "compare.html", rendered("cleantune.studies.compare", "page.html", parts))
+    write_text(out / "compare.html", render_page("cleantune.studies.compare", "page.html", parts))
     return out / "compare.html"
 
 
@@ -64,7 +68,7 @@ def about(frame: pd.DataFrame, config: dict[str, Any]) -> dict[str, Any]:
     return {
         "title": f"Comparison on {Path(data).name or data}",
         "data": Path(data).name or data,
-        "facts": [(name, plain(value, 200)) for name, value in facts if value not in ("", "–")],
+        "facts": [(name, sanitize(value, 200)) for name, value in facts if value not in ("", "–")],
         "settings": tables.settings(config),
         "verdict": verdict(frame),
         "legend": legend(frame),
@@ -209,7 +213,9 @@ def detail(row: Mapping[Any, Any]) -> dict[str, Any]:
     known["entry"] = shown(str(known["entry"]))
     rate, backbone = known["learning_rate"], known["backbone_learning_rate"]
     known["rate"] = "–" if rate is None else f"{rate:.3g}" + (f", backbone {backbone:.3g}" if backbone else "")
-    known["times"] = known["forwards"] / known["train_size"] if known["forwards"] and known["train_size"] else None
+    known["times"] = (
+        known["forward_passes"] / known["train_size"] if known["forward_passes"] and known["train_size"] else None
+    )
     return known
 
 

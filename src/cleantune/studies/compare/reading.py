@@ -6,15 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cleantune.config.data import DataSpec
-from cleantune.config.run import ModelSpec, RunSpec, read_toml
-from cleantune.config.schema import assignment, describe, merge, nested
-from cleantune.errors import UserError, nearest, refuse_unknown_keys
+from cleantune.config.data import DataConfig
+from cleantune.config.run import ModelConfig, RunConfig, read_config
+from cleantune.config.schema import describe_fields, merge, nest, parse_assignment
+from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods import METHODS
 from cleantune.noise import parse, spell
 from cleantune.studies.compare.matrix import OURS, SCOPES, TUNINGS, Cell, Entry, Matrix
 
-RECORDS: dict[str, type] = {"data": DataSpec, "model": ModelSpec, "run": RunSpec}
+RECORDS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
 """The records whose fields are options of `compare` by name."""
 KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "views")
 AXES = ("methods", "scopes", "noises", "models", "seeds", "tune", "entries")
@@ -31,25 +31,25 @@ def tabulate(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One table from everything that was said: the file first, then names, then settings by path."""
-    table = dict(config) if isinstance(config, Mapping) else read_toml(Path(config)) if config is not None else {}
-    homes = {f.name: name for name, record in RECORDS.items() for f in describe(record)}
+    table = dict(config) if isinstance(config, Mapping) else read_config(Path(config)) if config is not None else {}
+    homes = {f.name: name for name, record in RECORDS.items() for f in describe_fields(record)}
     paths: dict[str, Any] = {f"matrix.{key}": value for key, value in said.items()}
     many = None if model is None else list(model) if isinstance(model, list | tuple) else [model]
     paths |= {"preset": preset, "data.data": data, "matrix.models": many}
     for name, value in options.items():
         if name not in homes:
-            raise UserError(f'unknown option "{name}"{nearest(name, homes)}')
+            raise UserError(f'unknown option "{name}"{did_you_mean(name, homes)}')
         paths[f"{homes[name]}.{name}"] = value
     for path, value in paths.items():
         if value is not None:
-            table = merge(table, nested(path.split("."), value))
+            table = merge(table, nest(path.split("."), value))
     pairs = (
         [(k.split("."), v) for k, v in settings.items()]
         if isinstance(settings, Mapping)
-        else [assignment(text) for text in settings or []]
+        else [parse_assignment(text) for text in settings or []]
     )
     for keys, value in pairs:
-        table = merge(table, nested(["settings", *keys] if keys[0] in METHODS else keys, value))
+        table = merge(table, nest(["settings", *keys] if keys[0] in METHODS else keys, value))
     return table
 
 
@@ -129,7 +129,7 @@ def known_names(value: Any, what: str, known: Iterable[str]) -> list[str]:
     names = as_list(value, f"matrix.{what}s")
     for name in names:
         if name not in known:
-            raise UserError(f'unknown {what} "{name}"{nearest(str(name), known)}')
+            raise UserError(f'unknown {what} "{name}"{did_you_mean(str(name), known)}')
     return list(dict.fromkeys(names))
 
 
@@ -141,18 +141,18 @@ def refuse_unknown_preset(preset: Any, methods: Sequence[str]) -> None:
     """
     known = {name for method in methods for name in METHODS[method].presets}
     if preset is not None and methods and preset not in known:
-        raise UserError(f'no compared method has the preset "{preset}"{nearest(str(preset), known)}')
+        raise UserError(f'no compared method has the preset "{preset}"{did_you_mean(str(preset), known)}')
 
 
 def make_entry(table: Mapping[str, Any], said: Mapping[str, Any], features_only: bool | None) -> Entry:
     """An entry with the settings for all methods, then for its method, then its own."""
     method = str(said["method"])
     if method not in METHODS:
-        raise UserError(f'unknown method "{method}"{nearest(method, METHODS)}')
-    fields = {f.name: f for f in describe(METHODS[method])}
+        raise UserError(f'unknown method "{method}"{did_you_mean(method, METHODS)}')
+    fields = {f.name: f for f in describe_fields(METHODS[method])}
     scope = said.get("scope") or ("head" if features_only else fields["scope"].default)
     if scope not in SCOPES:
-        raise UserError(f'unknown scope "{scope}"{nearest(str(scope), SCOPES)}')
+        raise UserError(f'unknown scope "{scope}"{did_you_mean(str(scope), SCOPES)}')
     shared = {key: value for key, value in table.get("method", {}).items() if key in fields}
     settings = merge(merge(shared, table.get("settings", {}).get(method, {})), said.get("settings") or {})
     both = probes_and_tunes(method) and scope == "all"
@@ -173,16 +173,16 @@ def refuse_idle_settings(table: Mapping[str, Any], entries: Sequence[Entry]) -> 
         UserError: With the nearest field or method.
     """
     methods = {entry.method for entry in entries}
-    known = {f.name for method in methods for f in describe(METHODS[method])} - {"scope"}
+    known = {f.name for method in methods for f in describe_fields(METHODS[method])} - {"scope"}
     for key in table.get("method", {}):
         if key in ("name", "scope", "preset"):
             axis = {"name": "matrix.methods", "scope": "matrix.scopes", "preset": "preset"}[key]
             raise UserError(f'key "method.{key}": a matrix sets it itself, by {axis}')
         if key not in known:
-            raise UserError(f'unknown key "method.{key}": no compared method has it{nearest(key, known)}')
+            raise UserError(f'unknown key "method.{key}": no compared method has it{did_you_mean(key, known)}')
     for name in table.get("settings", {}):
         if name not in METHODS:
-            raise UserError(f'unknown key "settings.{name}"{nearest(name, METHODS)}')
+            raise UserError(f'unknown key "settings.{name}"{did_you_mean(name, METHODS)}')
         if name not in methods:
             raise UserError(f'key "settings.{name}": {name} is not compared here, it is not among {sorted(methods)}')
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import tomli_w
 
-from cleantune.config.run import configure, read_toml
+from cleantune.config.run import configure, read_config
 from cleantune.config.schema import merge
 from cleantune.data import Data, corrupt, load
 from cleantune.errors import UserError
 from cleantune.features.precision import Precision
 from cleantune.noise import parse
-from cleantune.pipeline.inputs import Material, gather, open_model
+from cleantune.pipeline.inputs import RunInputs, open_model, prepare_inputs
 from cleantune.pipeline.summary import versions
 from cleantune.storage.files import read_json, write_json, write_table, write_text
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.cells import Outcome, Shared, run_cell
 from cleantune.studies.compare.estimate import Plan, planned
 from cleantune.studies.compare.matrix import RATES, Cell, Matrix, resolved_table
@@ -33,16 +33,16 @@ MATERIAL = "material.json"
 """What each model computes in, so that a resumed matrix computes in the same."""
 
 
-def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, silent: bool) -> Path:
+def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Path:
     """A matrix from its table to its page.
 
     Raises:
         UserError: Something the user can put right; nothing has run then, and an earlier matrix is as it was.
     """
-    console = Console(silent)
+    console = Console(quiet)
     if out.exists():  # refused before anything is loaded; one that is not there is made when nothing else is refused
-        RunFolder(out, resume=resume, overwrite=overwrite, kind="matrix")
-    stored = read_toml(out / "config.toml") if resume and (out / "config.toml").is_file() else None
+        RunDir(out, resume=resume, overwrite=overwrite, kind="matrix")
+    stored = read_config(out / "config.toml") if resume and (out / "config.toml").is_file() else None
     if stored is not None:
         table = with_stored(stored, table)
     if "data" not in table.get("data", {}):
@@ -55,17 +55,17 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, sile
         refuse_other_settings(resolved_table(matrix), resolved_table(resolve(stored, data.kind == "features")))
     refuse_data(matrix, data)
     for note in data.notes:
-        console.say(note)
+        console.print(note)
     shared = [share(matrix, m, data) for m in range(len(matrix.models))]
     for noise in matrix.noises:
         if parse(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
             corrupt(data, noise, matrix.seeds[0])
-    folder = RunFolder(out, resume=resume, overwrite=overwrite, kind="matrix")
+    folder = RunDir(out, resume=resume, overwrite=overwrite, kind="matrix")
     folder.clear()
     write_text(out / "config.toml", tomli_w.dumps(resolved_table(matrix) | {"record": {"versions": versions()}}))
     gc.freeze()  # what is there before the first cell is not looked through after each: that takes longer than a probe
     try:
-        Going(matrix, data, shared, folder.path, console).go()
+        MatrixRunner(matrix, data, shared, folder.path, console).go()
     finally:
         gc.unfreeze()
     return out
@@ -133,7 +133,7 @@ def share(matrix: Matrix, m: int, data: Data) -> Shared:
     return Shared(backbone, kind, only, todo, configs[matrix.entries[0]])
 
 
-class Going:
+class MatrixRunner:
     """A matrix on its way."""
 
     def __init__(self, matrix: Matrix, data: Data, shared: list[Shared], out: Path, console: Console) -> None:
@@ -173,19 +173,19 @@ class Going:
         """Whether a cell needs no computing."""
         return not self.matrix.tune and (self.folder(cell) / "summary.json").is_file()
 
-    def gathered(self, m: int, shared: Shared) -> Material:
+    def gathered(self, m: int, shared: Shared) -> RunInputs:
         """The data and features of a model, from the cache where it holds them."""
         path, label = self.out / MATERIAL, self.matrix.labels[m]
         kept: dict[str, Any] = read_json(path) if path.is_file() else {}
         known = tuple(Precision(**each) for each in kept[label]) if label in kept else None
         trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
-        material = gather(shared.config, self.data, shared.backbone, self.console, known, trains)  # type: ignore[arg-type]
+        material = prepare_inputs(shared.config, self.data, shared.backbone, self.console, known, trains)  # type: ignore[arg-type]
         write_json(path, kept | {label: [asdict(material.precision), asdict(material.training)]})
         return material
 
     def with_labels(
-        self, cells: list[Cell], material: Material | None
-    ) -> Iterator[tuple[Cell, Material | None, dict[str, Any] | None]]:
+        self, cells: list[Cell], material: RunInputs | None
+    ) -> Iterator[tuple[Cell, RunInputs | None, dict[str, Any] | None]]:
         """Each cell with the material under its noise, which is drawn once for all cells of a noise and seed."""
         last, noisy, noise = None, material, None
         for cell in cells:
@@ -198,7 +198,7 @@ class Going:
         self,
         cell: Cell,
         shared: Shared,
-        material: Material | None,
+        material: RunInputs | None,
         noise: dict[str, Any] | None,
         rates: dict[Any, tuple[float, dict[float, float]]],
     ) -> Outcome:
@@ -219,18 +219,18 @@ class Going:
         )
         return outcome.with_trials(judged)
 
-    def one(self, cell: Cell, shared: Shared, material: Material | None, noise: dict[str, Any] | None) -> Outcome:
+    def one(self, cell: Cell, shared: Shared, material: RunInputs | None, noise: dict[str, Any] | None) -> Outcome:
         """One run, or what it left when it was run before."""
         assert self.plan is not None
         folder = self.folder(cell)
         if (folder / "summary.json").is_file():
             return Outcome.read(cell, folder, self.out)
         assert material is not None
-        self.console.mention(self.plan.progress(cell, self.matrix))
+        self.console.info(self.plan.progress(cell, self.matrix))
         start = time.perf_counter()
         outcome = run_cell(self.matrix, cell, shared, material, noise, folder, self.out)
         self.plan.done(cell, time.perf_counter() - start)
-        self.console.mention(f"  {outcome.words}")
+        self.console.info(f"  {outcome.words}")
         return outcome
 
     def write_table(self) -> None:
@@ -248,11 +248,11 @@ class Going:
         page = build(self.out)
         failed = sum(outcome.summary is None for outcome in self.outcomes)
         if failed:
-            self.console.mention(f"{failed} of {len(self.outcomes)} cells failed; --resume tries them again")
-        self.console.mention(f"table: {self.out / 'compare.md'}\npage: {page}")
+            self.console.info(f"{failed} of {len(self.outcomes)} cells failed; --resume tries them again")
+        self.console.info(f"table: {self.out / 'compare.md'}\npage: {page}")
 
 
-def with_noise(material: Material, noise: str, seed: int) -> tuple[Material, dict[str, Any] | None]:
+def with_noise(material: RunInputs, noise: str, seed: int) -> tuple[RunInputs, dict[str, Any] | None]:
     """The material with noise in its labels, and what the noise came to; samples and features are the same objects."""
     from dataclasses import replace
 

@@ -31,7 +31,7 @@ def frame_of(matrix: Matrix, outcomes: Sequence[Outcome], plan: Plan | None) -> 
 
 
 WHOLE = (
-    "seed", "forwards", "forwards_uncached", "evaluation_forwards", "training_samples", "optimizer_steps", "selected",
+    "seed", "forward_passes", "forward_passes_uncached", "evaluation_forward_passes", "training_samples", "optimizer_steps", "selected",
     "train_size", "test_size",
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ def row_of(matrix: Matrix, outcome: Outcome, plan: Plan | None) -> dict[str, Any
     cell, told = outcome.cell, outcome.summary or {}
     accuracy, cost, selection = (told.get(key, {}) for key in ("accuracy", "cost", "selection"))
     noise, samples = told.get("noise") or outcome.noise or {}, told.get("samples", {})
-    chosen = told.get("chosen") or matrix.common.get("run", {}).get("choose", "last")
+    chosen = told.get("chosen") or matrix.common.get("run", {}).get("model_selection", "last")
     rows = outcome.rows
     ended, best = accuracy.get("last"), accuracy.get("best_validation")
     last, best = (ended, best) if chosen == "last" or not rows else (rows[-1]["accuracy_test"], ended)
@@ -72,9 +72,9 @@ def row_of(matrix: Matrix, outcome: Outcome, plan: Plan | None) -> dict[str, Any
         "learning_rate": told.get("learning_rate"),
         "backbone_learning_rate": told.get("backbone_learning_rate"),
         "rates": words_of(outcome),
-        "forwards": cost.get("forwards"),
-        "forwards_uncached": uncached(outcome, cost, plan),
-        "evaluation_forwards": cost.get("evaluation_forwards"),
+        "forward_passes": cost.get("forward_passes"),
+        "forward_passes_uncached": uncached(outcome, cost, plan),
+        "evaluation_forward_passes": cost.get("evaluation_forward_passes"),
         "training_samples": cost.get("training_samples"),
         "optimizer_steps": cost.get("optimizer_steps"),
         "seconds": cost.get("seconds", {}).get("total"),
@@ -103,7 +103,7 @@ def uncached(outcome: Outcome, cost: dict[str, Any], plan: Plan | None) -> int |
     if foreseen is None or not cost or not foreseen.training_samples:
         return None
     stood: float = foreseen.cached * cost["training_samples"] / foreseen.training_samples
-    return round(float(cost["forwards"] - foreseen.extracted * bool(cost["forwards"]) + stood))
+    return round(float(cost["forward_passes"] - foreseen.extracted * bool(cost["forward_passes"]) + stood))
 
 
 def epochs_of(matrix: Matrix, outcomes: Iterable[Outcome]) -> pd.DataFrame:
@@ -224,7 +224,7 @@ def number(mean: float | None, std: float | None) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """The table as Markdown: a block a model, a row an entry, a column a noise; best / last, mean ± deviation in %."""
-    from cleantune.report.svg import plain
+    from cleantune.report.svg import sanitize
 
     found, lines = scores(frame), ["# Comparison", ""]
     noises = list(dict.fromkeys(noise for _, noise in found))
@@ -237,7 +237,7 @@ def markdown(frame: pd.DataFrame) -> str:
             cells = [cell_words(block[rank], by_last) for block in blocks]
             lines.append(f"| {first.tuning} | {cell_text(shown(first.entry))} | " + " | ".join(cells) + " |")
         lines.append("")
-    lines += [*(f"- {plain(text)}" for text in legend(frame)), ""]
+    lines += [*(f"- {sanitize(text)}" for text in legend(frame)), ""]
     failed = frame[frame["status"] == "failed"]
     if len(failed):
         lines += ["Failed:", ""]
@@ -268,9 +268,9 @@ def shown(entry: str) -> str:
 
 def cell_text(value: object) -> str:
     """A name that cannot break a Markdown table or become HTML."""
-    from cleantune.report.svg import plain
+    from cleantune.report.svg import sanitize
 
-    text = plain(value, 200)
+    text = sanitize(value, 200)
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, "\\" + sign)
     return text

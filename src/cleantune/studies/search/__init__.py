@@ -63,13 +63,13 @@ def search(
     seed: int | None = None,
     trials: int | None = None,
     space: str | Path | Mapping[str, Any] | None = None,
-    objective: str = "noisy-validation",
+    objective: str = "noisy-val",
     search_seed: int = 0,
     config: str | Path | Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | list[str] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    silent: bool = False,
+    quiet: bool = False,
     **options: Any,
 ) -> Search:
     """Try settings of a method; write every trial, the best config and a page.
@@ -107,6 +107,6 @@ def search(
     return Search(
         run(
             table, Path(out), trials=trials, space=named, objective=objective, seed=search_seed, resume=resume,
-            overwrite=overwrite, silent=silent,
+            overwrite=overwrite, quiet=quiet,
         )
     )  # fmt: skip

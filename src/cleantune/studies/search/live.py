@@ -14,7 +14,7 @@ SHOWN = 12
 """Rows of the table on a terminal."""
 
 
-class Live:
+class TrialTable:
     """What is known of the trials, shown as it changes; trials.parquet grows with it."""
 
     def __init__(self, study: Study, left: list[int], console: Console) -> None:
@@ -25,9 +25,9 @@ class Live:
         self.start = time.perf_counter()
         self._screen: Any = None
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> TrialTable:
         """Take the terminal, where there is one."""
-        if not self.console.silent and sys.stderr.isatty():
+        if not self.console.quiet and sys.stderr.isatty():
             from rich.console import Console as Terminal
             from rich.live import Live as Screen
 
@@ -77,9 +77,7 @@ class Live:
         frame = frame_of(self.study)
         write_table(self.study.out / "trials.parquet", lambda path: frame.to_parquet(path, index=False))
         if self._screen is None:
-            self.console.mention(
-                f"  {self.ended:>3} of {len(self.study.points)}  trial {number:>3}  {self.line(number)}"
-            )
+            self.console.info(f"  {self.ended:>3} of {len(self.study.points)}  trial {number:>3}  {self.line(number)}")
         self.draw()
 
     def line(self, number: int) -> str:

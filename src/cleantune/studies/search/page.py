@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from cleantune.config.run import read_toml
+from cleantune.config.run import read_config
 from cleantune.report import tables
-from cleantune.report.svg import FIRST, INK, LINE, MUTED, canvas, inline, plain
-from cleantune.report.templates import rendered
+from cleantune.report.svg import FIRST, INK, LINE, MUTED, canvas, inline, sanitize
+from cleantune.report.templates import render_page
 from cleantune.storage.files import write_text
 from cleantune.studies.search.live import shown
 from cleantune.studies.search.ranking import Ranking, importances
@@ -27,8 +27,8 @@ def build(study: Study, frame: pd.DataFrame, ranking: Ranking, said: list[str]) 
     finished = frame[frame["objective"].notna()].reset_index(drop=True)
     varied = [d for d in study.space if finished[d.name].nunique() > 1]
     data = str(study.table.get("data", {}).get("data", ""))
-    config = read_toml(study.out / "config.toml")
-    percent = study.objective != "noisy-validation-gce"
+    config = read_config(study.out / "config.toml")
+    percent = study.objective != "noisy-val-gce"
     parts = {
         "data": Path(data).name or data,
         "method": config["method"]["name"],
@@ -39,9 +39,9 @@ def build(study: Study, frame: pd.DataFrame, ranking: Ranking, said: list[str]) 
         "names": [d.name for d in study.space],
         "rows": rows_of(frame, study, percent),
         "failed": frame[frame["status"] == "failed"].to_dict("records"),
-        "settings": tables.settings(read_toml(study.out / "best.toml")),
+        "settings": tables.settings(read_config(study.out / "best.toml")),
     }
-    write_text(study.out / "search.html", rendered("cleantune.studies.search", "page.html", parts))
+    write_text(study.out / "search.html", render_page("cleantune.studies.search", "page.html", parts))
     return study.out / "search.html"
 
 
@@ -92,7 +92,7 @@ def coordinates(frame: pd.DataFrame, space: list[Dimension], ranking: Ranking, p
         for value, at in ((low, 0.0), (high, 1.0)):
             axes.annotate(number(value, percent), (last, at), (6, 0), textcoords="offset points", va="center",
                           fontsize=9, color=INK)  # fmt: skip
-        axes.set_xticks(range(last + 1), [plain(d.name, 26).replace(".", "\n", 1) for d in space] + ["objective"])
+        axes.set_xticks(range(last + 1), [sanitize(d.name, 26).replace(".", "\n", 1) for d in space] + ["objective"])
         axes.tick_params(axis="x", length=0, labelcolor=INK)
         axes.set_yticks([])
         axes.set_xlim(-0.15, last + 0.45)
@@ -129,7 +129,7 @@ def importance(frame: pd.DataFrame, space: list[Dimension]) -> Markup | None:
     with canvas(420, 60 + 24 * len(space)) as figure:
         axes = figure.add_subplot()
         axes.barh(range(len(space)), 100 * found[order], height=0.6, color=FIRST)
-        axes.set_yticks(range(len(space)), [plain(space[i].name, 40) for i in order])
+        axes.set_yticks(range(len(space)), [sanitize(space[i].name, 40) for i in order])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_xlabel("share of what is explained (%)")
         axes.spines["left"].set_visible(False)

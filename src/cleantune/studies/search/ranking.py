@@ -14,7 +14,7 @@ RISK = 0.05
 
 REMEDIES = (
     "for a sharper judgment take a larger validation split (--validation-fraction), average the last epochs"
-    " (--objective noisy-validation-averaged), or judge by the loss (--objective noisy-validation-gce)."
+    " (--objective noisy-val-averaged), or judge by the loss (--objective noisy-val-gce)."
 )
 """Spec 5.4."""
 

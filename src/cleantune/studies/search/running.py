@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from cleantune.config.run import Config, configure, read_toml, to_table
-from cleantune.errors import UserError, nearest
+from cleantune.config.run import Config, config_to_dict, configure, read_config
+from cleantune.errors import UserError, did_you_mean
 from cleantune.features.precision import Precision
-from cleantune.methods.protocol import Phase, Row
-from cleantune.pipeline.inputs import Material, gather, open_model, read_data
-from cleantune.pipeline.ray_train import first_line, session
+from cleantune.methods.protocol import EpochMetrics, Phase
+from cleantune.pipeline.inputs import RunInputs, open_model, prepare_inputs, read_data
+from cleantune.pipeline.ray_train import first_line, ray_session
 from cleantune.pipeline.summary import versions
 from cleantune.storage.files import read_json, write_json, write_table, write_text
-from cleantune.storage.run_dir import RunFolder
-from cleantune.studies.search.live import Live
+from cleantune.storage.run_dir import RunDir
+from cleantune.studies.search.live import TrialTable
 from cleantune.studies.search.ranking import Ranking, rank, sentences
 from cleantune.studies.search.space import points_of, space_of
 from cleantune.studies.search.trials import (
@@ -53,16 +53,16 @@ def run(
     seed: int,
     resume: bool,
     overwrite: bool,
-    silent: bool,
+    quiet: bool,
 ) -> Path:
     """A search from its table to its page.
 
     Raises:
         UserError: Something the user can put right; the sentence says what, where and how.
     """
-    console = Console(silent)
+    console = Console(quiet)
     if objective not in OBJECTIVES:
-        raise UserError(f'--objective "{objective}"{nearest(objective, OBJECTIVES)}')
+        raise UserError(f'--objective "{objective}"{did_you_mean(objective, OBJECTIVES)}')
     if trials is not None and trials < 2:
         raise UserError(f"--trials {trials}: the default is one trial, so there must be two at the least")
     config = configure(table)
@@ -86,9 +86,9 @@ def run(
         configure(study.table_of(number), kind, only)  # every value is in its range, before anything runs
     open_folder(study, config, resume=resume, overwrite=overwrite)
     trains = any(phase.scope == "all" for phase in todo)
-    material = without_test(gather(config, data, backbone, console, known(study.out), trains))
+    material = without_test(prepare_inputs(config, data, backbone, console, known(study.out), trains))
     write_json(study.out / "material.json", [asdict(material.precision), asdict(material.training)])
-    console.mention(f"{len(points)} trials over {', '.join(d.name for d in dimensions)}; objective: {objective}")
+    console.info(f"{len(points)} trials over {', '.join(d.name for d in dimensions)}; objective: {objective}")
     left = [n for n in range(len(points)) if frame_row(study, n) != "done"]
     if left:
         tune_all(study, left, material, todo, console)
@@ -116,7 +116,7 @@ def open_folder(study: Study, config: Config, *, resume: bool, overwrite: bool) 
         UserError: It holds something else.
     """
     out = study.out
-    mine = {"points": list(study.points), "objective": study.objective, "default": to_table(config)}
+    mine = {"points": list(study.points), "objective": study.objective, "default": config_to_dict(config)}
     if resume and (out / "search.json").is_file():
         stored = read_json(out / "search.json")
         for name, value in mine.items():
@@ -125,13 +125,13 @@ def open_folder(study: Study, config: Config, *, resume: bool, overwrite: bool) 
                     f"--resume: the {name} of this search {'are' if name == 'points' else 'is'} not what it was;"
                     " resume with the same settings, or start anew with --overwrite"
                 )
-    RunFolder(out, resume=resume, overwrite=overwrite, kind="search").clear()
+    RunDir(out, resume=resume, overwrite=overwrite, kind="search").clear()
     write_json(out / "search.json", mine)
     record = {"search": True, "versions": versions()}
-    write_text(out / "config.toml", tomli_w.dumps(to_table(config) | {"record": record}))
+    write_text(out / "config.toml", tomli_w.dumps(config_to_dict(config) | {"record": record}))
 
 
-def tune_all(study: Study, left: list[int], material: Material, todo: tuple[Phase, ...], console: Console) -> None:
+def tune_all(study: Study, left: list[int], material: RunInputs, todo: tuple[Phase, ...], console: Console) -> None:
     """Every trial that is left, by Ray Tune.
 
     Raises:
@@ -142,12 +142,12 @@ def tune_all(study: Study, left: list[int], material: Material, todo: tuple[Phas
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune has a table of its own
     gpus = pick_device(material.device) == "cuda" and any(phase.scope == "all" for phase in todo)
-    with session(1) as ray:
+    with ray_session(1) as ray:
         from ray import tune
 
         # Pixels, features and labels lie in Ray's object store once a machine; trials read them there.
         shared = ray.put(material)
-        live = Live(study, left, console)
+        live = TrialTable(study, left, console)
         tuner = tune.Tuner(
             tune.with_resources(Trainable(study, shared), {"cpu": 1, "gpu": int(gpus)}),
             param_space={"trial": tune.grid_search(left)},
@@ -196,7 +196,7 @@ class Trainable:
         close_threads()
         seen = 0
 
-        def told(row: Row) -> None:
+        def told(row: EpochMetrics) -> None:
             nonlocal seen
             seen += 1
             tune.report({"accuracy_validation": row["accuracy_validation"] or 0.0, "row": seen})
@@ -218,7 +218,7 @@ def scheduler(todo: tuple[Phase, ...]) -> Any:
     return ASHAScheduler(time_attr="row", grace_period=before + 1, max_t=max(total, before + 1) + 1, reduction_factor=3)
 
 
-def conclude(study: Study, material: Material, console: Console) -> Path:
+def conclude(study: Study, material: RunInputs, console: Console) -> Path:
     """The table, the choice, the config of the chosen trial, and the page.
 
     Raises:
@@ -241,15 +241,15 @@ def conclude(study: Study, material: Material, console: Console) -> Path:
     write_best(study, ranking.chosen, material)
     done = frame[frame["objective"].notna()]
     values_by_trial = dict(zip(done["trial"].tolist(), done["objective"].tolist(), strict=True))
-    said = sentences(ranking, values_by_trial, points=study.objective != "noisy-validation-gce")
+    said = sentences(ranking, values_by_trial, points=study.objective != "noisy-val-gce")
     write_json(
         study.out / "ranking.json",
         asdict(ranking) | {"words": said, "validation": len(material.data.rows["validation"])},
     )
     page = build(study, frame, ranking, said)
     for line in said:
-        console.mention(line)
-    console.mention(f"best config: {study.out / 'best.toml'}\npage: {page}")
+        console.info(line)
+    console.info(f"best config: {study.out / 'best.toml'}\npage: {page}")
     return study.out
 
 
@@ -264,9 +264,9 @@ def ranked(study: Study, finished: list[int]) -> Ranking:
     )
 
 
-def write_best(study: Study, chosen: int, material: Material) -> None:
+def write_best(study: Study, chosen: int, material: RunInputs) -> None:
     """best.toml: the resolved settings of the chosen trial, as `fit --config` takes them."""
-    table = read_toml(study.folder(chosen) / "config.toml")
+    table = read_config(study.folder(chosen) / "config.toml")
     for part in ("data", "model"):  # what was given as Python objects cannot be named in a file
         table[part] = {k: v for k, v in table[part].items() if not (isinstance(v, str) and v.startswith("<"))}
     head = f"# Trial {chosen} of a search; cleantune fit DATA --config best.toml --out RUN\n"

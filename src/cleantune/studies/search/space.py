@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from cleantune.config.run import read_toml
-from cleantune.config.schema import Described, describe
-from cleantune.errors import UserError, nearest
-from cleantune.methods.protocol import Choice, Interval, Method, Phase, Stage
+from cleantune.config.run import read_config
+from cleantune.config.schema import FieldInfo, describe_fields
+from cleantune.errors import UserError, did_you_mean
+from cleantune.methods.protocol import Choice, Method, Phase, Range, Stage
 
 DIGITS = 3
 """Significant digits of a drawn number."""
@@ -33,7 +33,7 @@ class Dimension:
 
     key: str
     """Its path, such as `method.probe.learning_rate`."""
-    range: Interval | Choice
+    range: Range | Choice
     whole: bool = False
     """Whether it is a whole number."""
     also: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Dimension:
     @property
     def log(self) -> bool:
         """Whether its values are spread on a logarithmic scale."""
-        if isinstance(self.range, Interval):
+        if isinstance(self.range, Range):
             return self.range.log
         numbers = [v for v in self.range.values if isinstance(v, int | float) and not isinstance(v, bool)]
         return len(numbers) == len(self.range.values) and min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
@@ -79,12 +79,12 @@ def space_of(method: Method, phases: Sequence[Phase], chosen: str | Mapping[str,
     known = searchable(method, phases)
     if chosen == "paper":
         return paper_space(method, phases)
-    table = {} if chosen is None else chosen if isinstance(chosen, Mapping) else read_toml(Path(chosen))
+    table = {} if chosen is None else chosen if isinstance(chosen, Mapping) else read_config(Path(chosen))
     only = bool(table.get("only", False))
     out = {} if only else {f.key: f for f in known.values() if f.range is not None and f.searched}
     for key, value in flat({k: v for k, v in table.items() if k != "only"}, set(known)):
         if key not in known:
-            raise UserError(f'--space: unknown key "{key}"{nearest(key, known)}')
+            raise UserError(f'--space: unknown key "{key}"{did_you_mean(key, known)}')
         out[key] = replace(known[key], range=read_range(known[key], value), searched=True)
     if not out:
         raise UserError("--space: nothing is left to vary; give a field a range, as learning_rate = [1e-4, 1e-3]")
@@ -96,9 +96,9 @@ class Searchable:
     """A field that a space may name."""
 
     key: str
-    range: Interval | Choice | None
+    range: Range | Choice | None
     whole: bool
-    bounds: Interval | Choice | None
+    bounds: Range | Choice | None
     """What its values are refused by."""
     searched: bool
     """Whether a search draws it unless told otherwise."""
@@ -109,18 +109,18 @@ def searchable(method: Method, phases: Sequence[Phase]) -> dict[str, Searchable]
     out: dict[str, Searchable] = {}
     stages = {phase.name for phase in phases}
     learns = {phase.name for phase in phases if phase.scope == "all"}
-    for field in describe(type(method)):
+    for field in describe_fields(type(method)):
         if not isinstance(getattr(method, field.name), Stage):
             if field.name != "scope":
                 out |= entry(f"method.{field.name}", field)
         elif field.name in stages:
-            for inner in describe(Stage):
+            for inner in describe_fields(Stage):
                 if inner.name != "backbone_learning_rate" or field.name in learns:
                     out |= entry(f"method.{field.name}.{inner.name}", inner)
     return out
 
 
-def entry(key: str, field: Described) -> dict[str, Searchable]:
+def entry(key: str, field: FieldInfo) -> dict[str, Searchable]:
     """A field under its path."""
     allowed = field.allowed
     drawn = allowed.search if allowed is not None else None
@@ -141,7 +141,7 @@ def flat(table: Mapping[str, Any], known: set[str], path: str = "") -> list[tupl
     return out
 
 
-def read_range(field: Searchable, value: Any) -> Interval | Choice:
+def read_range(field: Searchable, value: Any) -> Range | Choice:
     """The range that a space gives a field.
 
     Raises:
@@ -151,7 +151,7 @@ def read_range(field: Searchable, value: Any) -> Interval | Choice:
         extra = set(value) - {"low", "high", "log"}
         if extra or "high" not in value:
             raise UserError(f"--space: {field.key}: write {{low = 1e-4, high = 1e-2, log = true}} or a list of values")
-        read: Interval | Choice = Interval(value["low"], value["high"], bool(value.get("log", False)))
+        read: Range | Choice = Range(value["low"], value["high"], bool(value.get("log", False)))
         ends = [value["low"], value["high"]]
         if not value["low"] < value["high"] or (value.get("log") and value["low"] <= 0):
             raise UserError(f"--space: {field.key}: low = {value['low']} and high = {value['high']} are no range")
@@ -172,7 +172,7 @@ def refuse_outside(field: Searchable, value: Any) -> None:
         UserError: It does not.
     """
     bounds = field.bounds
-    if isinstance(bounds, Interval) and (not isinstance(value, int | float) or not bounds.low <= value <= bounds.high):
+    if isinstance(bounds, Range) and (not isinstance(value, int | float) or not bounds.low <= value <= bounds.high):
         raise UserError(f"--space: {field.key}: {value} is outside {bounds.low:g} to {bounds.high:g}")
     if isinstance(bounds, Choice) and value not in bounds.values:
         raise UserError(f"--space: {field.key}: {value!r} is none of {', '.join(map(str, bounds.values))}")

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from cleantune.config.run import configure
-from cleantune.config.schema import merge, nested
+from cleantune.config.schema import merge, nest
 from cleantune.errors import UserError
 from cleantune.functional import losses, metrics
-from cleantune.methods.protocol import Row
-from cleantune.pipeline.fit import trained, write_config
-from cleantune.pipeline.inputs import Material
+from cleantune.methods.protocol import EpochMetrics
+from cleantune.pipeline.fit import train_and_select, write_config
+from cleantune.pipeline.inputs import RunInputs
 from cleantune.storage.files import read_json, write_json, write_table, write_text
-from cleantune.storage.run_dir import RunFolder
+from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.cells import NO_BASELINE, sentence
 from cleantune.studies.search.space import Dimension
 from cleantune.training.epochs import phases
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OBJECTIVES = {
-    "noisy-validation": "accuracy of the delivered model on the validation split, by the given labels",
-    "noisy-validation-averaged": "the same, averaged over the later half of the last phase's epochs",
-    "noisy-validation-gce": "minus the GCE (q = 0.7) of the given labels of the validation split",
+    "noisy-val": "accuracy of the delivered model on the validation split, by the given labels",
+    "noisy-val-averaged": "the same, averaged over the later half of the last phase's epochs",
+    "noisy-val-gce": "minus the GCE (q = 0.7) of the given labels of the validation split",
 }
 """What a search can maximize; nothing of it sees a true label or the test split."""
 Q = 0.7
@@ -61,7 +61,7 @@ class Study:
         table, also = self.table, {d.key: d.also for d in self.space}
         for key, value in self.points[number].items():
             for path in (key, *also[key]):
-                table = merge(table, nested(path.split("."), value))
+                table = merge(table, nest(path.split("."), value))
         return table
 
     def folder(self, number: int) -> Path:
@@ -69,39 +69,41 @@ class Study:
         return self.out / "trials" / f"{number:04d}"
 
 
-class Reporting(Console):
+class ReportingConsole(Console):
     """Says nothing, and tells of each epoch's row."""
 
-    def __init__(self, told: Callable[[Row], None]) -> None:
-        super().__init__(silent=True)
+    def __init__(self, told: Callable[[EpochMetrics], None]) -> None:
+        super().__init__(quiet=True)
         self._row_told = told
 
     def row(self, row: Mapping[str, Any]) -> None:
         """One epoch."""
-        self._row_told(Row(row))
+        self._row_told(EpochMetrics(row))
 
 
-def run_trial(study: Study, number: int, material: Material, told: Callable[[Row], None]) -> None:
+def run_trial(study: Study, number: int, material: RunInputs, told: Callable[[EpochMetrics], None]) -> None:
     """A trial from where it stands to its end, or to its failure, both of which its folder then says."""
     path = study.folder(number)
     start = time.perf_counter()
     try:
-        folder = RunFolder(path, resume=True)
+        folder = RunDir(path, resume=True)
         (path / "failed.json").unlink(missing_ok=True)
         config = configure(study.table_of(number), study.kind, study.features_only)
         todo = phases(config.method, material.learning_rate)
         write_config(folder, config, todo, material)
-        ended = trained(config, material, todo, folder, Reporting(told), study.noise, start, NO_BASELINE)
+        ended = train_and_select(
+            config, material, todo, folder, ReportingConsole(told), study.noise, start, NO_BASELINE
+        )
         p, y = ended.run.probabilities("validation"), ended.run.splits["validation"].y
-        values = worth(p, y, study.objective)
+        values = per_sample_score(p, y, study.objective)
         write_table(path / "validation.npy", lambda beside: save(beside, values))
         told_of = {
             "objective": objective_of(values, ended.rows, study.objective),
             "standard_error": float(values.std(ddof=1)) / len(values) ** 0.5,
             "accuracy_validation": metrics.accuracy(p.argmax(1).numpy(), y.numpy()),
-            "gce_validation": -float(worth(p, y, "noisy-validation-gce").mean()),
-            "delivered": ended.delivery.phase,
-            "forwards": ended.run.cost.forwards,
+            "gce_validation": -float(per_sample_score(p, y, "noisy-val-gce").mean()),
+            "delivered": ended.selected_model.phase,
+            "forward_passes": ended.run.cost.forward_passes,
             "seconds": round(ended.run.wall, 3),
         }
         write_json(path / "trial.json", told_of)
@@ -118,22 +120,22 @@ def save(path: Path, values: np.ndarray) -> None:
         np.save(file, values, allow_pickle=False)
 
 
-def worth(p: Tensor, y: Tensor, objective: str) -> np.ndarray:
+def per_sample_score(p: Tensor, y: Tensor, objective: str) -> np.ndarray:
     """What a model is worth on each validation sample [n], more is better."""
-    if objective == "noisy-validation-gce":
+    if objective == "noisy-val-gce":
         return -losses.gce(p.clamp(min=1e-30).log(), y, Q).double().numpy()
     return (p.argmax(1) == y).double().numpy()
 
 
 def objective_of(values: np.ndarray, rows: Sequence[Mapping[str, Any]], objective: str) -> float:
     """The number that is maximized."""
-    if objective != "noisy-validation-averaged":
+    if objective != "noisy-val-averaged":
         return float(values.mean())
     last = [row["accuracy_validation"] for row in rows if row["round"] == rows[-1]["round"]]
     return float(np.mean(last[len(last) // 2 :]))
 
 
-def without_test(material: Material) -> Material:
+def without_test(material: RunInputs) -> RunInputs:
     """The material of a search: no trial sees the test split."""
     rows = {name: rows for name, rows in material.data.rows.items() if name in ("train", "validation")}
     return replace(material, data=replace(material.data, rows=rows))
@@ -150,7 +152,7 @@ def row_of(study: Study, number: int) -> dict[str, Any]:
         out |= {"status": "failed"} | read_json(failed)
     elif (path / "stopped.json").is_file():
         out |= {"status": "done", "stopped": True} | read_json(path / "stopped.json")
-    rows = RunFolder(path, resume=True).rows() if path.is_dir() else []
+    rows = RunDir(path, resume=True).rows() if path.is_dir() else []
     out["epochs"] = len(rows)
     for dimension in study.space:
         out[dimension.name] = study.points[number].get(dimension.key, setting(study, dimension.key))
@@ -171,14 +173,14 @@ def frame_of(study: Study, tied: Sequence[int] = (), chosen: int | None = None) 
 
     rows = [row_of(study, number) for number in range(len(study.points))]
     names = (
-        "objective", "standard_error", "accuracy_validation", "gce_validation", "delivered", "forwards", "seconds",
+        "objective", "standard_error", "accuracy_validation", "gce_validation", "delivered", "forward_passes", "seconds",
     )  # fmt: skip
     frame = pd.DataFrame(
         [{"trial": row["trial"], "status": row["status"], **dict.fromkeys(names), **row} for row in rows]
     )
     for name in ("objective", "standard_error", "accuracy_validation", "gce_validation", "seconds"):
         frame[name] = frame[name].astype("float64")
-    frame["forwards"] = frame["forwards"].astype("Int64")
+    frame["forward_passes"] = frame["forward_passes"].astype("Int64")
     for name in ("status", "reason", "delivered", "folder"):
         frame[name] = frame[name].astype("string")
     frame["tied"] = frame["trial"].isin(list(tied))
@@ -196,11 +198,11 @@ def stopped(study: Study, number: int) -> None:
     """Note that the scheduler has ended a trial, where it has not ended by itself."""
     if any((study.folder(number) / f"{name}.json").is_file() for name in ("trial", "failed")):
         return
-    rows = RunFolder(study.folder(number), resume=True).rows()
+    rows = RunDir(study.folder(number), resume=True).rows()
     if rows:
         last = rows[-1]
         said = {"objective": None, "accuracy_validation": last["accuracy_validation"], "seconds": last["seconds"]}
-        write_json(study.folder(number) / "stopped.json", said | {"forwards": last["forwards"]})
+        write_json(study.folder(number) / "stopped.json", said | {"forward_passes": last["forward_passes"]})
 
 
 def close_threads() -> None:

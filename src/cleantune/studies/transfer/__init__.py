@@ -4,7 +4,7 @@ Source: the protocol of arXiv:2309.17002 (nmtune spec 1.3 to 1.5 and 5): all tun
 """
 
 from cleantune.studies.transfer.running import run
-from cleantune.studies.transfer.standin import stand_in as rehearsed
+from cleantune.studies.transfer.standin import synthetic as rehearsed
 from cleantune.studies.transfer.study import Study, placed, read, study
 
 __all__ = ["Study", "placed", "read", "rehearsed", "run", "study"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, SECOND, THIRD, WRONG, canvas, plain
+from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, SECOND, THIRD, WRONG, canvas, sanitize
 from cleantune.studies.transfer.study import Study
 from cleantune.studies.transfer.table import ROLES
 
@@ -65,7 +65,7 @@ def spectra(frame: pd.DataFrame) -> str:
 def scatter(frame: pd.DataFrame, tuning: str) -> str:
     """Score over SVE (in domain) and over LSVR (out of domain): a point a task or domain, a color a rate of noise."""
     with canvas(690, 300) as figure:
-        figure.suptitle(f"Score and spectrum, {plain(tuning, 40)}", fontsize=11, color=INK)
+        figure.suptitle(f"Score and spectrum, {sanitize(tuning, 40)}", fontsize=11, color=INK)
         panels = zip(figure.subplots(1, 2), (("id", "sve"), ("ood", "lsvr")), strict=True)
         for axes, (role, column) in panels:
             keys = ["gamma", "task", "domain"]
@@ -85,7 +85,7 @@ def _lines(axes: Any, frame: pd.DataFrame, column: str, scale: float) -> None:
         points = part.groupby("gamma")[column].agg(["mean", "std"]).reset_index()
         axes.errorbar(100 * points["gamma"], scale * points["mean"], yerr=scale * np.nan_to_num(points["std"]),
                       color=SERIES[k % len(SERIES)], marker=MARKERS[k % len(MARKERS)], markersize=4, capsize=2,
-                      elinewidth=0.8, label=plain(tuning, 40))  # fmt: skip
+                      elinewidth=0.8, label=sanitize(tuning, 40))  # fmt: skip
 
 
 def _legend(figure: Figure) -> None:

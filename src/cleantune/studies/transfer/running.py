@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from cleantune.backbones import Backbone as Opened
-from cleantune.config.run import ModelSpec
+from cleantune.config.run import ModelConfig
 from cleantune.data import Rows
-from cleantune.data.model_inputs import prepare
+from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
 from cleantune.estimators import fit_arrays
 from cleantune.features.cache import extract, features_key
@@ -51,11 +51,11 @@ def run(study: Study, out: str | Path, *, console: Console | None = None, cache:
     folder, console = Path(out), console or Console()
     cells, start = study.cells(), time.perf_counter()
     left = [cell for cell in cells if not _done(folder, cell)]
-    console.mention(f"{len(cells)} cells, {len(cells) - len(left)} of them done")
+    console.info(f"{len(cells)} cells, {len(cells) - len(left)} of them done")
     for k, (cell, record) in enumerate(_records(left, cache, console), 1):
         write_json(folder / "cells" / cell.file, record)
         minutes = (time.perf_counter() - start) / k * (len(left) - k) / 60
-        console.mention(f"{k} of {len(left)}: {_said(cell, record)}; about {minutes:.0f} minutes left")
+        console.info(f"{k} of {len(left)}: {_said(cell, record)}; about {minutes:.0f} minutes left")
         if k < len(left) and (left[k].model, left[k].seed) != (cell.model, cell.seed):
             publish(study, gathered(study, folder), folder)  # a look at what is there does not wait for the end
     frame = gathered(study, folder)
@@ -110,27 +110,27 @@ def publish(study: Study, frame: pd.DataFrame, folder: Path) -> None:
 def _records(left: list[Cell], cache: str | None, console: Console) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """The record of each cell; data are read once a task, models opened once, features made once of both."""
     sets: dict[str, Sets] = {}
-    bank: Bank | None = None
+    bank: BackboneFeatures | None = None
     made: dict[str, Features] = {}
     for cell in left:
         name = cell.task.name
         if name not in sets:
             sets[name] = sets_of(cell.task)
         if bank is None or bank.model != cell.model:
-            bank, made = Bank(cell.model, cache, console), {}
+            bank, made = BackboneFeatures(cell.model, cache, console), {}
         if name not in made:
             made[name] = Features(bank, sets[name], name)
         yield cell, trained(cell, sets[name], made[name], bank)
 
 
-class Bank:
+class BackboneFeatures:
     """Features of rows by one backbone, from the cache where it holds them."""
 
     def __init__(self, model: Backbone, cache: str | None, console: Console) -> None:
         self.model = model
         self.cache = cache_folder(cache)
         self.console = console
-        spec = ModelSpec(model=None if model.model == "none" else model.model, image_size=model.image_size or None)
+        spec = ModelConfig(model=None if model.model == "none" else model.model, image_size=model.image_size or None)
         try:
             self.backbone: Opened | None = open_model(spec, features_only=model.model == "none")
         except UserError as error:
@@ -159,23 +159,25 @@ class Bank:
         if self.backbone is None:
             return np.asarray(rows.samples.read(range(len(rows))), np.float32)
         assert self.backbone.preprocess is not None
-        with self.console.bar(f"reading {title}") as told:
-            prepared = prepare(rows.samples, self.backbone.preprocess, self.cache, told)
+        with self.console.progress(f"reading {title}") as told:
+            prepared = make_model_inputs(rows.samples, self.backbone.preprocess, self.cache, told)
         self.backbone.to(pick_device("auto"))
         precision = extraction_precision(self.backbone, prepared, self.spec, self.cache, len(rows))
         key = features_key(self.backbone, rows.samples.fingerprint, precision)
-        with self.console.bar(f"features of {title}") as told:
+        with self.console.progress(f"features of {title}") as told:
             found = extract(self.backbone, prepared, precision, self.cache, key, told)
-        if found.bad:
-            place = next(iter(found.bad.values()))
-            raise UserError(f"{len(found.bad)} of {len(rows)} samples of {title} cannot be read, the first is {place}")
+        if found.unreadable:
+            place = next(iter(found.unreadable.values()))
+            raise UserError(
+                f"{len(found.unreadable)} of {len(rows)} samples of {title} cannot be read, the first is {place}"
+            )
         return found
 
 
 class Features:
     """Features of all rows of a task by one backbone."""
 
-    def __init__(self, bank: Bank, sets: Sets, name: str) -> None:
+    def __init__(self, bank: BackboneFeatures, sets: Sets, name: str) -> None:
         self.train = bank.of(sets.train, name)
         self.tested = [bank.of(tested.data.rows, tested.data.name) for tested in sets.tested]
 
@@ -189,7 +191,7 @@ def share(y: Int[np.ndarray, " N"], fraction: float, seed: int) -> Int[np.ndarra
     return np.sort(np.concatenate(parts))
 
 
-def trained(cell: Cell, sets: Sets, features: Features, bank: Bank) -> dict[str, Any]:
+def trained(cell: Cell, sets: Sets, features: Features, bank: BackboneFeatures) -> dict[str, Any]:
     """The record of one cell: a row a domain, the first in domain."""
     start = time.perf_counter()
     method = cell.tuning.configured(bank.architecture)
@@ -238,5 +240,5 @@ def _numbers(predicted: np.ndarray, tested: Tested) -> dict[str, dict[str, Any]]
 
 def _spectra(z: np.ndarray) -> dict[str, float]:
     """SVE and LSVR of what the classifier sees, by the authors' code and, as `…_raw`, by the paper's text."""
-    code, raw = (spectrum(z, **PRESETS[name]) for name in ("official_code", "paper"))
+    code, raw = (spectrum(z, **PRESETS[name]) for name in ("official", "paper"))
     return {"sve": code.sve, "lsvr": code.lsvr, "sve_raw": raw.sve, "lsvr_raw": raw.lsvr}

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from cleantune.config.schema import build
-from cleantune.data import DataSpec, Judged, Rows, load, load_judged
+from cleantune.config.schema import from_dict
+from cleantune.data import DataConfig, LabeledEvalSet, Rows, load, load_labeled_eval_set
 from cleantune.data.readers import read
-from cleantune.data.splits import draw_share
+from cleantune.data.splits import draw_fraction
 from cleantune.errors import UserError
 from cleantune.studies.evaluate import IN_DOMAIN, read_map
 from cleantune.studies.transfer.study import Task
@@ -24,7 +24,7 @@ JOINED = "joined_text"
 class Tested:
     """Rows that a classifier is tested on."""
 
-    data: Judged
+    data: LabeledEvalSet
     mapping: dict[str, str] | None = None
     """From classes to labels here."""
     subset: bool = False
@@ -73,7 +73,7 @@ def sets_of(task: Task) -> Sets:
         classes, train, own = _by_domain(task) if task.source else _by_split(task)
         targets = tuple(
             Tested(
-                load_judged(
+                load_labeled_eval_set(
                     joined(t.data, t.join) if t.join else t.data,
                     task.kind,
                     text=JOINED if t.join else t.text,
@@ -112,7 +112,7 @@ def joined(data: Any, columns: tuple[str, ...]) -> Any:
 
 
 def _by_split(task: Task) -> tuple[tuple[str, ...], Rows, tuple[Tested, ...]]:
-    spec = build(DataSpec, {"validation_fraction": 0.0, **task.data}, "data")
+    spec = from_dict(DataConfig, {"validation_fraction": 0.0, **task.data}, "data")
     if task.join:
         spec = replace(spec, data=joined(spec.data, task.join), text=JOINED)
     data = load(spec)
@@ -122,12 +122,16 @@ def _by_split(task: Task) -> tuple[tuple[str, ...], Rows, tuple[Tested, ...]]:
         raise UserError(f"there is no {task.judged} split, only {', '.join(data.rows)}; set test or test_fraction")
     rows = data.rows[task.judged]
     domains = np.full(len(rows), IN_DOMAIN, dtype=object)
-    return data.classes, data.rows["train"], (Tested(Judged(task.name, rows, rows.y, data.classes, domains, ())),)
+    return (
+        data.classes,
+        data.rows["train"],
+        (Tested(LabeledEvalSet(task.name, rows, rows.y, data.classes, domains, ())),),
+    )
 
 
 def _by_domain(task: Task) -> tuple[tuple[str, ...], Rows, tuple[Tested, ...]]:
-    spec = build(DataSpec, task.data, "data")
-    whole = load_judged(
+    spec = from_dict(DataConfig, task.data, "data")
+    whole = load_labeled_eval_set(
         spec.data, task.kind, text=spec.text, image=spec.image, label=spec.label, domain=task.domain_column
     )
     inside = whole.domains == task.source
@@ -135,7 +139,7 @@ def _by_domain(task: Task) -> tuple[tuple[str, ...], Rows, tuple[Tested, ...]]:
         known = ", ".join(dict.fromkeys(whole.domains.tolist()))
         raise UserError(f'no row is of the domain "{task.source}", only of {known}')
     own = np.flatnonzero(inside)
-    held = draw_share(whole.codes[own], task.test_fraction, np.random.default_rng(spec.split_seed))
+    held = draw_fraction(whole.codes[own], task.test_fraction, np.random.default_rng(spec.split_seed))
     train = replace(whole.rows.take(own[~held]), y=whole.codes[own[~held]])
     test = whole.take(own[held])
     test = replace(test, domains=np.full(len(test.codes), IN_DOMAIN, dtype=object))

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cleantune.config.schema import spell
-from cleantune.errors import UserError, nearest
+from cleantune.config.schema import to_dict
+from cleantune.errors import UserError, did_you_mean
 from cleantune.methods.nmtune import TEXT
 from cleantune.studies.transfer.study import Study, Target, Task
 from cleantune.studies.turn_paper.standin import CLASSES, IMAGES, NETWORKS, images, network
@@ -25,7 +25,7 @@ OTHER = "elsewhere"
 _WORDS = 31
 
 
-def stand_in(study: Study, folder: Path) -> Study:
+def synthetic(study: Study, folder: Path) -> Study:
     """The same models, tasks and tunings by name, with everything that would be fetched made up.
 
     Args:
@@ -37,7 +37,7 @@ def stand_in(study: Study, folder: Path) -> Study:
         place = folder / "models" / str(k)
         if model.model != "none" and not (place / "config.json").is_file():
             if model.architecture not in (*NETWORKS, *TEXT):
-                known = nearest(model.architecture, (*NETWORKS, *TEXT))
+                known = did_you_mean(model.architecture, (*NETWORKS, *TEXT))
                 raise UserError(f'there is no stand-in for the architecture "{model.architecture}"{known}')
             (network if model.architecture in NETWORKS else text_network)(model.architecture, place, k)
         made = "none" if model.model == "none" else str(place)
@@ -61,7 +61,7 @@ def _task(task: Task, folder: Path) -> Task:
 def _target(target: Target, task: Task, folder: Path) -> dict[str, Any]:
     path = _table(folder, task.kind, task.regression, ["here", "there"])
     made = Target(target.name, str(path), domain_column="domain" if target.domain_column else None)
-    return spell(replace(made, subset=target.subset))
+    return to_dict(replace(made, subset=target.subset))
 
 
 def _table(folder: Path, kind: str, regression: bool, domains: list[str]) -> Path:
@@ -102,7 +102,7 @@ def text_network(architecture: str, folder: Path, seed: int = 0) -> Path:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    from cleantune.backbones import quiet
+    from cleantune.backbones import quiet_transformers
 
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
     words = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(_WORDS))])}
@@ -111,7 +111,7 @@ def text_network(architecture: str, folder: Path, seed: int = 0) -> Path:
     core.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         import transformers
 
         torch.manual_seed(seed)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cleantune.config.run import method_of, toml_of
-from cleantune.config.schema import build, spell
-from cleantune.data import DataSpec
-from cleantune.errors import UserError, nearest, refuse_unknown_keys
-from cleantune.methods.protocol import Interval, Method
+from cleantune.config.run import build_method, load_toml
+from cleantune.config.schema import from_dict, to_dict
+from cleantune.data import DataConfig
+from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
+from cleantune.methods.protocol import Method, Range
 from cleantune.noise import parse
 from cleantune.noise import spell as spell_noise
 
@@ -32,11 +32,11 @@ class Backbone:
     """Hub id or folder of transformers; `--model NAME=PATH` overrides it. `none` for data that are features."""
     architecture: str = "resnet"
     """What the stand-in builds; presets depend on it."""
-    gamma: Annotated[float, Interval(-1.0, 1.0)] = -1.0
+    gamma: Annotated[float, Range(-1.0, 1.0)] = -1.0
     """Share of wrong labels in its pre-training, for figures; -1: not known."""
-    seed: Annotated[int, Interval(0, 1_000_000)] = 0
+    seed: Annotated[int, Range(0, 1_000_000)] = 0
     """Of its pre-training; models of one name and several seeds are averaged."""
-    image_size: Annotated[int, Interval(0, 4096)] = 0
+    image_size: Annotated[int, Range(0, 4096)] = 0
     """Side of its images in pixels; 0: the checkpoint's own."""
 
 
@@ -71,7 +71,7 @@ class Task:
     name: str
     """In tables, and for `--data NAME=PATH`."""
     data: Any
-    """Fields of `DataSpec`: data, label, test, …"""
+    """Fields of `DataConfig`: data, label, test, …"""
     kind: Literal["image", "text", "features"] = "image"
     """What the samples are."""
     join: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class Task:
     """Column that divides the rows into domains, of which one is learned from and all others are targets."""
     source: str | None = None
     """The domain that is learned from."""
-    test_fraction: Annotated[float, Interval(0.01, 0.9)] = 0.2
+    test_fraction: Annotated[float, Range(0.01, 0.9)] = 0.2
     """Share of the source domain held out for the test in domain."""
     regression: bool = False
     """Labels are numbers, learned by the squared error and measured by Pearson's correlation."""
@@ -94,7 +94,7 @@ class Task:
     @property
     def targets(self) -> tuple[Target, ...]:
         """As records."""
-        return tuple(build(Target, one, f"target of {self.name}") for one in self.target)
+        return tuple(from_dict(Target, one, f"target of {self.name}") for one in self.target)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Tuning:
 
     def configured(self, architecture: str) -> Method:
         """The method, for features of an architecture."""
-        return method_of(self.method, self.preset, self.settings or {}, architecture, True)
+        return build_method(self.method, self.preset, self.settings or {}, architecture, True)
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,16 @@ class Cell:
     def file(self) -> str:
         """A name for its record, which changes with anything that the record depends on."""
         method = self.tuning.configured(self.model.architecture)  # so that a new default is a new cell
-        learns = [spell(method), *(spell(phase.stage) for phase in method.phases())]
-        parts = [spell(self.model), spell(self.task), self.noise, self.fraction, self.tuning.name, learns, self.seed]
+        learns = [to_dict(method), *(to_dict(phase.stage) for phase in method.phases())]
+        parts = [
+            to_dict(self.model),
+            to_dict(self.task),
+            self.noise,
+            self.fraction,
+            self.tuning.name,
+            learns,
+            self.seed,
+        ]
         mark = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
         words = f"{self.model.name}_{self.model.seed}_{self.task.name}_{self.noise}_{self.tuning.name}_{self.seed}"
         return f"{re.sub(r'[^a-z0-9._]+', '-', words.lower())[:90]}-{mark}.json"
@@ -176,7 +184,7 @@ def read(path: Path) -> Study:
     Raises:
         UserError: There is none, it is not TOML, or a key or value is not known; the sentence names file and key.
     """
-    table = toml_of(path, f"there is no study {path}")
+    table = load_toml(path, f"there is no study {path}")
     try:
         return study(table)
     except UserError as error:
@@ -194,7 +202,7 @@ def study(table: Mapping[str, Any]) -> Study:
     if missing:
         raise UserError(f'key "{missing}" is missing')
     parts: dict[str, Any] = {
-        field: tuple(build(record, entry, f"{name}[{k}]") for k, entry in enumerate(table[name]))
+        field: tuple(from_dict(record, entry, f"{name}[{k}]") for k, entry in enumerate(table[name]))
         for name, (field, record) in PARTS.items()
     }
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in PLAIN}
@@ -218,7 +226,7 @@ def placed(made: Study, models: Iterable[str], data: Iterable[str]) -> Study:
     for flag, said in where.items():
         unknown = next((name for name in said if name not in known[flag]), None)
         if unknown is not None:
-            raise UserError(f'{flag} "{unknown}": the study has no such name{nearest(unknown, known[flag])}')
+            raise UserError(f'{flag} "{unknown}": the study has no such name{did_you_mean(unknown, known[flag])}')
     own = where["--data"]
     tasks = tuple(
         replace(
@@ -242,7 +250,7 @@ def _pair(flag: str, text: str) -> tuple[str, str]:
 
 def _check(made: Study) -> None:
     for task in made.tasks:
-        spec = build(DataSpec, task.data, f"task {task.name}")
+        spec = from_dict(DataConfig, task.data, f"task {task.name}")
         if bool(task.domain_column) != bool(task.source):
             raise UserError(f'task "{task.name}": domain_column and source go together')
         if task.source and spec.split_column:

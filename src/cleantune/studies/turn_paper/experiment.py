@@ -8,10 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cleantune.config.run import configure, toml_of
-from cleantune.config.schema import build, merge
-from cleantune.errors import UserError, nearest, refuse_unknown_keys
-from cleantune.methods.protocol import Interval
+from cleantune.config.run import configure, load_toml
+from cleantune.config.schema import from_dict, merge
+from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
+from cleantune.methods.protocol import Range
 from cleantune.noise import parse, spell
 from cleantune.studies.turn_paper.downloads import LOADERS
 from cleantune.studies.turn_paper.numbers import KEYS
@@ -30,9 +30,9 @@ class Source:
     """How the public download is read: cifar100, clothing1m or webvision."""
     path: str
     """Folder of the download, or hf:NAME; `--data LOADER=PATH` overrides it."""
-    subset: Annotated[int, Interval(0, 10_000_000)] = 0
+    subset: Annotated[int, Range(0, 10_000_000)] = 0
     """Training images of one fixed draw, even over the given classes; 0: all. Clothing1M's alone."""
-    validation_fraction: Annotated[float, Interval(0.0, 0.9)] = 0.05
+    validation_fraction: Annotated[float, Range(0.0, 0.9)] = 0.05
     """Share of training held out as validation, where the download has none."""
     methods: Any = None
     """Settings by method where these data ask for others, as methods.elr.beta; `preset` may be among them."""
@@ -64,7 +64,7 @@ class Variant:
     """TURN alone; false: fine-tune on every sample."""
     group: str = ""
     """Variants of one group are drawn as one line over `x`."""
-    x: Annotated[float, Interval(-1e9, 1e9)] = 0.0
+    x: Annotated[float, Range(-1e9, 1e9)] = 0.0
     """Place on the x axis."""
 
 
@@ -150,7 +150,7 @@ def read(path: Path | str) -> Experiment:
         UserError: There is none, it is not TOML, or a key or value is not known; the sentence names file and key.
     """
     source = files(__package__).joinpath("experiments", f"{path}.toml") if str(path) in BLOCKS else Path(path)
-    table = toml_of(source, f'there is no block or file "{path}"{nearest(str(path), BLOCKS)}')
+    table = load_toml(source, f'there is no block or file "{path}"{did_you_mean(str(path), BLOCKS)}')
     try:
         return experiment(table)
     except UserError as error:
@@ -165,7 +165,7 @@ def experiment(table: Mapping[str, Any]) -> Experiment:
     """
     refuse_unknown_keys(table, [*PLAIN, *PARTS])
     parts: dict[str, Any] = {
-        name: tuple(build(record, entry, f"{name}[{k}]") for k, entry in enumerate(table.get(name, [])))
+        name: tuple(from_dict(record, entry, f"{name}[{k}]") for k, entry in enumerate(table.get(name, [])))
         for name, record in PARTS.items()
     }
     missing = next((k for k in ("block", "title", "noises", "data", "model") if not table.get(k)), None)
@@ -181,11 +181,13 @@ def experiment(table: Mapping[str, Any]) -> Experiment:
 def _check(made: Experiment) -> None:
     for source in made.data:
         if source.loader not in LOADERS:
-            raise UserError(f'data "{source.name}": unknown loader "{source.loader}"{nearest(source.loader, LOADERS)}')
+            raise UserError(
+                f'data "{source.name}": unknown loader "{source.loader}"{did_you_mean(source.loader, LOADERS)}'
+            )
     if made.block not in BLOCKS:
-        raise UserError(f'unknown block "{made.block}"{nearest(made.block, BLOCKS)}')
+        raise UserError(f'unknown block "{made.block}"{did_you_mean(made.block, BLOCKS)}')
     if made.analysis not in ("none", "features"):
-        raise UserError(f'key "analysis" is "{made.analysis}"{nearest(made.analysis, ("none", "features"))}')
+        raise UserError(f'key "analysis" is "{made.analysis}"{did_you_mean(made.analysis, ("none", "features"))}')
     names = [(*cell.key, str(cell.seed)) for cell in made.cells()]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -202,10 +204,10 @@ def select(cells: Iterable[Cell], chosen: Iterable[str]) -> list[Cell]:
     for text in chosen:
         key, sign, value = text.partition("=")
         if not sign or key not in KEYS:
-            raise UserError(f'--only "{text}": write KEY=VALUE{nearest(key, KEYS)}')
+            raise UserError(f'--only "{text}": write KEY=VALUE{did_you_mean(key, KEYS)}')
         there = {getattr(cell, key) for cell in cells}
         if value not in there:
-            raise UserError(f'--only "{text}": no cell has it{nearest(value, there)}')
+            raise UserError(f'--only "{text}": no cell has it{did_you_mean(value, there)}')
         wanted.setdefault(key, set()).add(value)
     left = [cell for cell in cells if all(getattr(cell, key) in values for key, values in wanted.items())]
     if not left:

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 
 from cleantune.features.encoder import forward
-from cleantune.functional.geometry import geometry, plane
-from cleantune.pipeline.inputs import Material
-from cleantune.training.trainer import Loop
+from cleantune.functional.geometry import geometry, tsne_embedding
+from cleantune.pipeline.inputs import RunInputs
+from cleantune.training.trainer import Trainer
 
 CLASSES = 10
 POINTS = 1000
@@ -28,7 +28,7 @@ def chosen(y: Int[np.ndarray, " N"], seed: int, classes: int = CLASSES, points: 
     return np.sort(np.concatenate(rows))
 
 
-def look(run: Loop, material: Material, seed: int) -> dict[str, Any]:
+def look(run: Trainer, material: RunInputs, seed: int) -> dict[str, Any]:
     """Numbers of the test features after training and of the untouched ones, and their points in the plane.
 
     The same classes, images and seed serve before and after. The backbone sees each image once, in the plain view.
@@ -38,13 +38,17 @@ def look(run: Loop, material: Material, seed: int) -> dict[str, Any]:
     before = np.asarray(material.features["test"])[rows]
     after = _features(run, material, rows)
     names = [material.data.classes[c] for c in y[rows]]
-    points = {"class": names, "before": plane(before, seed).tolist(), "after": plane(after, seed).tolist()}
+    points = {
+        "class": names,
+        "before": tsne_embedding(before, seed).tolist(),
+        "after": tsne_embedding(after, seed).tolist(),
+    }
     numbers = asdict(geometry(after, before, y[rows]))
     untouched = {f"untouched_{k}": v for k, v in asdict(geometry(before, before, y[rows])).items()}
     return numbers | untouched | {"points": points}
 
 
-def _features(run: Loop, material: Material, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+def _features(run: Trainer, material: RunInputs, rows: Sequence[int] | np.ndarray) -> np.ndarray:
     backbone = run.whole[0].backbone
     assert backbone is not None
     backbone.eval()

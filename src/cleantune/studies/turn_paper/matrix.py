@@ -14,7 +14,14 @@ from cleantune.studies.turn_paper.experiment import Cell, Experiment
 if TYPE_CHECKING:
     import pandas as pd
 
-COPIED = ("accuracy_last", "accuracy_best_validation", "noise_true_rate", "forwards", "forwards_uncached", "seconds")
+COPIED = (
+    "accuracy_last",
+    "accuracy_best_validation",
+    "noise_true_rate",
+    "forward_passes",
+    "forward_passes_uncached",
+    "seconds",
+)
 """Columns of compare.parquet that a record takes as they are."""
 
 
@@ -53,7 +60,7 @@ def entry(cell: Cell) -> dict[str, Any]:
 
 
 def run(
-    made: Experiment, cells: list[Cell], found: Mapping[tuple[str, str], dict[str, Any]], out: Path, silent: bool
+    made: Experiment, cells: list[Cell], found: Mapping[tuple[str, str], dict[str, Any]], out: Path, quiet: bool
 ) -> dict[Cell, dict[str, Any]]:
     """Run the cells of one data set, or go on with them, and give their records.
 
@@ -63,13 +70,13 @@ def run(
     table = table_of(made, cells, found)
     names = list(dict.fromkeys(cell.model for cell in cells))
     labels = dict(zip(names, resolve(table).labels, strict=True))
-    done = compare(config=table, out=out, resume=(out / "config.toml").is_file(), silent=silent)
+    done = compare(config=table, out=out, resume=(out / "config.toml").is_file(), quiet=quiet)
     rows, epochs = done.table, done.epochs
     return {cell: record(rows, epochs, cell, labels[cell.model]) for cell in cells}
 
 
 def record(rows: pd.DataFrame, epochs: pd.DataFrame, cell: Cell, model: str) -> dict[str, Any]:
-    """What the matrix knows of a cell, as `running.Bench` would say it."""
+    """What the matrix knows of a cell, as `running.CellRunner` would say it."""
     mine, looked = (_of(table, cell, model) for table in (rows, epochs))
     [one] = _known(mine)
     every = [row for row in _known(looked) if row.get("selected") is not None]

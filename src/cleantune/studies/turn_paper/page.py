@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cleantune.pipeline.summary import versions
-from cleantune.report.templates import rendered
+from cleantune.report.templates import render_page
 from cleantune.studies.turn_paper import plots, sheets
 from cleantune.studies.turn_paper.experiment import Experiment
 
@@ -19,7 +19,7 @@ def render(
     table: pd.DataFrame,
     records: Sequence[Mapping[str, Any]],
     shown: Sequence[sheets.Sheet],
-    stand_in: bool,
+    synthetic: bool,
     failed: Sequence[str],
 ) -> str:
     """The page as HTML.
@@ -29,14 +29,14 @@ def render(
         table: One row a cell, with the paper's numbers beside ours.
         records: The cells with their rows and points.
         shown: The tables.
-        stand_in: Whether data and models were made up.
+        synthetic: Whether data and models were made up.
         failed: A sentence for each cell that failed.
     """
     done = int((table["status"] == "done").sum())
     facts = [
         ("cells", f"{done} of {len(table)} done"),
-        ("data", ", ".join("stand-in" if stand_in else f"{s.name} ({s.path})" for s in made.data)),
-        ("models", ", ".join(f"tiny random {m.architecture}" if stand_in else m.model for m in made.models)),
+        ("data", ", ".join("stand-in" if synthetic else f"{s.name} ({s.path})" for s in made.data)),
+        ("models", ", ".join(f"tiny random {m.architecture}" if synthetic else m.model for m in made.models)),
         ("settings", f"preset {made.preset}"),
         ("seeds", ", ".join(map(str, made.seeds))),
         ("measured noise rate", _rates(table)),
@@ -45,9 +45,9 @@ def render(
     parts = {
         "made": made, "name": made.block[:-1].capitalize() + " " + made.block[-1], "facts": facts, "sheets": shown,
         "legend": sheets.legend(shown), "notes": sheets.shown_notes(shown, made.block),
-        "plots": plots.plots(made, table, records), "stand_in": sheets.WARNING if stand_in else "", "failed": failed,
+        "plots": plots.plots(made, table, records), "synthetic": sheets.WARNING if synthetic else "", "failed": failed,
     }  # fmt: skip
-    return rendered("cleantune.studies.turn_paper", "page.html", parts)
+    return render_page("cleantune.studies.turn_paper", "page.html", parts)
 
 
 def _rates(table: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
-from cleantune.report.svg import FIRST, LINE, MUTED, PAPER, SECOND, THIRD, Plot, canvas, inline, plain
+from cleantune.report.svg import FIRST, LINE, MUTED, PAPER, SECOND, THIRD, Plot, canvas, inline, sanitize
 from cleantune.studies.turn_paper.experiment import Experiment
 from cleantune.studies.turn_paper.sheets import called
 
@@ -98,18 +98,22 @@ def _lines(part: pd.DataFrame, group: str, ours: str, theirs: str, unit: str) ->
 
 
 def cost(done: pd.DataFrame) -> list[Plot]:
-    """Accuracy against forwards, with features from a cache and without one, and against seconds."""
+    """Accuracy against forward_passes, with features from a cache and without one, and against seconds."""
     methods = done[done["variant"] == ""]
     kinds = (
-        ("forwards", "forwards, features made once", "Cost, features made once and read from the cache"),
-        ("forwards_uncached", "forwards, nothing cached", "Cost, nothing cached"),
+        ("forward_passes", "forward_passes, features made once", "Cost, features made once and read from the cache"),
+        ("forward_passes_uncached", "forward_passes, nothing cached", "Cost, nothing cached"),
         ("seconds", "seconds", "Time"),
     )
     out = []
     for column, unit, title in kinds:
         part = methods[methods[column].notna() & methods["accuracy_last"].notna()]
         if part[column].nunique() > 1:
-            note = "A forward and backward pass counts three forwards; heads count nothing." if "forw" in column else ""
+            note = (
+                "A forward and backward pass counts three forward_passes; heads count nothing."
+                if "forw" in column
+                else ""
+            )
             out.append(Plot(title, _scatter(part, column, unit), note))
     return out
 
@@ -161,7 +165,7 @@ def _over_cleansings(
         for j, (label, rows) in enumerate(lines):
             y = [100 * row[which] for row in rows]
             axes.plot(range(1, len(y) + 1), y, ("-", "--", ":")[j // 3], color=COLORS[j % 3], marker="o",
-                      markersize=3.6, linewidth=1.3, label=plain(label, 48))  # fmt: skip
+                      markersize=3.6, linewidth=1.3, label=sanitize(label, 48))  # fmt: skip
         axes.set(xlabel="cleansing", ylabel=f"{which} (%)")
         axes.margins(y=0.1)
         _whole_ticks(axes)
@@ -201,7 +205,7 @@ def points_figure(points: np.ndarray, classes: Sequence[str], name: str, alt: st
         for k, label in enumerate(dict.fromkeys(sorted(classes))):
             mine = np.array([c == label for c in classes])
             axes.scatter(points[mine, 0], points[mine, 1], s=9, color=CLASS_COLORS[k % 10], linewidths=0,
-                         marker=MARKERS[k // 10 % 10], label=plain(label, 14))  # fmt: skip
+                         marker=MARKERS[k // 10 % 10], label=sanitize(label, 14))  # fmt: skip
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
         for side in axes.spines.values():
             side.set(visible=True, color=LINE)

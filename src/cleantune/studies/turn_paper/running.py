@@ -13,22 +13,22 @@ from cleantune.config.schema import merge
 from cleantune.data import Data
 from cleantune.errors import UserError
 from cleantune.functional import metrics
-from cleantune.methods.protocol import Row, Run
+from cleantune.methods.protocol import EpochMetrics, Run
 from cleantune.methods.turn import TURN
 from cleantune.pipeline.fit import extraction_cost
-from cleantune.pipeline.inputs import Heads, Material, gather, open_model, read_data
+from cleantune.pipeline.inputs import HeadFactory, RunInputs, open_model, prepare_inputs, read_data
 from cleantune.studies.turn_paper.experiment import Cell
 from cleantune.training.epochs import phases, train
-from cleantune.training.evaluator import Judge
-from cleantune.training.trainer import Loop
+from cleantune.training.evaluator import Evaluator
+from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 
-Look = Callable[[Loop, Material, int], dict[str, Any]]
+Look = Callable[[Trainer, RunInputs, int], dict[str, Any]]
 """Numbers of a trained cell beyond its rows, given its seed."""
 
 
 @dataclass(frozen=True)
-class Uncleansed(TURN):
+class TURNWithoutSelection(TURN):
     """TURN that fine-tunes on every sample: the row of Table 4 without cleansing."""
 
     def tune_epoch(self, run: Run) -> None:
@@ -37,16 +37,16 @@ class Uncleansed(TURN):
 
 
 @dataclass
-class Bench:
+class CellRunner:
     """Runs cells, and keeps what the next one can use again."""
 
     console: Console
     look: Look | None = None
     """Asked after a cell is trained; its answer joins the numbers of the cell."""
-    _material: tuple[Any, Material, float | None] | None = None
+    _material: tuple[Any, RunInputs, float | None] | None = None
     _backbone: tuple[Any, Backbone | None] | None = None
 
-    def run(self, cell: Cell, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Row]]:
+    def run(self, cell: Cell, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[EpochMetrics]]:
         """Train one cell.
 
         Args:
@@ -64,20 +64,20 @@ class Bench:
         start = time.perf_counter()
         method = config.method
         if not cell.cleanse:
-            method = Uncleansed(**{f.name: getattr(method, f.name) for f in fields(TURN)})
+            method = TURNWithoutSelection(**{f.name: getattr(method, f.name) for f in fields(TURN)})
         todo = phases(method, material.learning_rate)
-        heads = Heads(material.classes, config.model.head_init, cell.seed)
-        loop = Loop(
+        heads = HeadFactory(material.classes, config.model.head_init, cell.seed)
+        loop = Trainer(
             material.nets(todo[0].nets, heads), material.splits(), material.classes, cell.seed, heads, material.device
         )
         loop.cost = extraction_cost(material, todo)
-        rows = list(train(todo, loop, Judge(material.data)))
+        rows = list(train(todo, loop, Evaluator(material.data)))
         seconds = time.perf_counter() - start
-        numbers = results(rows) | {"noise_true_rate": rate, "forwards": loop.cost.forwards}
+        numbers = results(rows) | {"noise_true_rate": rate, "forward_passes": loop.cost.forward_passes}
         numbers["seconds"] = round(seconds + material.seconds, 3)
         return numbers | (self.look(loop, material, cell.seed) if self.look else {}), rows
 
-    def _gathered(self, cell: Cell, table: dict[str, Any]) -> tuple[Config, Material, float | None]:
+    def _gathered(self, cell: Cell, table: dict[str, Any]) -> tuple[Config, RunInputs, float | None]:
         """Configuration and material; what the cell before had is used again where it is the same."""
         config = configure(table)
         opened = (config.model, config.views)
@@ -89,7 +89,7 @@ class Bench:
         if self._material is None or self._material[0] != key:
             self._material = None
             data, noise = read_data(config, self.console)
-            material = gather(config, data, backbone, self.console, trains=True)
+            material = prepare_inputs(config, data, backbone, self.console, trains=True)
             self._material = (key, material, noise["rate"] if noise else known_rate(data))
         return config, *self._material[1:]
 
@@ -103,7 +103,7 @@ def known_rate(data: Data) -> float | None:
     return None if agreed is None else 1 - agreed
 
 
-def results(rows: list[Row]) -> dict[str, Any]:
+def results(rows: list[EpochMetrics]) -> dict[str, Any]:
     """Accuracies on test, of the last epoch and of that with the best validation accuracy, and the last selection.
 
     Best is looked for in the last phase, as the methods of the paper report it.

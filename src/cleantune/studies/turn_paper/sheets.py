@@ -164,22 +164,22 @@ def _numbers(cells: pd.DataFrame, prefix: str, accuracy: pd.DataFrame | None) ->
 
 
 def _costs(found: pd.DataFrame) -> list[Sheet]:
-    heads = ("", "best / last (%)", "forwards, features cached", "forwards, nothing cached", "seconds")
+    heads = ("", "best / last (%)", "forward_passes, features cached", "forward_passes, nothing cached", "seconds")
     out = []
     for about, part in _parts(found, ["data", "model", "noise"]):
         labeled = part.assign(label=[called(row) for row in part.itertuples()])
         rows = []
         for label, cells in _parts(labeled, ["label"]):
-            spent = [Value(_mean(cells, name, 1, 0)) for name in ("forwards", "forwards_uncached")]
+            spent = [Value(_mean(cells, name, 1, 0)) for name in ("forward_passes", "forward_passes_uncached")]
             rows.append((label, (_value(cells, "both", ()), *spent, Value(_mean(cells, "seconds", 1, 1)))))
         out.append(Sheet(about, heads, tuple(rows)))
     return out
 
 
-def markdown(made: Sequence[Sheet], title: str, block: str, stand_in: bool, failed: Sequence[str]) -> str:
+def markdown(made: Sequence[Sheet], title: str, block: str, synthetic: bool, failed: Sequence[str]) -> str:
     """All tables with their footnotes as Markdown."""
     lines = [f"# {title}", ""]
-    if stand_in:
+    if synthetic:
         lines += [f"**{WARNING}**", ""]
     lines += [legend(made), ""]
     for sheet in made:
@@ -218,9 +218,9 @@ def footnote(note: Note) -> str:
     return f"{mark}{f'The paper: “{note.claim}” ' if note.claim else ''}{note.text}"
 
 
-def console(made: Sequence[Sheet], block: str, stand_in: bool) -> str:
+def console(made: Sequence[Sheet], block: str, synthetic: bool) -> str:
     """All tables with their footnotes as aligned text."""
-    lines = [f"{WARNING}\n"] if stand_in else []
+    lines = [f"{WARNING}\n"] if synthetic else []
     lines.append(legend(made))
     for sheet in made:
         grid = [list(sheet.heads), *([label, *map(_cell, values)] for label, values in sheet.rows)]

@@ -113,9 +113,9 @@ def network(architecture: str, folder: Path, seed: int = 0) -> Path:
     """A checkpoint folder of a tiny random network of an architecture, for images of 32 pixels."""
     import torch
 
-    from cleantune.backbones import quiet
+    from cleantune.backbones import quiet_transformers
 
-    with quiet(), torch.random.fork_rng():
+    with quiet_transformers(), torch.random.fork_rng():
         import transformers
 
         name, settings = NETWORKS[architecture]
