@@ -350,7 +350,7 @@ for k in range(4):
 """
 
 
-@pytest.mark.parametrize("store", ["float16", "float32"])
+@pytest.mark.parametrize("feature_dtype", ["float16", "float32"])
 def test_a_shard_whose_writer_was_killed_is_not_there_and_is_made_again_to_the_same_bits(feature_dtype, tmp_path):
     whole = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     np.save(tmp_path / "whole.npy", whole)
@@ -395,7 +395,7 @@ def test_the_first_shard_decides_the_format_whichever_is_asked_for_first(order, 
         np.testing.assert_allclose(read, whole, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("store", ["float16", "float32"])
+@pytest.mark.parametrize("feature_dtype", ["float16", "float32"])
 @pytest.mark.parametrize(
     "other",
     [{"formats": ["float8"] * 4}, {"formats": ["int8"] * 4}, {"formats": 1}, {"shards": None}, {"rows": None}, [], {}],
