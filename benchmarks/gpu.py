@@ -27,7 +27,6 @@ from cleantune.backbones import ARCHITECTURES, Backbone, quiet_transformers
 from cleantune.features.encoder import forward
 from cleantune.features.precision import Precision
 from cleantune.functional.losses import cross_entropy
-from cleantune.kernels.to_delete.first_token import first_token_only
 from cleantune.training.models import LinearHead, Net
 from cleantune.training.optim import QuickAdamW, forget_gradients
 
@@ -41,7 +40,6 @@ def network(name: str) -> Backbone:
 
         if name == "vit_b16":
             hf: nn.Module = transformers.ViTModel(transformers.ViTConfig(), add_pooling_layer=False)
-            first_token_only(hf)
             kind, width = "vit", 768
         else:
             hf, kind, width = transformers.ConvNextModel(transformers.ConvNextConfig()), "convnext", 768

@@ -67,10 +67,6 @@ def open_backbone(
     else:
         read = read_text_preprocess(hf, stated, max_length)
     pooling = stated.pooling or architecture.pooling
-    if pooling.modes == ("cls",) or architecture.model_type == "clip":
-        from cleantune.kernels.to_delete.first_token import first_token_only
-
-        first_token_only(hf)
     return Backbone(
         hf,
         architecture,
@@ -180,9 +176,7 @@ def _load(folder: Path, architecture: Architecture) -> nn.Module:
             if type(error).__name__ != "SafetensorError":
                 raise
             raise UserError(f"the weights of the model {folder} are damaged ({error}): fetch it again") from error
-        from cleantune.kernels.conv import quicken
     _refuse_misfit(folder, info)
-    quicken(hf)
     return cast(nn.Module, hf.eval())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,15 +16,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from cleantune.backbones.resize import resize_all
 from cleantune.errors import UserError
 
 _SHORTEST_EDGE = ("CLIP", "ConvNext", "MobileNetV1", "MobileNetV2", "Bit", "Siglip")
 """Processors that read a bare number as the shortest edge; the others read it as a square."""
 _NO_MARGIN_FROM = 384
 """ConvNeXt's processor keeps a margin below this size and squeezes to a square from it on."""
-_MANY = 8
-"""Fewer images of one size are resized one by one."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +63,6 @@ class ImagePreprocess:
             top, left = self._corner(target)
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.asarray(image)
-
-    def arrays(self, images: Sequence[Image.Image]) -> Iterable[UInt8[np.ndarray, "H W 3"]]:
-        """The same pixels of images that are all of one mode and size."""
-        images = images if images[0].mode == "RGB" else [image.convert("RGB") for image in images]
-        given = images[0].height, images[0].width
-        target = self._target(*given)
-        top, left = self._corner(target)
-        many = len(images) >= _MANY and target != given and min(top, left) >= 0  # else the crop has a margin of black
-        resized = resize_all(images, target, self.resample) if many else None
-        if resized is None:
-            return [self.array(image) for image in images]
-        return resized[:, top : top + self.crop[0], left : left + self.crop[1]]
 
     def _target(self, height: int, width: int) -> tuple[int, int]:
         """Height and width before the crop."""

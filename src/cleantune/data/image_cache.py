@@ -23,8 +23,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK = 64
 """Images that one thread prepares at a time; the network waits for the first of them."""
-RESIZE_BATCH = 32
-"""Images that are decoded before they are resized: those of one size in one go."""
 PREFETCH_BLOCKS = 16
 """Blocks that are decoded ahead of the one in use; an interrupted run ends after these."""
 
@@ -48,20 +46,12 @@ class Decoder:
 
     def fill(self, out: UInt8[np.ndarray, "B H W 3"], rows: Int[np.ndarray, " B"]) -> None:
         """Write the pixels of these rows into `out`."""
-        for start in range(0, len(rows), RESIZE_BATCH):
-            self._fill(out[start : start + RESIZE_BATCH], rows[start : start + RESIZE_BATCH].tolist())
-
-    def _fill(self, out: np.ndarray, rows: list[int]) -> None:
-        alike: dict[tuple[str, tuple[int, int]], list[tuple[int, Image.Image]]] = {}
-        for k, image in enumerate(self.samples.read(rows)):
+        for k, row in enumerate(rows.tolist()):
+            [image] = self.samples.read([row])  # one decoded photo in memory at a time
             if isinstance(image, UnreadableImage):
-                self.unreadable[rows[k]] = f"{self.samples.describe(rows[k])}: {image.reason}"
+                self.unreadable[row] = f"{self.samples.describe(row)}: {image.reason}"
             else:
-                picture = cast(Image.Image, image)
-                alike.setdefault((picture.mode, picture.size), []).append((k, picture))
-        for same in alike.values():
-            for (k, _), pixels in zip(same, self.preprocess.arrays([image for _, image in same]), strict=True):
-                out[k] = pixels
+                out[k] = self.preprocess.array(cast(Image.Image, image))
 
 
 class LazyPixels:

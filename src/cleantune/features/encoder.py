@@ -13,7 +13,6 @@ from cleantune.backbones import Backbone
 from cleantune.data.model_inputs import to_device
 from cleantune.features.openvino import OpenVINOEncoder, compiled
 from cleantune.features.precision import Precision
-from cleantune.kernels.fold_batch_norm import Folding, Kernel, given
 from cleantune.methods.protocol import Inputs
 
 
@@ -43,9 +42,8 @@ class Encoder:
                 yield from self._network.stream(chain([first], items))
             return
         device = self.device
-        kernels: dict[Folding, Kernel] = {}
         for batch, x in items:
-            with torch.inference_mode(), given(kernels):
+            with torch.inference_mode():
                 f = forward(self.backbone, x, self.precision, device).float().cpu()
             yield batch, f
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from cleantune.functional.standardize import mean_and_std, to_float32
-from cleantune.kernels.to_delete.products import product
 from cleantune.label_quality.noise_likelihood import Parameters, maximize_likelihood
 
 PENALTIES = (1e1, 3e1, 1e2, 3e2, 1e3, 3e3, 1e4, 3e4)
@@ -73,7 +72,7 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     gram, cross = torch.zeros(width, width), torch.zeros(width, classes)
     for start in range(0, count, BLOCK):
         x = _block(features, mean, std, start)
-        gram += product(x.T, x)
+        gram += x.T @ x
         cross.addmm_(x.T, _target(y, prior, start))
     values, vectors = torch.linalg.eigh(gram)  # the least penalty is far above float32's error
     values = values.clamp(min=0)
@@ -86,7 +85,7 @@ def loo_ridge(features: Any, y: Int[Tensor, " N"], classes: int) -> Ridge:
     for start in range(0, count, BLOCK):
         z = seen.pop(start, None)
         if z is None:
-            z = product(_block(features, mean, std, start), vectors)
+            z = _block(features, mean, std, start) @ vectors
         target = _target(y, prior, start)
         loo[start : start + len(z)] = _left_out(z @ weight, z.square() @ inverse, target, count) + prior
     return Ridge(loo, vectors @ weight, prior, mean, std, penalty, error)
@@ -112,7 +111,7 @@ def weighted_loo_ridge(
     for start in starts:
         x, target = _with_one(features, ridge, start), functional.one_hot(y[start : start + BLOCK], classes).float()
         dawid_skene_posterior = x * weight[start : start + BLOCK, None]
-        gram += product(dawid_skene_posterior.T, x)
+        gram += dawid_skene_posterior.T @ x
         cross.addmm_(dawid_skene_posterior.T, target)
     penalty = torch.full((width + 1,), max(ridge.penalty * float(weight.mean()), 1e-3), dtype=torch.float64)
     penalty[-1] = 1e-3
@@ -121,7 +120,7 @@ def weighted_loo_ridge(
     out = torch.empty(count, classes)
     for start in starts:
         x, target = _with_one(features, ridge, start), functional.one_hot(y[start : start + BLOCK], classes).float()
-        own = ((product(x, inverse) * x).sum(1) * weight[start : start + BLOCK]).clamp(max=0.999)[:, None]
+        own = ((x @ inverse * x).sum(1) * weight[start : start + BLOCK]).clamp(max=0.999)[:, None]
         out[start : start + BLOCK] = (x @ coefficients - own * target) / (1 - own)
     return out
 
@@ -155,7 +154,7 @@ def _best_penalty(
     together = max(1, WIDE // len(prior))  # a product with few columns takes as long as one with more
     for start in some:
         target = _target(y, prior, start)
-        seen[start] = z = product(_block(features, mean, std, start), vectors)
+        seen[start] = z = _block(features, mean, std, start) @ vectors
         leverages = z.square() @ inverses
         for first in range(0, len(PENALTIES), together):
             inverse = inverses[:, first : first + together]

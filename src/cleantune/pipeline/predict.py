@@ -16,7 +16,6 @@ from cleantune.data.model_inputs import make_model_inputs, sort_by_length, to_de
 from cleantune.errors import UserError
 from cleantune.features.cache import SHARD_ROWS, extract, features_key
 from cleantune.features.precision import probe_precision
-from cleantune.kernels.fold_batch_norm import given
 from cleantune.methods.protocol import Inputs
 from cleantune.pipeline.export import load_models
 from cleantune.pipeline.fit import stored_precisions
@@ -135,7 +134,7 @@ class Model:
 
     def _softmax(self, batches: Iterable[Inputs], heads: bool = False) -> Float[np.ndarray, "N C"]:
         device = torch.device(self.device)
-        with torch.no_grad(), given({}):
+        with torch.no_grad():
             out = [self._mean(to_device(x, device), heads).cpu() for x in batches]
         return torch.cat(out).numpy()
 

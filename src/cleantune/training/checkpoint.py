@@ -17,7 +17,6 @@ from cleantune.distributed.fsdp import like, shard, whole
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, SharedBatchNorm
 from cleantune.errors import UserError
 from cleantune.features.openvino import OpenVINOEncoder
-from cleantune.kernels.fold_batch_norm import given
 from cleantune.methods.ledger import Ledger
 from cleantune.methods.protocol import Inputs, MLPHeadConfig, Phase, Selection
 from cleantune.training.batches import BatchSource, FeatureBatches, SampleBatches
@@ -372,7 +371,7 @@ class State:
         """`fn(index, x)` of all samples of a source in the plain view, in the order of the rows."""
         batches = split_batches(source.order(), source.look)
         own = self.ranks.mine(batches)
-        with torch.no_grad(), given({}), self._looking_together(batches):
+        with torch.no_grad(), self._looking_together(batches):
             items = source.batches(own, ("plain",), 0, in_turns=self.device.type == "cpu")
             found = (fn(index, to_device(xs[0], self.device)).cpu() for index, xs in items)
             rows = _joined(found, sum(map(len, own)))

@@ -16,7 +16,6 @@ from cleantune.distributed.process_group import SINGLE_PROCESS
 from cleantune.features import compiling
 from cleantune.features.precision import Precision
 from cleantune.kernels.to_delete.halves import Learning, at_rest, halved
-from cleantune.kernels.to_delete.products import product
 from cleantune.methods.protocol import Inputs, Output
 from cleantune.training.mlp_head import MLPHead
 
@@ -72,10 +71,7 @@ class LinearHead(nn.Module):
         return Output(self._scores(z), z, torch.addcmul(self.mean, z, self.std) if self._behind else f)
 
     def _scores(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
-        if torch.is_grad_enabled() or traced:
-            return cast(Tensor, self.linear(z))
-        return product(z, self.linear.weight.t()).add_(self.linear.bias)
+        return cast(Tensor, self.linear(z))
 
     def standardized(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """What the weights see of what the head is given."""

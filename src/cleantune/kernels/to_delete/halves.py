@@ -3,9 +3,6 @@
 Processors add up the gradient of a weight in an order that depends on the number of rows and of threads. Two ranks of
 one thread each, and one process of two, therefore differ in the last digits, and fine-tuning makes much of little. With
 halves they do not differ: `fit` and `fit --workers 2` on two cores give the same list.
-
-What a batch makes of the weights alone (`folding`) is made once for both halves, whose threads wait for Python's lock
-at each operation; each half takes its gradients for itself, as a rank would.
 """
 
 from __future__ import annotations
@@ -16,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cleantune.distributed.process_group import ProcessGroup
-from cleantune.kernels.fold_batch_norm import Foldable, Made, given
 from cleantune.methods.protocol import Inputs
 
 T = TypeVar("T")
@@ -54,25 +50,17 @@ def _restless(module: nn.Module) -> bool:
 
 
 class Learning:
-    """What learns of a backbone, as it is now: its modules need not be gone through in every step.
+    """A backbone and its weights that learn.
 
     Attributes:
         backbone: The network.
-        foldable: Its layers that fold.
-        places: Which of all that these are made of (`Foldable.learned`) learns.
-        folded: The same, as parameters.
-        weights: All else that learns.
+        weights: All that learns.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         """A backbone on the CPU; nothing in it draws luck or mixes rows (`at_rest`)."""
         self.backbone = backbone
-        self.foldable = Foldable.inside(backbone)
-        inside = self.foldable.learned()
-        self.places = [k for k, p in enumerate(inside) if p is not None and p.requires_grad]
-        self.folded = [cast(Tensor, inside[k]) for k in self.places]
-        known = {id(p) for p in inside}
-        self.weights = [p for p in backbone.parameters() if p.requires_grad and id(p) not in known]
+        self.weights = [p for p in backbone.parameters() if p.requires_grad]
 
 
 def halved(learning: Learning, x: Inputs, within: Callable[[], Any]) -> Tensor:
@@ -85,12 +73,6 @@ def halved(learning: Learning, x: Inputs, within: Callable[[], Any]) -> Tensor:
     """
     joined: Tensor = _Halved.apply(torch.zeros(1, requires_grad=True), learning, x, within)  # type: ignore[no-untyped-call]
     return joined
-
-
-def _computes_in(within: Callable[[], Any]) -> torch.dtype | None:
-    """The number format of the products in a context, if it has one of its own."""
-    with within():
-        return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 @contextmanager
@@ -143,23 +125,12 @@ def _thread_beside(threads: int) -> ThreadPoolExecutor:
 
 
 class _Halved(torch.autograd.Function):
-    """Both halves at once; their gradients are summed in a fixed order.
-
-    What a layer folds reaches the features through its kernel alone; its activation does not. The kernels are leaves
-    for autograd: it would take as long again for what it looks after between them and what they are made of.
-    """
+    """Both halves at once; their gradients are summed in a fixed order."""
 
     @staticmethod
     def forward(ctx: Any, hook: Tensor, learning: Learning, x: Inputs, within: Callable[[], Any]) -> Tensor:
-        layers, dtype = learning.foldable, _computes_in(within)
-        ctx.made = Made(layers.parts, dtype) if layers.parts else None
-        kernels = layers.by_layer(ctx.made.weights, ctx.made.biases) if ctx.made else {}
-        ctx.leaves = [*ctx.made.weights, *ctx.made.biases] if learning.folded else []
-        for leaf in ctx.leaves:
-            leaf.requires_grad_()
-
         def half(share: ProcessGroup) -> Tensor:
-            with torch.enable_grad(), within(), given(kernels):
+            with torch.enable_grad(), within():
                 f: Tensor = learning.backbone(share.part(x))
                 return f.float()
 
@@ -168,25 +139,18 @@ class _Halved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        learning, first = ctx.learning, len(ctx.learning.weights)
+        weights = ctx.learning.weights
 
         def half(f: Tensor, own: Tensor) -> list[Tensor | None]:
-            found = torch.autograd.grad(f, [*learning.weights, *ctx.leaves], own, allow_unused=True)
-            if not ctx.leaves:
-                return list(found)
-            second = first + len(ctx.leaves) // 2
-            back = ctx.made.back(found[first:second], found[second:])
-            return [*found[:first], *(back[k] for k in learning.places)]
+            return list(torch.autograd.grad(f, weights, own, allow_unused=True))
 
         parts = torch.split(gradient, [len(f) for f in ctx.halves])
-        found = zip([*learning.weights, *learning.folded], *_both(half, ctx.halves, parts), strict=True)
-        reached = [(p, one, other) for p, one, other in found if one is not None and other is not None]
-        if reached:
-            weights, ones, others = (list(each) for each in zip(*reached, strict=True))
-            torch._foreach_add_(ones, others)
-            for p, total in zip(weights, ones, strict=True):
-                if p.grad is not None:
-                    p.grad.add_(total)
-                else:  # laid out in memory as the weight is, which fused optimizers want
-                    p.grad = total if total.stride() == p.stride() else torch.empty_like(p).copy_(total)
+        for p, one, other in zip(weights, *_both(half, ctx.halves, parts), strict=True):
+            if one is None or other is None:
+                continue
+            total = one.add_(other)
+            if p.grad is not None:
+                p.grad.add_(total)
+            else:  # laid out in memory as the weight is, which fused optimizers want
+                p.grad = total if total.stride() == p.stride() else torch.empty_like(p).copy_(total)
         return torch.zeros(1), None, None, None
