@@ -369,7 +369,7 @@ def harm(said: argparse.Namespace) -> str:
             accuracy = [
                 cleantune.fit(
                     data, encoder(said), out=place / out, method="gce", scope="head", quiet=True, **options
-                ).summary["accuracy"]["last"]
+                ).summary["accuracy"]["test"]
                 for data, out in ((source, "all"), (place / "clean.parquet", "cleaned"))
             ]
         rows.append(

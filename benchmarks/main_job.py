@@ -88,7 +88,7 @@ def best_rate(data: str, labels: str, method: str, scope: str, out: Path, shared
     if method == "turn":
         return None
     tried = {
-        rate: run(Cell(data, labels, method, scope, rate, 0), out, shared)["accuracy"]["validation_last"]
+        rate: run(Cell(data, labels, method, scope, rate, 0), out, shared)["accuracy"]["validation"]
         for rate in RATES[scope][: rates if scope == "all" else None]
     }
     return max(tried, key=lambda rate: tried[rate])
@@ -122,11 +122,11 @@ def row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
     """The numbers of one cell."""
     return {
         "data": cell.data, "labels": cell.labels, "method": cell.method, "scope": cell.scope, "rate": cell.rate,
-        "seed": cell.seed, "last": summary["accuracy"]["last"], "best": summary["accuracy"]["best_validation"],
-        "validation": summary["accuracy"]["validation_last"],
+        "seed": cell.seed, "last": summary["accuracy"]["test"], "best": summary["accuracy"]["best_validation"],
+        "validation": summary["accuracy"]["validation"],
         "cost": summary["cost"]["forward_passes"] / summary["samples"]["train"],
         "auroc": summary["issues"].get("auroc"), "purity": summary["selection"].get("purity"),
-        "seconds": summary["cost"]["seconds"]["total"], "delivered": summary["delivered"],
+        "seconds": summary["cost"]["seconds"]["total"], "selected_model": summary["selected_model"],
         "estimated_rate": summary["noise"]["estimated_rate"], "true_rate": summary["noise"].get("true_rate"),
         "processor": summary["versions"]["processor"],
     }  # fmt: skip

@@ -102,7 +102,7 @@ def method_seconds(
         str(data), model, out=out / "run", method=method, preset=preset, scope=scope, label="human_worst", limit=limit,
         test_fraction=0.0, image_size=64, cache=str(out / "cache"), quiet=True, settings=settings,
     )  # fmt: skip
-    return {"rows": [dict(r) for r in RunDir(result.path, resume=True).rows()]} | result.summary
+    return {"rows": [dict(r) for r in RunDir(result.path, resume=True).read_metrics()]} | result.summary
 
 
 def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Features, torch.Tensor]:

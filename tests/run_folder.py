@@ -32,7 +32,7 @@ def make_run(
 ) -> Path:
     """A whole run folder but for model and checkpoint; `size` counts train and validation samples together."""
     rng = np.random.default_rng(seed)
-    (folder / "evidence").mkdir(parents=True)
+    (folder / "artifacts").mkdir(parents=True)
     table = _samples(rng, names, size, noise)
     losses = _losses(rng, table)
     if not truth:
@@ -40,9 +40,9 @@ def make_run(
     table = table.sort_values(["label_score", "split", "id"]).reset_index(drop=True)
     table.to_parquet(folder / "labels.parquet")
     table.to_csv(folder / "labels.csv", index=False)
-    losses.to_parquet(folder / "evidence" / "losses.parquet")
-    _write(folder / "evidence" / "mixtures.json", {look: _mixtures(losses, look, names) for look in ("first", "last")})
-    _write(folder / "evidence" / "gallery.json", _gallery(rng, table, kind, text))
+    losses.to_parquet(folder / "artifacts" / "losses.parquet")
+    _write(folder / "artifacts" / "mixtures.json", {look: _mixtures(losses, look, names) for look in ("first", "last")})
+    _write(folder / "artifacts" / "gallery.json", _gallery(rng, table, kind, text))
     rows = _rows(rng, truth=truth, test=test, harm=harm)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = _summary(table, names, kind, truth=truth, test=test, delivered=delivered, harm=harm)
@@ -193,19 +193,19 @@ def _summary(
             "validation": len(table) - train,
             "test": 10000 if test else 0,
             "unlabeled": 3,
-            "bad": 0,
+            "unreadable": 0,
         },
         "accuracy": {
-            "last": either(probe if delivered == "probe" else tune),
+            "test": either(probe if delivered == "probe" else tune),
             "best_validation": either(tune),
-            "validation_last": 0.374 if delivered == "probe" else 0.31 if harm else 0.44,
+            "validation": 0.374 if delivered == "probe" else 0.31 if harm else 0.44,
             "by_phase": {
                 "probe": {"test": either(probe), "validation": 0.374},
                 "tune": {"test": either(tune), "validation": 0.31 if harm else 0.44},
             },
-            "delivered": delivered,
-            "selection_reason": why,
         },
+        "selected_model": delivered,
+        "selection_reason": why,
         "baseline": {
             "name": "CE linear probe",
             "accuracy": {"test": either(0.469), "validation": 0.35},
@@ -222,7 +222,7 @@ def _summary(
             "seconds": {"extract": 31.2, "probe": 4.1, "score": 22.0, "tune": 214.9, "total": 281.3},
             "peak_bytes": 1_310_000_000,
         },
-        "notes": [
+        "log": [
             "Label column guessed: human_worst.",
             "3 rows without a label are kept out of training and predicted.",
         ],

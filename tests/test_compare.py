@@ -125,7 +125,7 @@ def test_a_cell_is_what_fit_makes_of_its_config_to_the_bit(images: cleantune.Com
     alone = cleantune.fit(
         config=cell / "config.toml", out=tmp_path / "alone", quiet=True, cache=str(images.path.parent / "cache")
     )
-    assert alone.summary["accuracy"]["last"] == row["accuracy_last"]
+    assert alone.summary["accuracy"]["test"] == row["accuracy_last"]
     assert alone.summary["cost"]["forward_passes"] == row["forward_passes"]
     told = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
     mine = [json.loads(line) for line in (alone.path / "metrics.jsonl").read_text().splitlines()]

@@ -91,7 +91,7 @@ def test_a_reopened_model_predicts_what_the_run_measured(run: cleantune.Result) 
     data = pd.read_parquet(run.path.parent / "colors.parquet")
     predicted = run.model.predict(run.path.parent / "colors.parquet", id="id", image="image")
     test = ~data["id"].isin(run.labels["id"])
-    assert (predicted[test] == data["true"][test]).mean() == pytest.approx(run.summary["accuracy"]["last"])
+    assert (predicted[test] == data["true"][test]).mean() == pytest.approx(run.summary["accuracy"]["test"])
 
 
 def test_the_native_export_opens_in_a_pipeline_of_transformers_to_the_same_probabilities(run: cleantune.Result) -> None:
@@ -172,8 +172,8 @@ def test_unreadable_images_are_named_counted_and_left_out_up_to_the_limit(tmp_pa
     with pytest.raises(UserError, match=r"2 of 60 samples cannot be read.*--max-unreadable"):
         cleantune.fit(table, tmp_path / "model", out=tmp_path / "no", **said)
     result = cleantune.fit(table, tmp_path / "model", out=tmp_path / "yes", max_unreadable=0.1, **said)
-    assert result.summary["samples"]["bad"] == 2
-    bad = pd.read_csv(result.path / "evidence" / "unreadable_samples.csv")
+    assert result.summary["samples"]["unreadable"] == 2
+    bad = pd.read_csv(result.path / "artifacts" / "unreadable_samples.csv")
     assert set(bad["id"]) == {"image-0", "image-1"}
     assert not set(bad["id"]) & set(result.labels["id"])
 
@@ -192,7 +192,7 @@ def test_embeddings_are_enough(method: str, tmp_path: Path) -> None:
         quiet=True,
     )  # fmt: skip
     assert result.summary["scope"] == "head"
-    assert result.summary["accuracy"]["last"] > 0.9
+    assert result.summary["accuracy"]["test"] > 0.9
     assert result.summary["issues"]["auroc"] > 0.9
     assert (result.model.predict(f) == y).mean() > 0.9
     with pytest.raises(UserError, match="the features have 5 numbers a sample, the model takes 16"):

@@ -50,7 +50,7 @@ def test_it_learns_and_its_folder_serves_as_a_model(done: Any, photos: Path, tmp
     backbone = open_backbone(done.model)
     assert backbone.width == done.summary["width"] == 256
     run = cleantune.fit(photos, done.model, out=tmp_path / "fit", method="ce", cache=str(tmp_path), **OPTIONS)
-    assert run.summary["accuracy"]["last"] is not None
+    assert run.summary["accuracy"]["test"] is not None
 
 
 def test_symmetric_noise_is_exact_in_every_class_and_stands_in_the_configuration(done: Any) -> None:

@@ -59,10 +59,10 @@ def test_a_search_ends_with_a_table_a_config_and_a_page_and_its_rows_are_those_o
     again = cleantune.fit(
         tmp_path / "data.npz", config=done.path / row["folder"] / "config.toml", out=tmp_path / "fit", quiet=True
     )
-    assert again.summary["accuracy"]["validation_last"] == row["accuracy_validation"]
+    assert again.summary["accuracy"]["validation"] == row["accuracy_validation"]
     best = cleantune.fit(tmp_path / "data.npz", config=done.best, out=tmp_path / "best", quiet=True)
     chosen = frame[frame["chosen"]].iloc[0]
-    assert best.summary["accuracy"]["validation_last"] == chosen["accuracy_validation"]
+    assert best.summary["accuracy"]["validation"] == chosen["accuracy_validation"]
 
     # Resumed, it computes what is missing and nothing else; another search is refused.
     lost = done.path / "trials" / "0002"

@@ -20,7 +20,8 @@ from run_folder import CLASSES, change_summary, make_run
 
 from cleantune.errors import UserError
 from cleantune.report import build, figures, svg, tables, words
-from cleantune.storage.run_reader import class_name, finite, read
+from cleantune.storage.readers import class_name, finite
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils import format as fmt
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -82,7 +83,7 @@ def render_page(run: Path) -> Page:
 
 def without_losses(run: Path) -> Path:
     """The run without the evidence whose figures take longest, for tests of something else."""
-    (run / "evidence" / "losses.parquet").unlink()
+    (run / "artifacts" / "losses.parquet").unlink()
     return run
 
 
@@ -205,14 +206,14 @@ def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
     change_summary(
         run, notes=[hostile], warnings=[hostile], method=hostile, command=hostile, versions={hostile: hostile}
     )
-    (run / "evidence" / "unreadable_samples.csv").write_text(f"id,place,reason\n{hostile},{hostile},{hostile}\n")
+    (run / "artifacts" / "unreadable_samples.csv").write_text(f"id,place,reason\n{hostile},{hostile},{hostile}\n")
     labels = pd.read_parquet(run / "labels.parquet")
     labels.assign(id=hostile + labels["id"]).to_parquet(run / "labels.parquet")
-    gallery = json.loads((run / "evidence" / "gallery.json").read_text())
+    gallery = json.loads((run / "artifacts" / "gallery.json").read_text())
     for entry in gallery:
         entry["id"] = hostile
         entry["thumbnail"] = 'data:image/jpeg;base64,AA==" onerror="alert(1)'
-    (run / "evidence" / "gallery.json").write_text(json.dumps(gallery))
+    (run / "artifacts" / "gallery.json").write_text(json.dumps(gallery))
     page = render_page(run)
     assert page.open == []
     assert {tag for tag, _ in page.elements} & {"script", "b", "img"} <= {"b"}
@@ -261,12 +262,12 @@ def test_any_class_name_survives_inside_svg(names: list[str]):
 
 def test_labels_that_are_numbers_are_matched_with_their_classes(tmp_path: Path):
     run = make_run(tmp_path / "x", names=("0", "1", "2"))
-    for path in (run / "labels.parquet", run / "evidence" / "losses.parquet"):
+    for path in (run / "labels.parquet", run / "artifacts" / "losses.parquet"):
         table = pd.read_parquet(path)
         columns = [c for c in ("given_label", "suggested_label", "true_label") if c in table]
         table[columns] = table[columns].astype(float)
         table.to_parquet(path)
-    found = read(run)
+    found = RunDir.read(run)
     assert tables.confusion(found).sum() == len(found.labels)
     assert [class_name(v) for v in (3, 3.0, np.int64(3), "3", True, 2.5)] == ["3", "3", "3", "3", "True", "2.5"]
 
@@ -284,9 +285,9 @@ def test_a_missing_required_file_is_named_with_the_remedy(copy: Path, name: str)
 FILLED = (
     "summary.json",
     "labels.parquet",
-    "evidence/losses.parquet",
-    "evidence/mixtures.json",
-    "evidence/gallery.json",
+    "artifacts/losses.parquet",
+    "artifacts/mixtures.json",
+    "artifacts/gallery.json",
 )
 BROKEN = [(name, b"{[\xff\x00") for name in (*FILLED, "config.toml", "metrics.jsonl")] + [
     (name, b"") for name in FILLED
@@ -328,13 +329,13 @@ def test_a_failed_build_leaves_the_earlier_report(copy: Path):
     ],
 )
 def test_missing_evidence_costs_its_section_and_is_said(copy: Path, page: Page, name: str, said: str):
-    (copy / "evidence" / name).unlink()
+    (copy / "artifacts" / name).unlink()
     assert said in render_page(copy).words
     assert said not in page.words
 
 
 def test_a_bare_summary_still_makes_a_page(copy: Path):
-    shutil.rmtree(copy / "evidence")
+    shutil.rmtree(copy / "artifacts")
     (copy / "summary.json").write_text(
         json.dumps({"method": "ce", "class_names": list(NAMES), "samples": {"train": 360}, "accuracy": None})
     )
@@ -346,21 +347,23 @@ def test_a_bare_summary_still_makes_a_page(copy: Path):
 
 
 def test_losses_that_are_not_finite_zero_or_constant_are_drawn_or_counted(copy: Path):
-    path = copy / "evidence" / "losses.parquet"
+    path = copy / "artifacts" / "losses.parquet"
     losses = pd.read_parquet(path)
     losses["loss_first"] = 0.0
     losses.loc[losses.index[losses["split"] == "train"][:3], "loss_last"] = [math.nan, math.inf, -math.inf]
     losses.to_parquet(path)
-    mixtures = json.loads((copy / "evidence" / "mixtures.json").read_text())
+    mixtures = json.loads((copy / "artifacts" / "mixtures.json").read_text())
     mixtures["last"][NAMES[1]] = None
     mixtures["last"][NAMES[2]]["high"] = None
     mixtures["first"] = {name: {"low": {"mean": 0.0, "std": 0.0, "weight": 1.0}} for name in NAMES}
-    (copy / "evidence" / "mixtures.json").write_text(json.dumps(mixtures))
+    (copy / "artifacts" / "mixtures.json").write_text(json.dumps(mixtures))
     assert "3 losses of the last look are not finite and left out." in render_page(copy).words
 
 
 def test_skipped_samples_are_listed(copy: Path):
-    (copy / "evidence" / "unreadable_samples.csv").write_text("id,place,reason\ncat/1.jpg,photos/cat/1.jpg,truncated\n")
+    (copy / "artifacts" / "unreadable_samples.csv").write_text(
+        "id,place,reason\ncat/1.jpg,photos/cat/1.jpg,truncated\n"
+    )
     page = render_page(without_losses(copy))
     assert "1 sample could not be read" in page.words
     assert "photos/cat/1.jpg truncated" in page.words
@@ -386,7 +389,7 @@ def test_the_verdict_compares_with_the_probe_on_the_same_features(page: Page):
 
 
 def test_do_no_harm_is_said_when_the_probe_was_delivered(tmp_path: Path):
-    run = read(make_run(tmp_path / "x", harm=True, delivered="probe"))
+    run = RunDir.read(make_run(tmp_path / "x", harm=True, delivered="probe"))
     first, second = words.verdict(run)
     assert first.startswith("TURN reaches 52.1")
     assert second.startswith(
@@ -396,8 +399,8 @@ def test_do_no_harm_is_said_when_the_probe_was_delivered(tmp_path: Path):
 
 
 def test_the_best_epoch_is_named_and_is_no_harm(copy: Path):
-    change_summary(copy, delivered="best", selection_reason="it was best on the validation split")
-    said = words.verdict(read(copy))[1]
+    change_summary(copy, selected_model="best", selection_reason="it was best on the validation split")
+    said = words.verdict(RunDir.read(copy))[1]
     assert said == (
         "Delivered in model/ is the model of the best epoch on validation. It was best on the validation split."
     )
@@ -406,7 +409,7 @@ def test_the_best_epoch_is_named_and_is_no_harm(copy: Path):
 def test_a_run_without_suspects_says_so(copy: Path):
     labels = pd.read_parquet(copy / "labels.parquet")
     labels.assign(is_label_issue=False).to_parquet(copy / "labels.parquet")
-    (copy / "evidence" / "gallery.json").write_text("[]")
+    (copy / "artifacts" / "gallery.json").write_text("[]")
     said = render_page(without_losses(copy)).words
     assert "No label is listed as an issue." in said
     assert "kept no gallery" not in said
@@ -422,7 +425,7 @@ def test_noise_that_was_put_in_is_named(copy: Path):
 
 
 def test_without_a_test_split_validation_is_named_for_what_it_is(tmp_path: Path):
-    run = read(make_run(tmp_path / "x", test=False, truth=False))
+    run = RunDir.read(make_run(tmp_path / "x", test=False, truth=False))
     said = words.verdict(run)[0]
     assert said.startswith("There is no labeled test split. TURN reaches 44.0")
     assert "Validation labels are given labels" in said
@@ -433,9 +436,9 @@ def test_without_a_test_split_validation_is_named_for_what_it_is(tmp_path: Path)
     ("ours", "said"), [(0.475, "no clear difference"), (0.60, "points above"), (0.30, "the plain probe is the better")]
 )
 def test_the_verdict_follows_the_standard_error(copy: Path, ours: float, said: str):
-    accuracy = {"last": ours, "delivered": "tune", "by_phase": {"tune": {"test": ours}}, "selection_reason": None}
-    change_summary(copy, accuracy=accuracy)
-    run = read(copy)
+    accuracy = {"test": ours, "by_phase": {"tune": {"test": ours}}}
+    change_summary(copy, accuracy=accuracy, selected_model="tune", selection_reason=None)
+    run = RunDir.read(copy)
     assert said in words.verdict(run)[0]
     gain = words.gain(run, "test")
     assert gain is not None
@@ -462,7 +465,7 @@ def test_commands_name_the_folder_and_survive_a_blank_in_it(made: Path, tmp_path
 
 
 def test_confusion_and_pairs_equal_a_count_by_hand(made: Path):
-    run = read(made)
+    run = RunDir.read(made)
     by_hand = np.zeros((len(NAMES), len(NAMES)), dtype=int)
     for given_label, suggested in zip(run.labels["given_label"], run.labels["suggested_label"], strict=True):
         by_hand[NAMES.index(given_label), NAMES.index(suggested)] += 1
@@ -532,7 +535,7 @@ def test_a_label_that_is_missing_is_no_class(tmp_path: Path):
     labels = pd.read_parquet(run / "labels.parquet")
     labels.loc[labels.index[:2], ["suggested_label", "true_label"]] = None
     labels.to_parquet(run / "labels.parquet")
-    found = read(run)
+    found = RunDir.read(run)
     assert list(found.labels["true_label"].head(2)) == [None, None]
     assert tables.confusion(found).sum() == len(labels) - 2
     assert tables.issues(found)[0].truth is None

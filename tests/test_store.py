@@ -67,7 +67,7 @@ def test_a_full_disk_while_a_row_is_written_is_a_sentence(tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("cleantune.storage.run_dir.os.fsync", full)
-    with pytest.raises(UserError, match=r"rows\.jsonl: No space left"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: No space left"):
         folder.append_metrics(EpochMetrics(phase="probe", epoch=0))
 
 
@@ -92,7 +92,7 @@ def test_overwrite_removes_an_earlier_run_and_nothing_else(tmp_path: Path) -> No
     (tmp_path / "summary.json").write_text("{}")
     folder = RunDir(tmp_path, overwrite=True)
     assert (tmp_path / "thesis.tex").exists(), "what cannot begin must not cost the earlier run"
-    assert not folder.finished
+    assert not folder.is_finished
     folder.clear()
     assert list(tmp_path.iterdir()) == []
 
@@ -111,11 +111,12 @@ def test_a_last_row_that_was_cut_off_is_left_out_and_written_over(tmp_path: Path
         folder.append_metrics(EpochMetrics(phase="probe", epoch=epoch))
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-4])
-    assert [row["epoch"] for row in folder.rows()] == [0, 1]
-    folder.truncate_metrics(1)
+    assert [row["epoch"] for row in folder.read_metrics()] == [0, 1]
+    folder.save({}, {"rows": 1})
+    assert folder.truncate_metrics() == [{"phase": "probe", "epoch": 0}]
     folder.append_metrics(EpochMetrics(phase="probe", epoch=1))
-    assert [row["epoch"] for row in folder.rows()] == [0, 1]
-    assert all(isinstance(row, EpochMetrics) for row in folder.rows())
+    assert [row["epoch"] for row in folder.read_metrics()] == [0, 1]
+    assert all(isinstance(row, EpochMetrics) for row in folder.read_metrics())
 
 
 def test_a_row_cut_off_inside_a_character_is_left_out(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_a_row_cut_off_inside_a_character_is_left_out(tmp_path: Path) -> None:
     folder.append_metrics(EpochMetrics(phase="probe", epoch=0))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write('{"phase": "Ä'.encode()[:-1])
-    assert [row["epoch"] for row in folder.rows()] == [0]
+    assert [row["epoch"] for row in folder.read_metrics()] == [0]
 
 
 def test_checkpoint_comes_back_to_the_bit_with_its_counters(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_checkpoint_comes_back_to_the_bit_with_its_counters(tmp_path: Path) -> N
     for name, value in tensors.items():
         assert saved[0][name].dtype == value.dtype
         assert torch.equal(saved[0][name], value.detach())
-    assert [p.name for p in folder.checkpoint.parent.iterdir()] == ["state.safetensors"]
+    assert [p.name for p in (folder.path / RunDir.CHECKPOINT).parent.iterdir()] == ["state.safetensors"]
 
 
 def test_a_state_is_due_once_the_last_one_took_less_than_a_fiftieth_of_the_time_since(
@@ -180,7 +181,7 @@ def test_tensors_that_share_memory_are_saved_as_they_are(tmp_path: Path) -> None
 def test_a_damaged_checkpoint_is_a_sentence(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
     folder.save({"a": torch.ones(100)}, {})
-    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:50])
+    (folder.path / RunDir.CHECKPOINT).write_bytes((folder.path / RunDir.CHECKPOINT).read_bytes()[:50])
     with pytest.raises(UserError, match=r"state\.safetensors is damaged .*--overwrite"):
         folder.load()
 
@@ -207,6 +208,6 @@ def test_a_missing_or_broken_summary_is_a_sentence(tmp_path: Path) -> None:
 
 def test_a_run_is_finished_when_its_summary_is_there(tmp_path: Path) -> None:
     folder = RunDir(tmp_path)
-    assert not folder.finished
+    assert not folder.is_finished
     write_json(tmp_path / "summary.json", {})
-    assert folder.finished
+    assert folder.is_finished

@@ -25,7 +25,7 @@ def build(run: Path) -> Path:
     summary = read_json(run / "summary.json")
     labels = pd.read_parquet(run / "labels.parquet")
     listed = suspects(labels).head(LISTED).to_dict("records")
-    gallery = run / "evidence" / "gallery.json"
+    gallery = run / "artifacts" / "gallery.json"
     shown = {(g["split"], g["id"]): g for g in read_json(gallery)} if gallery.is_file() else {}
     for row in listed:
         seen = shown.get((row["split"], row["id"]), {})

@@ -234,10 +234,10 @@ def write(found: Audit, said: Verdict, rows: LabelTable, folder: Path, console: 
             write_table(folder / f"{name}.csv", lambda path, t=table, k=keep: t.to_csv(path, index=k))  # type: ignore[misc]
     if said.graph is not None:
         near = trusted_neighbors(said, rows)
-        write_table(folder / "evidence" / "neighbors.parquet", lambda path: near.to_parquet(path, index=False))
+        write_table(folder / "artifacts" / "neighbors.parquet", lambda path: near.to_parquet(path, index=False))
     if data is not None:
         shown = frame if not found.cannot_tell else frame.assign(is_label_issue=frame.index < 60)
-        write_json(folder / "evidence" / "gallery.json", gallery(data, shown))
+        write_json(folder / "artifacts" / "gallery.json", gallery(data, shown))
     write_json(folder / "summary.json", found.summary)
     report = build(folder)
     for text in words(found):

@@ -92,9 +92,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     """The few numbers that matter, aligned, on standard output."""
     accuracy, noise = summary["accuracy"], summary["noise"]
     rows = [
-        ("test accuracy", percent(accuracy["last"])),
+        ("test accuracy", percent(accuracy["test"])),
         ("  CE linear probe", percent(summary["baseline"]["accuracy"]["test"])),
-        ("validation accuracy", f"{percent(accuracy['validation_last'])} (by given labels)"),
+        ("validation accuracy", f"{percent(accuracy['validation'])} (by given labels)"),
         ("labels that look wrong", f"{summary['issues']['count']:,}"),
         ("estimated noise rate", percent(noise["estimated_rate"])),
     ]

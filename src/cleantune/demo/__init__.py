@@ -156,7 +156,7 @@ def digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Result
             table, backbone, out=Path(folder) / "ce", method="ce", scope="all", quiet=True,
             settings=settings | plain, **said,
         )  # fmt: skip
-    return turn, ce.summary["accuracy"]["last"]
+    return turn, ce.summary["accuracy"]["test"]
 
 
 def messages(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:

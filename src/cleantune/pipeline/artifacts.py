@@ -70,15 +70,15 @@ def write_artifacts(folder: RunDir, ended: FinishedRun, looks: dict[str, Tensor]
                 for name, loss in (("first", first), ("last", last))
             }
     losses = pd.concat(parts, ignore_index=True)
-    write_table(folder.path / "evidence" / "losses.parquet", lambda path: losses.to_parquet(path, index=False))
-    write_json(folder.path / "evidence" / "mixtures.json", mixtures)
-    write_json(folder.path / "evidence" / "gallery.json", gallery(data, frame))
+    write_table(folder.path / "artifacts" / "losses.parquet", lambda path: losses.to_parquet(path, index=False))
+    write_json(folder.path / "artifacts" / "mixtures.json", mixtures)
+    write_json(folder.path / "artifacts" / "gallery.json", gallery(data, frame))
     if ended.material.unreadable:
         bad = pd.DataFrame(
             [(s.id, s.split, s.place) for s in ended.material.unreadable], columns=["id", "split", "place"]
         )
         bad["reason"] = bad["place"].str.split(": ", n=1).str[-1]
-        write_table(folder.path / "evidence" / "unreadable_samples.csv", lambda path: bad.to_csv(path, index=False))
+        write_table(folder.path / "artifacts" / "unreadable_samples.csv", lambda path: bad.to_csv(path, index=False))
 
 
 def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:

@@ -31,4 +31,3 @@ class FinishedRun:
     selected_model: SelectedModel
     baseline: Baseline
     noise: dict[str, Any] | None
-    notes: list[str]

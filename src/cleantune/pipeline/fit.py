@@ -19,7 +19,7 @@ from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, in
 from cleantune.errors import UserError, did_you_mean
 from cleantune.features.precision import Precision
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import EpochMetrics, Method, Phase
+from cleantune.methods.protocol import Method, Phase
 from cleantune.pipeline import artifacts
 from cleantune.pipeline.cached_views import cached_views, views_to_cache
 from cleantune.pipeline.export import save_models
@@ -145,7 +145,7 @@ def fit(
         return run(table, opened, console, ranks)
     if ranks.count > 1:
         raise UserError(f"--workers {workers}: this launcher has started {ranks.count} ranks; leave --workers out")
-    if not opened.finished:
+    if not opened.is_finished:
         gpus = pick_device(known.model.device) == "cuda"
         launch_workers(partial(work, table, opened.path.resolve()), workers, opened, console, gpus)
     return Result(opened.path, read_json(opened.path / "summary.json"))
@@ -220,7 +220,7 @@ def resumed(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
 
 def run(table: dict[str, Any], folder: RunDir, console: Console, ranks: ProcessGroup = SINGLE_PROCESS) -> Result:
     """A run from its table to its last file; where several ranks share it, the first one writes."""
-    if folder.finished:
+    if folder.is_finished:
         console.info(f"{folder.path} is finished already")
         return Result(folder.path, read_json(folder.path / "summary.json"))
     start = time.perf_counter()
@@ -233,11 +233,7 @@ def run(table: dict[str, Any], folder: RunDir, console: Console, ranks: ProcessG
         console.print(f"backbone {backbone.source} ({kind}): {backbone.feature}, {backbone.width} numbers a sample")
     todo = phases(config.method, recommended_learning_rate(backbone, config.model))
     trains = any(phase.scope == "all" for phase in todo)
-    if (
-        not console.quiet
-        and (folder.stale or folder.load() is None)
-        and sum(map(len, data.rows.values())) >= MIN_SAMPLES_FOR_ESTIMATE
-    ):
+    if not console.quiet and folder.load() is None and sum(map(len, data.rows.values())) >= MIN_SAMPLES_FOR_ESTIMATE:
         console.info("\n".join(estimate_run(config, data, backbone, todo).lines()))
     material = prepare_inputs(config, data, backbone, console, stored_precisions(folder), trains, ranks)
     folder.clear()
@@ -246,15 +242,10 @@ def run(table: dict[str, Any], folder: RunDir, console: Console, ranks: ProcessG
     return write_results(ended, folder, console)
 
 
-PRECISIONS = Path("checkpoint") / "precision.json"
-
-
 def stored_precisions(folder: RunDir) -> tuple[Precision, Precision] | None:
     """What an interrupted run computed in: of extraction and of training."""
-    if folder.stale or not (folder.path / PRECISIONS).is_file():
-        return None
-    extraction, training = (Precision(**known) for known in read_json(folder.path / PRECISIONS))
-    return extraction, training
+    recorded = folder.precision()
+    return (Precision(**recorded[0]), Precision(**recorded[1])) if recorded is not None else None
 
 
 def write_config(folder: RunDir, config: Config, todo: tuple[Phase, ...], material: RunInputs) -> None:
@@ -277,7 +268,7 @@ def write_config(folder: RunDir, config: Config, todo: tuple[Phase, ...], materi
                 f"{path}: data, model or precision are not those of the interrupted run; start anew with --overwrite"
             )
     record = {"fingerprint": mark, "data_fingerprint": material.data.fingerprint, "versions": versions()}
-    write_json(folder.path / PRECISIONS, [asdict(material.precision), asdict(material.training)])
+    folder.write_precision(asdict(material.precision), asdict(material.training))
     write_text(path, tomli_w.dumps(table | {"record": record}))
 
 
@@ -310,7 +301,7 @@ def train_and_select(
         config.run.sharding == "fsdp",
     )
     loop.started, loop.cost = start, extraction_cost(material, todo, len(views_to_cache(todo, config.run.views)))
-    before = material.ranks.first(lambda: resumed_metrics(folder))
+    before = material.ranks.first(folder.truncate_metrics)
     judge.recall(before)
     for row in before:
         console.row(row)
@@ -322,14 +313,7 @@ def train_and_select(
     selected_model = deliver(loop, material, fresh, config.run, last_phase(todo))
     loop.gather_models(fresh)
     console.info(f"delivered: {selected_model.why}")
-    return FinishedRun(config, material, loop, folder.rows(), selected_model, baseline, noise, console.messages)
-
-
-def resumed_metrics(folder: RunDir) -> list[EpochMetrics]:
-    """The rows that the checkpoint knows, which alone are left."""
-    saved = folder.load()
-    folder.truncate_metrics(saved[1]["rows"] if saved else 0)
-    return folder.rows()
+    return FinishedRun(config, material, loop, folder.read_metrics(), selected_model, baseline, noise)
 
 
 def last_phase(todo: tuple[Phase, ...]) -> str:

@@ -181,7 +181,7 @@ def prepare_inputs(
             )
         if trains:
             _finish(ready, name, console)
-    drop_unreadable(out, config.run.max_unreadable, console, "evidence/unreadable_samples.csv")
+    drop_unreadable(out, config.run.max_unreadable, console, "artifacts/unreadable_samples.csv")
     out.seconds = time.perf_counter() - start
     return out
 

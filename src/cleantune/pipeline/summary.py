@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -32,9 +33,10 @@ def summary(ended: FinishedRun, said: Verdict, looks: dict[str, Tensor]) -> dict
         "kind": data.kind,
         "model": model_card(material),
         "samples": {s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabeled")}
-        | {"bad": len(material.unreadable)},
+        | {"unreadable": len(material.unreadable)},
         "accuracy": accuracies(ended, looks),
-        "delivered": ended.selected_model.phase,
+        "balanced_accuracy": by_split(metrics.balanced_accuracy, data, looks),
+        "selected_model": ended.selected_model.phase,
         "selection_reason": ended.selected_model.why,
         "baseline": {"name": "CE linear probe", "accuracy": ended.baseline.accuracy, "seconds": ended.baseline.seconds},
         "noise": noise_summary(ended, said),
@@ -46,7 +48,7 @@ def summary(ended: FinishedRun, said: Verdict, looks: dict[str, Tensor]) -> dict
             "channels_last": material.precision.channels_last,
             "why": material.precision.why,
         },
-        "notes": ended.notes,
+        "log": list(data.notes),
         "warnings": warnings_of(ended),
         "versions": versions(),
     }
@@ -70,25 +72,28 @@ def model_card(material: RunInputs) -> dict[str, Any] | None:
 def accuracies(ended: FinishedRun, looks: dict[str, Tensor]) -> dict[str, Any]:
     """On test (and validation by given labels): of the delivered model, of the best epoch, at the end of each phase.
 
-    `last` is the model that the run ends with: the last epoch's, or, where fine-tuning did harm, the probe.
     `best_validation` is the test accuracy of that epoch of the last phase which was best on validation.
     """
-    data, rows = ended.material.data, ended.rows
-
-    def of(split: str) -> float | None:
-        return metrics.accuracy(looks[split].argmax(1).numpy(), data.rows[split].y) if split in looks else None
-
+    rows = ended.rows
     ends = ends_of(rows)
     final = [row for row in rows if row["round"] == rows[-1]["round"]]
     best = max(final, key=lambda row: row["accuracy_validation"] or 0.0)
-    return {
-        "last": of("test"),
+    return by_split(metrics.accuracy, ended.material.data, looks) | {
         "best_validation": best["accuracy_test"],
-        "validation_last": of("validation"),
         "last_epoch": rows[-1]["accuracy_test"],
         "by_phase": {
             name: {"test": row["accuracy_test"], "validation": row["accuracy_validation"]} for name, row in ends.items()
         },
+    }
+
+
+def by_split(
+    measure: Callable[[np.ndarray, np.ndarray], float | None], data: Data, looks: dict[str, Tensor]
+) -> dict[str, float | None]:
+    """Measure the predictions on test and on validation (by given labels); None where there is no such split."""
+    return {
+        split: measure(looks[split].argmax(1).numpy(), data.rows[split].y) if split in looks else None
+        for split in ("test", "validation")
     }
 
 

@@ -20,6 +20,7 @@ def build(run: Path) -> Path:
         UserError: A required file is missing or cannot be read; the sentence names it and the remedy.
     """
     from cleantune.report.page import render, write
-    from cleantune.storage.run_reader import read
+    from cleantune.storage.run_dir import RunDir
 
-    return write(Path(run) / "report.html", render(read(Path(run))))
+    folder = RunDir.read(Path(run))
+    return write(folder.path / RunDir.REPORT, render(folder))

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, WRONG, canvas, inline, sanitize
-from cleantune.storage.run_reader import finite
+from cleantune.storage.readers import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

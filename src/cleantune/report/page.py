@@ -14,7 +14,8 @@ from cleantune.errors import UserError
 from cleantune.report import figures, tables, words
 from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, sanitize
 from cleantune.report.templates import render_page
-from cleantune.storage.run_reader import RunDir, finite, value_at
+from cleantune.storage.readers import finite, value_at
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils import format as fmt
 
 if TYPE_CHECKING:
@@ -77,7 +78,11 @@ def _about(run: RunDir) -> dict[str, Any]:
     facts = [
         ("data", words.data_name(run)),
         ("classes", fmt.count(len(run.classes))),
-        *((f"{name} samples", fmt.count(finite(size))) for name, size in samples.items() if name != "bad" and size),
+        *(
+            (f"{name} samples", fmt.count(finite(size)))
+            for name, size in samples.items()
+            if name != "unreadable" and size
+        ),
         ("model", words.model_name(run)),
         ("architecture", model.get("architecture")),
         ("feature", model.get("feature")),
@@ -97,10 +102,10 @@ def _about(run: RunDir) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "verdict": words.verdict(run),
         "tiles": words.tiles(run),
-        "notes": [words.sentence(sanitize(note, 600)) for note in run.get("notes") or []],
+        "notes": [words.sentence(sanitize(note, 600)) for note in run.get("log") or []],
         "warnings": [words.sentence(sanitize(note, 600)) for note in run.get("warnings") or []],
-        "skipped": (run.bad or [])[:100],
-        "skipped_count": len(run.bad) if run.bad else int(finite(samples.get("bad")) or 0),
+        "skipped": (run.unreadable or [])[:100],
+        "skipped_count": len(run.unreadable) if run.unreadable else int(finite(samples.get("unreadable")) or 0),
         "cost": tables.cost(run),
     }
 
@@ -150,7 +155,7 @@ def _losses(run: RunDir) -> dict[str, Any]:
             parts["looks"].append(whole)
             parts["multiples"].append(multiples)
     if not run.mixtures:
-        notes.append("No mixtures were kept (evidence/mixtures.json), so no curves are drawn.")
+        notes.append("No mixtures were kept (artifacts/mixtures.json), so no curves are drawn.")
     return parts
 
 
@@ -185,11 +190,11 @@ def _curves(run: RunDir) -> dict[str, Any]:
     """Curves over the epochs; a quantity that was never measured has none."""
     split = "test" if words.accuracy(run, "test") is not None else "validation"
     baseline = run.number(f"baseline.accuracy.{split}")
-    selecting = [row for row in run.rows if finite(row.get("selected")) is not None]
+    selecting = [row for row in run.metrics if finite(row.get("selected")) is not None]
     plots = []
     for number, (title, unit, note, quantities) in enumerate(CURVES):
         whole = title == "Accuracy"
-        rows, axis = (run.rows, "epoch, counted over all phases") if whole else (selecting, "cleansing")
+        rows, axis = (run.metrics, "epoch, counted over all phases") if whole else (selecting, "cleansing")
         lines = [figures.Line(name, _over(rows, path), *look) for name, path, *look in quantities]
         measured = [line for line in lines if any(value is not None for value in line.values)]
         if measured:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from cleantune.report.figures import ClassNoise
 from cleantune.report.svg import sanitize
-from cleantune.storage.run_reader import RunDir, finite
+from cleantune.storage.readers import finite
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils import format as fmt
 
 HEATMAP_CLASSES = 20

@@ -6,7 +6,8 @@ import math
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from cleantune.storage.run_reader import RunDir, finite, value_at
+from cleantune.storage.readers import finite, value_at
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils.format import count, duration, percent, points
 
 METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
@@ -61,13 +62,13 @@ def data_name(run: RunDir) -> str | None:
 
 def delivered_phase(run: RunDir) -> str | None:
     """The phase whose model lies in `model/`, or `best` for the best epoch on validation."""
-    phase = run.get("delivered") or run.get("accuracy.delivered")
+    phase = run.get("selected_model")
     return str(phase) if phase else None
 
 
 def last_phase(run: RunDir) -> str | None:
     """The phase that made the run's last model: a probe after fine-tuning is a head on the fine-tuned backbone."""
-    phases = [str(row["phase"]) for row in run.rows]
+    phases = [str(row["phase"]) for row in run.metrics]
     return "tune" if "tune" in phases else phases[-1] if phases else None
 
 
@@ -78,7 +79,7 @@ def kept_earlier(run: RunDir) -> bool:
 
 def accuracy(run: RunDir, split: str) -> float | None:
     """Accuracy of the delivered model on `test` or `validation`, as a share."""
-    return run.number("accuracy.last" if split == "test" else "accuracy.validation_last")
+    return run.number(f"accuracy.{split}")
 
 
 def accuracy_after(run: RunDir, phase: str | None, split: str) -> float | None:
@@ -141,7 +142,7 @@ def _delivery_sentences(run: RunDir) -> list[str]:
     phase, last = delivered_phase(run), last_phase(run)
     if phase is None:
         return []
-    why = sentence(run.get("selection_reason") or run.get("accuracy.selection_reason"))
+    why = sentence(run.get("selection_reason"))
     if not kept_earlier(run):
         return [f"Delivered in model/ is {phase_words(phase)}. {why}".strip()]
     harmed = accuracy_after(run, last, "test")

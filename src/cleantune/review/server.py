@@ -55,7 +55,7 @@ class ReviewSession:
             for split in ("unlabeled", "test", "validation", "train"):
                 if split in self.data.rows:
                     self.place |= {str(i): (split, k) for k, i in enumerate(self.data.rows[split].ids.tolist())}
-        near = run / "evidence" / "neighbors.parquet"
+        near = run / "artifacts" / "neighbors.parquet"
         self._near = (
             pd.read_parquet(near).assign(id=lambda t: t["id"].astype(str)).set_index("id") if near.is_file() else None
         )

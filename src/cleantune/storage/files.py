@@ -15,63 +15,67 @@ from cleantune.errors import UserError
 
 
 def cache_folder(setting: str | None) -> Path:
-    """Where pixels, features, timings and copies of distant data are kept."""
+    """Return the folder of decoded images, features, benchmarks and copies of remote data.
+
+    Args:
+        setting: Folder from the configuration; None: `$CLEANTUNE_CACHE`, else `~/.cache/cleantune`.
+    """
     chosen = setting or os.environ.get("CLEANTUNE_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "cleantune"
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside the real one to write to; it takes the real one's place only when all went well.
+    """Yield a draft path in the same folder, which replaces `path` only if the block succeeds.
 
     Raises:
-        UserError: The disk is full; what was there before is untouched.
+        UserError: The file cannot be written; an earlier file under `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    draft = Path(name)
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield draft
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
-        beside.chmod(0o644)
-        beside.replace(path)
+        draft.chmod(0o644)
+        draft.replace(path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        beside.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """The sentence for a file that could not be written."""
+    """Return the error for a file that cannot be written."""
     return UserError(
         f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume"
     )
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, atomically."""
-    with atomic_write(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    """Write a text file atomically."""
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A JSON file, atomically; numbers that JSON does not have become null."""
-    write_text(path, json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically; numbers that JSON does not have become null."""
+    write_text(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(path: Path, write: Callable[[Path], None]) -> None:
-    """A file that a function writes, atomically."""
-    with atomic_write(path) as beside:
-        write(beside)
+    """Write a file atomically by a function of the path."""
+    with atomic_write(path) as draft:
+        write(draft)
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file of a run.
+    """Read a JSON file.
 
     Raises:
-        UserError: It is missing or not JSON.
+        UserError: The file is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -81,12 +85,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON ({error}); run again with --overwrite") from None
 
 
-def _plain(value: Any) -> Any:
-    """The value in JSON's types."""
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return a mapping as one line of JSON."""
+    return json.dumps(to_json(row)) + "\n"
+
+
+def to_json(value: Any) -> Any:
+    """Return the value in JSON's types; tensors and numpy scalars become numbers, what is not finite null."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [to_json(v) for v in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -99,7 +99,7 @@ def pretrain(
     config = configure(table)
     _refuse_other_methods(config)
     folder, console = RunDir(path, resume=resume, overwrite=overwrite), Console(quiet)
-    if folder.finished:
+    if folder.is_finished:
         console.info(f"{path} is finished already")
         return Pretrained(path, read_json(path / "summary.json"))
     return _run(config, folder, console)
@@ -134,17 +134,15 @@ def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
     write_config(folder, config, todo, material)
     loop = _loop(config, material, made)
     loop.started = start
-    saved = folder.load()
-    folder.truncate_metrics(saved[1]["rows"] if saved else 0)
     judge = Evaluator(material.data, config.run.test_every_epoch)
-    for row in folder.rows():
+    for row in folder.truncate_metrics():
         console.row(row)
     for row in train(todo, loop, judge, folder, look=lambda run: {}):
         console.row(row)
     save_models(
         folder.path / "model", [net.cpu() for net in loop.whole], classes=data.classes, class_values=data.class_values
     )
-    told = _summary(config, material, loop, folder.rows()[-1], noise)
+    told = _summary(config, material, loop, folder.read_metrics()[-1], noise)
     write_json(folder.path / "summary.json", told)
     console.info(f"backbone: {folder.path / 'model'}")
     return Pretrained(folder.path, told)

@@ -68,7 +68,7 @@ class Outcome:
     def read(cls, cell: Cell, folder: Path, out: Path) -> Outcome:
         """A finished cell from its folder."""
         told = read_json(folder / "summary.json")
-        return cls(cell, str(folder.relative_to(out)), told, rows=list(RunDir(folder, resume=True).rows()))
+        return cls(cell, str(folder.relative_to(out)), told, rows=list(RunDir(folder, resume=True).read_metrics()))
 
     def with_trials(self, judged: Mapping[float, float]) -> Outcome:
         """The same, knowing what was tried before it."""
@@ -77,7 +77,7 @@ class Outcome:
     @property
     def validation(self) -> float | None:
         """Accuracy on the noisy validation split of the model that the cell ends with."""
-        return None if self.summary is None else self.summary["accuracy"]["validation_last"]
+        return None if self.summary is None else self.summary["accuracy"]["validation"]
 
     @property
     def words(self) -> str:
@@ -86,7 +86,7 @@ class Outcome:
             return f"failed: {self.reason}"
         accuracy, cost = self.summary["accuracy"], self.summary["cost"]
         return (
-            f"test {accuracy['last']:.1%}, {cost['forward_passes']:,} forward_passes, {cost['seconds']['total']:.0f} s"
+            f"test {accuracy['test']:.1%}, {cost['forward_passes']:,} forward_passes, {cost['seconds']['total']:.0f} s"
         )
 
 

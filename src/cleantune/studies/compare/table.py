@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STRINGS = (
-    "entry", "method", "scope", "tuning", "preset", "noise", "model", "status", "reason", "chosen", "delivered",
+    "entry", "method", "scope", "tuning", "preset", "noise", "model", "status", "reason", "chosen", "selected_model",
     "rates", "folder",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def row_of(matrix: Matrix, outcome: Outcome, plan: Plan | None) -> dict[str, Any
     noise, samples = told.get("noise") or outcome.noise or {}, told.get("samples", {})
     chosen = told.get("chosen") or matrix.common.get("run", {}).get("model_selection", "last")
     rows = outcome.rows
-    ended, best = accuracy.get("last"), accuracy.get("best_validation")
+    ended, best = accuracy.get("test"), accuracy.get("best_validation")
     last, best = (ended, best) if chosen == "last" or not rows else (rows[-1]["accuracy_test"], ended)
     return {
         "entry": cell.entry.name,
@@ -60,8 +60,8 @@ def row_of(matrix: Matrix, outcome: Outcome, plan: Plan | None) -> dict[str, Any
         "accuracy": ended,
         "accuracy_last": last,
         "accuracy_best_validation": best,
-        "accuracy_validation": accuracy.get("validation_last"),
-        "delivered": told.get("delivered"),
+        "accuracy_validation": accuracy.get("validation"),
+        "selected_model": told.get("selected_model"),
         "noise_true_rate": noise.get("true_rate", noise.get("rate")),
         "noise_estimated_rate": noise.get("estimated_rate"),
         "selected": selection.get("size"),

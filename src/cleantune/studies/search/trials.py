@@ -102,7 +102,7 @@ def run_trial(study: Study, number: int, material: RunInputs, told: Callable[[Ep
             "standard_error": float(values.std(ddof=1)) / len(values) ** 0.5,
             "accuracy_validation": metrics.accuracy(p.argmax(1).numpy(), y.numpy()),
             "gce_validation": -float(per_sample_score(p, y, "noisy-val-gce").mean()),
-            "delivered": ended.selected_model.phase,
+            "selected_model": ended.selected_model.phase,
             "forward_passes": ended.run.cost.forward_passes,
             "seconds": round(ended.run.wall, 3),
         }
@@ -152,7 +152,7 @@ def row_of(study: Study, number: int) -> dict[str, Any]:
         out |= {"status": "failed"} | read_json(failed)
     elif (path / "stopped.json").is_file():
         out |= {"status": "done", "stopped": True} | read_json(path / "stopped.json")
-    rows = RunDir(path, resume=True).rows() if path.is_dir() else []
+    rows = RunDir(path, resume=True).read_metrics() if path.is_dir() else []
     out["epochs"] = len(rows)
     for dimension in study.space:
         out[dimension.name] = study.points[number].get(dimension.key, setting(study, dimension.key))
@@ -173,7 +173,7 @@ def frame_of(study: Study, tied: Sequence[int] = (), chosen: int | None = None) 
 
     rows = [row_of(study, number) for number in range(len(study.points))]
     names = (
-        "objective", "standard_error", "accuracy_validation", "gce_validation", "delivered", "forward_passes", "seconds",
+        "objective", "standard_error", "accuracy_validation", "gce_validation", "selected_model", "forward_passes", "seconds",
     )  # fmt: skip
     frame = pd.DataFrame(
         [{"trial": row["trial"], "status": row["status"], **dict.fromkeys(names), **row} for row in rows]
@@ -181,7 +181,7 @@ def frame_of(study: Study, tied: Sequence[int] = (), chosen: int | None = None) 
     for name in ("objective", "standard_error", "accuracy_validation", "gce_validation", "seconds"):
         frame[name] = frame[name].astype("float64")
     frame["forward_passes"] = frame["forward_passes"].astype("Int64")
-    for name in ("status", "reason", "delivered", "folder"):
+    for name in ("status", "reason", "selected_model", "folder"):
         frame[name] = frame[name].astype("string")
     frame["tied"] = frame["trial"].isin(list(tied))
     frame["chosen"] = frame["trial"] == (-1 if chosen is None else chosen)
@@ -198,7 +198,7 @@ def stopped(study: Study, number: int) -> None:
     """Note that the scheduler has ended a trial, where it has not ended by itself."""
     if any((study.folder(number) / f"{name}.json").is_file() for name in ("trial", "failed")):
         return
-    rows = RunDir(study.folder(number), resume=True).rows()
+    rows = RunDir(study.folder(number), resume=True).read_metrics()
     if rows:
         last = rows[-1]
         said = {"objective": None, "accuracy_validation": last["accuracy_validation"], "seconds": last["seconds"]}
