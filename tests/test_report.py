@@ -138,7 +138,7 @@ def test_pictures_plots_and_tables_can_be_read_without_eyes(page: Page):
 
 
 def test_every_plot_names_its_axes(page: Page):
-    assert page.fmt.count("loss (nats)") == 2 * (1 + len(NAMES))
+    assert page.words.count("loss (nats)") == 2 * (1 + len(NAMES))
     for axis in ("noise rate (% of the class's given labels)", "accuracy (%)", "epoch, counted over all phases"):
         assert axis in page.words
 
@@ -374,7 +374,7 @@ def test_texts_and_features_have_their_gallery(tmp_path: Path, kind: str):
     page = render_page(without_losses(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False)))
     assert not page.all("img")
     assert len(page.all("blockquote")) == (60 if kind == "text" else 0)
-    assert page.fmt.count("0 is surely wrong") == 1
+    assert page.words.count("0 is surely wrong") == 1
     assert "True labels are known" not in page.words
 
 
