@@ -75,23 +75,6 @@ def test_an_exported_head_is_made_of_operators_that_every_program_has():
     assert {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"} == {"aten"}
 
 
-def test_behind_its_standardization_a_head_gives_the_same_of_standardized_features():
-    x = torch.randn(20, 6) * 50 + 7
-    head = LinearHead(6, 3, standardize=mean_and_std(x), generator=torch.Generator().manual_seed(0))
-    usual = head(x)
-    with head.behind() as standardized:
-        z = standardized(x)
-        behind = head(z)
-        assert head.standardized(z) is z
-    assert torch.equal(behind.logits, usual.logits)
-    assert torch.equal(behind.z, usual.z)
-    torch.testing.assert_close(behind.f, x)
-    assert torch.equal(head(x).logits, usual.logits)
-    with pytest.raises(ValueError, match="inside"), head.behind():
-        raise ValueError("inside")
-    assert torch.equal(head(x).logits, usual.logits)
-
-
 def test_folded_head_gives_the_same_scores_on_raw_features():
     x = torch.randn(20, 6) * 50 + 700
     head = LinearHead(6, 3, standardize=mean_and_std(x))

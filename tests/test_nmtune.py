@@ -114,7 +114,7 @@ def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
         + 0.1 * losses.dominant_singular_value(out.z)
     )
     torch.testing.assert_close(value.total, expected)
-    assert set(value.parts) == {"ce", "consistency", "covariance", "dominance"}
+    assert set(value.components) == {"ce", "consistency", "covariance", "dominance"}
 
 
 def test_two_views_pass_together_and_the_authors_compare_the_first_with_the_second() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cleantune.methods import METHODS
 from cleantune.methods.ledger import Ledger
-from cleantune.methods.protocol import Selection
+from cleantune.methods.protocol import ProbeStatistics, Selection
 
 
 class Recording:
@@ -22,8 +22,8 @@ class Recording:
         self.classes, self.epoch = C, 0
         self.ledger, self.rng = Ledger(N), torch.Generator().manual_seed(0)
         self.progress, self.backbone_changed = 0.0, False
-        self.ledger.write("late_loss", torch.rand(N, generator=self.rng))  # what the driver leaves after a probe
-        self.ledger.write("late_p", torch.rand(N, C, generator=self.rng).softmax(1))
+        late = torch.rand(N, generator=self.rng)
+        self.probe_statistics = ProbeStatistics(late, late, torch.rand(N, C, generator=self.rng).softmax(1))
         self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
         self.transcript: list[str] = []
         self.plans: list[Selection | None] = []

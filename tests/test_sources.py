@@ -187,17 +187,3 @@ def test_rows_are_gathered_unless_they_lie_in_a_row(rows):
     assert (found is not None) is (rows in ([2, 3, 4], [0]))
     [(_, (x,))] = FeatureBatches(features).batches([index], ("plain",), 0)
     assert torch.equal(x, features[index])
-
-
-@pytest.mark.parametrize("views", [1, 3])
-def test_features_through_a_function_are_those_of_its_batches_and_the_source_stays(views):
-    f = torch.randn(views, 20, 3, generator=torch.Generator().manual_seed(0))
-    source = FeatureBatches(f[0] if views == 1 else f)
-    through = source.through(lambda rows: 2 * rows + 1)
-    for weak in (("plain",), ("weak", "weak")):
-        usual, other = (list(s.batches(BATCHES, weak, 7)) for s in (source, through))
-        assert len(usual) == len(other) == len(BATCHES)
-        for (index, plain), (same, made) in zip(usual, other, strict=True):
-            assert torch.equal(index, same)
-            assert all(torch.equal(2 * a + 1, b) for a, b in zip(plain, made, strict=True))
-    assert torch.equal(through.plain, source.plain)

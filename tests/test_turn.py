@@ -113,7 +113,6 @@ def test_the_paper_preset_and_the_mixture_weigh_no_class() -> None:
 
 def test_the_papers_preset_has_no_pull() -> None:
     run, paper = Asked(), METHODS["turn"].presets["paper"]("vit")
-    run.ledger.write("late_loss", torch.rand(N))
     run.score = lambda fn, net: torch.rand(N, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
     paper.tune_epoch(run)  # type: ignore[attr-defined]
     assert TARGET not in run.ledger

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from cleantune.functional import losses
-from cleantune.kernels.to_delete.closed_form import learns_alone, mean_elr
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, LossOutput, Method, Output, Phase, Range, Run, Scope, Stage
+from cleantune.methods.protocol import Batch, Method, Output, Phase, Range, Run, Scope, Stage
 from cleantune.methods.robust_loss import CE_PROBE, TUNE, single_phase
 
 TARGET = "elr_target"
@@ -73,16 +71,14 @@ class ELR:
         """One pass over every sample."""
         if run.epoch == 0:
             run.ledger.begin(TARGET, run.classes)
-            if "late_p" in run.ledger:
-                run.ledger.write(TARGET, run.ledger["late_p"])
-        run.learn(run.net, self.loss(run), through_net=True)
+            if run.probe_statistics is not None:
+                run.ledger.write(TARGET, run.probe_statistics.late_probabilities)
+        run.learn(run.net, self.loss(run))
 
-    def loss(self, run: Run) -> Callable[..., Tensor | LossOutput]:
+    def loss(self, run: Run) -> Callable[..., Tensor]:
         """The loss of a batch, which updates the targets of its samples first."""
 
-        def of(net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
-            if learns_alone(net):
-                return mean_elr(net, batch, partial(self.target, run), self.elr_lambda, self.clamp)
+        def of(net: Callable[..., Output], batch: Batch) -> Tensor:
             return losses.mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
 
         return of

@@ -52,16 +52,30 @@ class Batch(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """A loss with what it is made of, for the row of the epoch."""
+    """A loss with its components, which are logged by epoch."""
 
     total: Float[Tensor, ""]
-    """What is learned from."""
-    parts: Mapping[str, Float[Tensor, ""]]
-    """Components by name, before their weights; their means over the epoch stand in its row as `loss_…`."""
+    """Loss whose gradient is taken."""
+    components: Mapping[str, Float[Tensor, ""]]
+    """Unweighted terms by name; their means over the epoch are logged as `loss_<name>`."""
     warning: str | None = None
-    """Something the user should know; it is said once."""
-    gradients: tuple[tuple[Tensor, Tensor], ...] = ()
-    """All parameters that learn with their gradients, where the loss has worked them out: autograd then has no part."""
+    """Message for the user, shown once."""
+
+
+@dataclass(frozen=True)
+class ProbeStatistics:
+    """Per-sample statistics of the last phase of scope `head` that learned from every sample.
+
+    Averages over the epochs of a probe separate wrong labels from right ones better than its last epoch
+    (arXiv:2510.16211).
+    """
+
+    loss: Float[Tensor, " N"]
+    """Cross-entropy of the given label in nats, averaged over all epochs."""
+    late_loss: Float[Tensor, " N"]
+    """Cross-entropy of the given label in nats, averaged over the second half of the epochs."""
+    late_probabilities: Float[Tensor, "N C"]
+    """Predicted probabilities, averaged over the second half of the epochs."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,9 @@ class Run(Protocol):
     progress: float
     """The same with the part of the epoch that is done, at each step of `learn`."""
     backbone_changed: bool
-    """Whether the backbone differs from the pre-trained one."""
+    """True once the backbone differs from the pre-trained one."""
+    probe_statistics: ProbeStatistics | None
+    """Statistics of the last probe; None before the first one has ended an epoch."""
 
     @property
     def nets(self) -> list[nn.Module]:
@@ -151,12 +167,16 @@ class Run(Protocol):
         weak: int = 1,
         strong: int = 0,
         passes: float = 1.0,
-        through_net: bool = False,
     ) -> None:
-        """SGD over the plan: `loss(*nets, batch)` gives a scalar or `LossOutput`; None learns from every sample.
+        """Run SGD over the selected samples.
 
-        A fraction of a pass takes that share of the last shuffled order. Where the loss sees views through its nets
-        alone (`through_net`), cached features may come as a linear head standardizes them, which is quicker.
+        Args:
+            nets: Networks to train, each with its own optimizer.
+            loss: Function `loss(*nets, batch)` that returns a scalar or a `LossOutput`.
+            selection: Samples and their weights; None trains on every sample with weight 1.
+            weak: Number of weak views of each sample.
+            strong: Number of strong views of each sample.
+            passes: Number of passes over the selected samples; the last one may be a fraction of a pass.
         """
         ...
 

@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from cleantune.kernels.to_delete.closed_form import mean_gce
+from cleantune.functional import losses
 from cleantune.methods.paper_settings import paper_probe, paper_tune
-from cleantune.methods.protocol import Batch, LossOutput, Method, Output, Phase, Range, Run, Scope, Stage
+from cleantune.methods.protocol import Batch, Method, Output, Phase, Range, Run, Scope, Stage
 
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, lr_reference_dim=1280, min_steps=1000)
 CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, lr_reference_dim=1280, min_steps=1000)
@@ -48,11 +48,11 @@ class CE:
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
-        run.learn(run.net, self.loss, through_net=True)
+        run.learn(run.net, self.loss)
 
-    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
-        """Mean cross-entropy of the batch."""
-        return mean_gce(net, batch, 0.0)
+    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of the batch."""
+        return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class GCE:
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
-        run.learn(run.net, self.loss, through_net=True)
+        run.learn(run.net, self.loss)
 
-    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
-        """Mean generalized cross-entropy of the batch."""
-        return mean_gce(net, batch, self.q)
+    def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
+        """Return the mean generalized cross-entropy of the batch."""
+        return losses.mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
 
 
 def single_phase(scope: Scope, probe: Stage, tune: Stage, epoch: Callable[[Run], None]) -> Phase:

@@ -42,7 +42,6 @@ from cleantune.functional.selection import (
     rescue_small_classes,
     within_class_quota,
 )
-from cleantune.kernels.to_delete.closed_form import mean_gce
 from cleantune.methods.elr import ELR, TARGET
 from cleantune.methods.nmtune import NMTune
 from cleantune.methods.paper_settings import paper_probe, paper_tune
@@ -167,7 +166,7 @@ class TURN:
             )
             warning = self.warning(run) if run.epoch == 0 else None
             weight = self.weight(run, torch.ones(len(run.y)))
-            run.learn(run.net, weighed(first, weight, warning), through_net=True)
+            run.learn(run.net, weighed(first, weight, warning))
             return
         # With elr_beta 1 ELR's targets stay what the tuning made of them.
         of: Callable[..., Tensor | LossOutput] = (
@@ -175,7 +174,7 @@ class TURN:
             if self.head == "linear"
             else replace(self.nmtune(), loss="elr", elr_beta=1.0).loss_fn(run)
         )
-        run.learn(run.net, weighed(of, self.weight(run, run.ledger["p_clean"].float())), through_net=True)
+        run.learn(run.net, weighed(of, self.weight(run, run.ledger["p_clean"].float())))
 
     def nmtune(self) -> NMTune:
         """What the probes learn by where their head has an MLP."""
@@ -207,7 +206,7 @@ class TURN:
             loss = self.pull.loss(run)
         elif self.scope == "head" and self.head != "linear":
             loss = replace(self.nmtune(), loss="ce").loss_fn(run)
-        run.learn(run.net, loss, selection, passes=self.visits(run, selection), through_net=True)
+        run.learn(run.net, loss, selection, passes=self.visits(run, selection))
 
     def weight(self, run: Run, trust: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
         """What each sample counts: its trust, evened out over the classes."""
@@ -246,7 +245,8 @@ class TURN:
     def judged(self, run: Run) -> Tensor:
         """Cross-entropy of every sample [N], by the last probe over its later epochs, or by the model as it is."""
         if self.probes_judge:
-            return run.ledger["late_loss"]
+            assert run.probe_statistics is not None
+            return run.probe_statistics.late_loss
         return run.score(lambda y, logits: losses.cross_entropy(logits, y), run.net)
 
     def visits(self, run: Run, selection: Selection) -> float:
@@ -258,11 +258,11 @@ class TURN:
 
     def probe_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
         """Mean GCE of the batch."""
-        return mean_gce(net, batch, self.q)
+        return losses.mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
 
     def tune_loss(self, net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
         """Mean cross-entropy of the batch."""
-        return mean_gce(net, batch, 0.0)
+        return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
 
 
 def weighed(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,7 +75,6 @@ class FeatureBatches:
         self._views = shape[0] if len(shape) == 3 else 1
         self._strong = strong
         self._count = int(shape[-2])
-        self._shape: Callable[[Tensor], Tensor] | None = None
         self._features = features if isinstance(features, Tensor) else self._in_memory(features, shape)
 
     @staticmethod
@@ -105,12 +103,6 @@ class FeatureBatches:
         """The plain view of all samples [N, D]."""
         return self._features if len(self._features.shape) == 2 else self._features[0]
 
-    def through(self, shape: Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]]) -> FeatureBatches:
-        """The same features, in batches of what a function makes of the rows that are gathered together."""
-        source = copy(self)
-        source._shape = shape
-        return source
-
     def order(self) -> Int[Tensor, " N"]:
         """As they lie."""
         return torch.arange(self._count)
@@ -131,7 +123,7 @@ class FeatureBatches:
     def _in_blocks(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
         """Batches whose rows are gathered together."""
         for some in _blocks(batches, GATHERED if isinstance(self._features, Tensor) else BLOCK):
-            block = self._shaped(self._rows(self.plain, torch.cat(some)))
+            block = self._rows(self.plain, torch.cat(some))
             for batch, x in zip(some, torch.split(block, [len(batch) for batch in some]), strict=True):
                 yield batch, (x,) * views
 
@@ -147,11 +139,8 @@ class FeatureBatches:
             x = torch.empty(len(index), self._features.shape[-1])
             for v in sorted(set(chosen.tolist())):
                 x[chosen == v] = self._rows(self._features[v], index[chosen == v])
-            out.append(self._shaped(x))
+            out.append(x)
         return tuple(out)
-
-    def _shaped(self, rows: Tensor) -> Tensor:
-        return rows if self._shape is None else self._shape(rows)
 
     def _casts(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """For each sample the cached views of each kind, in an order of its own."""

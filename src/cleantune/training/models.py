@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -59,7 +58,6 @@ class LinearHead(nn.Module):
         mean, std = standardize or (torch.zeros(width), torch.ones(width))
         self.register_buffer("mean", mean.detach().clone().float())
         self.register_buffer("std", std.detach().clone().float())
-        self._behind = False
 
     def forward(self, f: Shaped[Tensor, "B D"]) -> Output:
         """Scores, the standardized features, and the features."""
@@ -68,27 +66,12 @@ class LinearHead(nn.Module):
                 return self.forward(f)
         f = f.to(self.linear.weight.dtype)
         z = self.standardized(f)
-        return Output(self._scores(z), z, torch.addcmul(self.mean, z, self.std) if self._behind else f)
-
-    def _scores(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
-        return cast(Tensor, self.linear(z))
+        return Output(cast(Tensor, self.linear(z)), z, f)
 
     def standardized(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """What the weights see of what the head is given."""
-        return f.to(self.std.dtype) if self._behind else self._standardize(f)
-
-    def _standardize(self, f: Shaped[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return the features with mean 0 and deviation 1 in each dimension."""
         inverse = self.std.reciprocal()
         return torch.addcmul(-self.mean * inverse, f.to(inverse.dtype), inverse)  # one pass over f in the place of two
-
-    @contextmanager
-    def behind(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Inside, the head takes features that the function it gives has standardized, many rows at once."""
-        self._behind = True
-        try:
-            yield self._standardize
-        finally:
-            self._behind = False
 
     def raw_weights(self) -> tuple[Float[Tensor, "C D"], Float[Tensor, " C"]]:
         """Weight and bias of the same function on raw features, computed in float64."""

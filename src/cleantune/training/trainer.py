@@ -6,8 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -18,11 +17,11 @@ from cleantune.distributed.process_group import SINGLE_PROCESS
 from cleantune.errors import UserError
 from cleantune.kernels.to_delete.halves import half_of_the_threads
 from cleantune.label_quality.posterior import p_wrong
-from cleantune.methods.protocol import Batch, Inputs, LossOutput, Selection, View
-from cleantune.training.batches import FeatureBatches, Item
+from cleantune.methods.protocol import Batch, Inputs, LossOutput, ProbeStatistics, Selection, View
+from cleantune.training.batches import Item
 from cleantune.training.checkpoint import State, min_batch_size, split_batches
 from cleantune.training.mlp_head import MLPHead
-from cleantune.training.models import LinearHead, Net, unwrap_head
+from cleantune.training.models import Net, unwrap_head
 from cleantune.training.optim import forget_gradients, lr_factor, set_learning_rates
 
 Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | LossOutput]]
@@ -40,6 +39,13 @@ class Trainer(State):
         with self.cost.timed("score"), self._spending("forward_passes"):
             return self._look("train", fn, list(nets))
 
+    @property
+    def probe_statistics(self) -> ProbeStatistics | None:
+        """Statistics of the last phase of scope `head` that learned from every sample."""
+        if "late_p" not in self.ledger:
+            return None
+        return ProbeStatistics(*(self.ledger[name] for name in ("loss", "late_loss", "late_p")))
+
     def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
         """The probability that each given label is wrong, from the features of the moment: [N]."""
         features = self._remade("train")["train"] if self.features_stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
@@ -55,7 +61,6 @@ class Trainer(State):
         weak: int = 1,
         strong: int = 0,
         passes: float = 1.0,
-        through_net: bool = False,
     ) -> None:
         """SGD over the plan; see `records.Run`. A trailing batch of less than an eighth joins the batch before it.
 
@@ -82,7 +87,7 @@ class Trainer(State):
                 module.train()
             for net in self.whole:
                 net.sharing = self.ranks
-            with half_of_the_threads() if self._halves() else self._standardized() if through_net else nullcontext():
+            with half_of_the_threads() if self._halves() else nullcontext():
                 for done in range(math.ceil(passes)):
                     self._one_pass((modules, optimizers, loss), selection, views, done, passes)
             for net in self.whole:
@@ -114,10 +119,7 @@ class Trainer(State):
             for optimizer in optimizers:
                 set_learning_rates(optimizer, rate)
                 forget_gradients(optimizer)
-            for parameter, gradient in made.gradients:
-                parameter.grad = gradient
-            if not made.gradients:
-                made.total.backward()  # type: ignore[no-untyped-call]
+            made.total.backward()  # type: ignore[no-untyped-call]
             self._join_gradients(modules)
             for optimizer in optimizers:
                 optimizer.step()
@@ -129,28 +131,10 @@ class Trainer(State):
         weight = torch.tensor(sizes, dtype=torch.float32)
         self._note({name: float(values.cpu() @ weight / seen) for name, values in taken.items()}, optimizers[0])
 
-    @contextmanager
-    def _standardized(self) -> Iterator[None]:
-        """Inside, a linear head that learns alone is given its cached features standardized, by the block.
-
-        To standardize a batch takes three times as long as its share of a block.
-        """
-        head, split = self.net, self.splits["train"]
-        features, alone = split.features, len(self.nets) == 1 and self.device.type == "cpu"
-        if not alone or type(head) is not LinearHead or not isinstance(features, FeatureBatches):
-            yield
-            return
-        with head.behind() as standardized:
-            self.splits["train"] = replace(split, features=features.through(standardized))
-            try:
-                yield
-            finally:
-                self.splits["train"] = split
-
     def _take_down(self, made: LossOutput, taken: dict[str, Tensor], j: int) -> None:
         """A loss and its components, each at place `j` of its tensor, and its warning."""
         taken["loss"][j] = made.total.detach()
-        for name, part in made.parts.items():
+        for name, part in made.components.items():
             taken[f"loss_{name}"][j] = part.detach()
         if made.warning is not None and made.warning not in self.row.get("warnings", []):
             self.row["warnings"] = [*self.row.get("warnings", []), made.warning]
