@@ -9,14 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cleantune.audit.score_labels import score_probabilities
-from cleantune.errors import UserError
-from cleantune.functional.knn import (
-    NeighborGraph,
-    build_neighbor_graph,
-    find_near_duplicates,
-    neighbor_votes,
-    outlier_scores,
-)
+from cleantune.functional.knn import build_neighbor_graph
 from cleantune.label_quality import scores
 from cleantune.label_quality.annotators import dawid_skene_posterior
 from cleantune.label_quality.loo_ridge import class_separability, cohen_kappa, loo_ridge, stack, weighted_loo_ridge
@@ -187,48 +180,6 @@ def test_kappa_is_one_for_agreement_and_about_zero_by_chance() -> None:
     a, b = torch.randint(4, (20_000,)), torch.randint(4, (20_000,))
     assert cohen_kappa(a, a, 4) == pytest.approx(1.0)
     assert abs(cohen_kappa(a, b, 4)) < 0.03
-
-
-def test_neighbors_are_those_of_all_pairs_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, _ = blobs(200)
-    mean = torch.from_numpy(x).mean(0)
-    unit = functional.normalize(torch.from_numpy(x) - mean, dim=1)
-    all_pairs = (unit @ unit.T).fill_diagonal_(-2)
-    for size in (96_000_000, 8 * 23 * 23, 8 * 2 * 2):
-        monkeypatch.setattr("cleantune.functional.knn.BLOCK_BYTES", size)
-        graph = build_neighbor_graph(x, mean, 5)
-        assert torch.allclose(graph.similarity, all_pairs.topk(5).values, atol=1e-5)
-        assert not (graph.index == torch.arange(200)[:, None]).any()
-
-
-def test_approximate_neighbors_state_their_recall() -> None:
-    pytest.importorskip("faiss")
-    x, _ = blobs(3000)
-    mean = torch.from_numpy(x).mean(0)
-    exact, near = (build_neighbor_graph(x, mean, 10, approximate=a) for a in (False, True))
-    share = (exact.index[:, :, None] == near.index[:, None]).any(2).float().mean()
-    assert near.recall == pytest.approx(float(share), abs=0.05)
-    assert near.recall > 0.5
-
-
-def test_missing_faiss_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install"):
-        build_neighbor_graph(np.zeros((20, 2), "f4"), torch.zeros(2), 3, approximate=True)
-
-
-def test_the_graph_gives_votes_duplicates_and_outliers() -> None:
-    x, y = blobs(90)
-    x[1] = x[0]
-    x[5] = -20 * x.mean(0) + 50
-    graph = build_neighbor_graph(x, torch.from_numpy(x).mean(0), 5)
-    share = neighbor_votes(graph, y, 3)
-    assert torch.allclose(share.sum(1), torch.ones(90), atol=1e-5)
-    pairs, cosine = find_near_duplicates(graph, 0.99999)
-    assert [0, 1] in pairs.tolist()
-    assert (cosine >= 0.99999).all()
-    one = NeighborGraph(torch.zeros(2, 1, dtype=torch.int64), torch.tensor([[0.9], [0.1]]), 1.0)
-    assert outlier_scores(one).tolist() == pytest.approx([0.1, 0.9])
 
 
 def test_reliable_annotators_outweigh_a_doubtful_probe_and_unreliable_ones_do_not() -> None:

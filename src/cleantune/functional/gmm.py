@@ -60,7 +60,7 @@ class ClassMixtures:
         if len(losses) <= ROWS:
             return self._judged(losses, y, table, enforce_monotone)
         parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
-        return torch.cat(_side_by_side(lambda part: self._judged(*part, table, enforce_monotone), parts))
+        return torch.cat(_map_in_threads(lambda part: self._judged(*part, table, enforce_monotone), parts))
 
     def _judged(self, losses: Tensor, y: Tensor, table: Tensor, enforce_monotone: bool) -> Tensor:
         low, inverse, constant, slope, curve, gap, cut = table[y].unbind(1)  # one look at the table, not seven
@@ -148,21 +148,22 @@ def fit_class_mixtures(
             z, n, begun, fitted[mine], max_iter, tol, reg_covar
         )
 
-    _side_by_side(fit, list(_blocks(size[there])))
+    _map_in_threads(fit, list(_blocks(size[there])))
     swap = (mean[:, 0] > mean[:, 1])[:, None]
     mean, variance, weight = (torch.where(swap, a.flip(1), a) for a in (mean, variance, weight))
     return ClassMixtures(mean, variance, weight, fitted, cut, size, offset, scale, replaced)
 
 
-def _side_by_side(work: Callable[[A], B], parts: list[A]) -> list[B]:
-    """What the work gives for each part, on as many threads as torch uses, each computing alone."""
+def _map_in_threads(work: Callable[[A], B], parts: list[A]) -> list[B]:
+    """Return the results of the parts in their order, computed by as many threads as torch uses.
+
+    Blocks of `ROWS` losses are below torch's own threshold for several threads, so that the pools do not compete.
+    """
     threads = torch.get_num_threads()
     if threads == 1 or len(parts) == 1:
         return [work(part) for part in parts]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        done = list(pool.map(work, parts))
-    torch.set_num_threads(threads)  # what threads of the future begin with
-    return done
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, parts))
 
 
 def _blocks(size: Tensor) -> Iterator[slice]:

@@ -1,8 +1,7 @@
-"""Nearest neighbors in blocks: exact by matrix products, approximate by faiss, and what is read off the graph."""
+"""k-nearest-neighbor graph by cosine similarity (exact in blocks, approximate with faiss), and scores from the graph."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,87 +12,93 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.errors import UserError
-from cleantune.kernels.to_delete.nearest import multiplies_bfloat16, nearest
 
-EXACT = 200_000
-"""Samples up to which neighbors are exact."""
-BLOCK_BYTES = 96_000_000
-"""Of the similarities that are in memory at a time."""
-SMALL = 2_000
-"""Samples below which products are quick in any format."""
-QUERIES = 500
+MAX_EXACT_SAMPLES = 200_000
+"""Largest number of samples whose neighbors are searched exactly by default."""
+QUERY_ROWS = 2048
+"""Rows of a block of queries."""
+KEY_ROWS = 16_384
+"""Rows of a block of keys; a block of similarities takes `QUERY_ROWS * KEY_ROWS * 4` bytes, 128 MiB."""
+READ_ROWS = 65_536
+"""Rows of features that are read at a time."""
+RECALL_QUERIES = 500
 """Samples on which the recall of approximate neighbors is measured."""
 
 Progress = Callable[[int, int], None]
+"""Called with the numbers of finished samples and of all samples."""
 
 
 @dataclass(frozen=True)
 class NeighborGraph:
-    """The k nearest neighbors of every sample, nearest first; a sample is no neighbor of its own."""
+    """The k nearest neighbors of every sample, nearest first; a sample is not its own neighbor."""
 
     index: Int[Tensor, "N K"]
     similarity: Float[Tensor, "N K"]
-    """Cosine of centered features."""
+    """Cosine similarity of centered features."""
     recall: float
-    """1 where the search is exact, else measured on 500 samples."""
-
-
-def unit_rows(features: Any, mean: Float[Tensor, " D"], start: int, end: int) -> Float[Tensor, "n D"]:
-    """Centered rows of length 1."""
-    x = torch.from_numpy(np.array(features[start:end], dtype=np.float32)) - mean
-    return torch.nn.functional.normalize(x, dim=1)
+    """Fraction of the true neighbors that were found: 1 if the search is exact, else measured on 500 samples."""
 
 
 def build_neighbor_graph(
     features: Any, mean: Float[Tensor, " D"], k: int = 15, *, approximate: bool | None = None,
     progress: Progress | None = None,
 ) -> NeighborGraph:  # fmt: skip
-    """The k nearest neighbors by the cosine of centered features; never an N x N array.
+    """Find the k nearest neighbors of every sample by the cosine similarity of centered features.
+
+    The N x N matrix of similarities is never in memory.
 
     Args:
-        features: [N, D], an array or memory-mapped.
-        mean: Of the features.
-        k: Neighbors, fewer where there are fewer samples.
-        approximate: By faiss (an inverted file); None: above 200,000 samples.
-        progress: Told about samples done.
+        features: Features [N, D], an array or memory-mapped.
+        mean: Mean of the features [D].
+        k: Number of neighbors; N - 1 if there are fewer samples.
+        approximate: True for faiss (an inverted file), False for exact search, None for faiss above 200,000 samples.
+        progress: Callback for finished samples.
+
+    Returns:
+        The graph, nearest neighbors first.
 
     Raises:
-        UserError: Approximate neighbors are needed and faiss is not installed.
+        UserError: Approximate search is needed and faiss is not installed.
     """
     count = len(features)
     k = min(k, count - 1)
-    if approximate if approximate is not None else count > EXACT:
+    if approximate if approximate is not None else count > MAX_EXACT_SAMPLES:
         return _approximate(features, mean, k, progress)
-    x = torch.cat([unit_rows(features, mean, s, min(s + 65536, count)) for s in range(0, count, 65536)])
-    if count >= SMALL and multiplies_bfloat16():
-        return NeighborGraph(*nearest(x, k, progress), 1.0)
-    block = -(-count // -(-count // max(1, math.isqrt(BLOCK_BYTES // 8))))
-    index = torch.zeros(count, k, dtype=torch.int64)
-    similarity = torch.full((count, k), -torch.inf)
-
-    def offer(rows: slice, cosine: Tensor, first: int) -> None:
-        value, place = cosine.topk(min(k, cosine.shape[1]), dim=1)
-        value, place = torch.cat([similarity[rows], value], 1), torch.cat([index[rows], place + first], 1)
-        similarity[rows], best = value.topk(k, dim=1)
-        index[rows] = place.gather(1, best)
-
-    starts = range(0, count, block)
-    for j, start in enumerate(starts):
-        rows = slice(start, start + block)
-        for other in starts[j:]:  # each pair of blocks once: a cosine is that of both
-            cosine = x[rows] @ x[other : other + block].T
-            if other == start:
-                cosine.fill_diagonal_(-torch.inf)
-            else:
-                offer(slice(other, other + block), cosine.T.contiguous(), start)
-            offer(rows, cosine, other)
+    keys = torch.cat([_unit_rows(features, mean, s, min(s + READ_ROWS, count)) for s in range(0, count, READ_ROWS)])
+    index, similarity = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
+    for start in range(0, count, QUERY_ROWS):
+        end = min(start + QUERY_ROWS, count)
+        index[start:end], similarity[start:end] = _nearest(keys, torch.arange(start, end), k)
         if progress is not None:
-            left = len(starts) - 1 - j
-            progress(round(count * (1 - left * (left + 1) / (len(starts) * (len(starts) + 1)))), count)
+            progress(end, count)
     return NeighborGraph(index, similarity, 1.0)
 
 
+def _unit_rows(features: Any, mean: Float[Tensor, " D"], start: int, end: int) -> Float[Tensor, "n D"]:
+    """Return centered rows of length 1."""
+    x = torch.from_numpy(np.array(features[start:end], dtype=np.float32)) - mean
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def _nearest(
+    keys: Float[Tensor, "N D"], queries: Int[Tensor, " Q"], k: int
+) -> tuple[Int[Tensor, "Q K"], Float[Tensor, "Q K"]]:
+    """Return index and cosine similarity of the k nearest other rows of some rows, nearest first."""
+    x = keys[queries]
+    index, similarity = torch.zeros(len(x), k, dtype=torch.int64), torch.full((len(x), k), -torch.inf)
+    for start in range(0, len(keys), KEY_ROWS):
+        cosine = x @ keys[start : start + KEY_ROWS].T
+        inside = (queries >= start) & (queries < start + KEY_ROWS)
+        cosine[inside, queries[inside] - start] = -torch.inf
+        value, place = cosine.topk(min(k, cosine.shape[1]), dim=1)
+        value, place = torch.cat([similarity, value], 1), torch.cat([index, place + start], 1)
+        similarity, best = value.topk(k, dim=1)
+        index = place.gather(1, best)
+    return index, similarity
+
+
 def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None) -> NeighborGraph:
+    """Search with an inverted file of faiss and measure the recall."""
     try:
         import faiss
     except ImportError:
@@ -104,53 +109,52 @@ def _approximate(features: Any, mean: Tensor, k: int, progress: Progress | None)
     count, width = features.shape
     cells = max(1, int(4 * np.sqrt(count)))
     rng = np.random.default_rng(0)
-    some = np.sort(rng.choice(count, min(count, 40 * cells), replace=False))
+    sample = np.sort(rng.choice(count, min(count, 40 * cells), replace=False))
     search = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
     search.train(
-        torch.nn.functional.normalize(torch.from_numpy(np.array(features[some], dtype=np.float32)) - mean).numpy()
+        torch.nn.functional.normalize(torch.from_numpy(np.array(features[sample], dtype=np.float32)) - mean).numpy()
     )
-    for start in range(0, count, 65536):
-        search.add(unit_rows(features, mean, start, min(start + 65536, count)).numpy())
+    for start in range(0, count, READ_ROWS):
+        search.add(_unit_rows(features, mean, start, min(start + READ_ROWS, count)).numpy())
     search.nprobe = min(cells, 32)
     index, similarity = torch.empty(count, k, dtype=torch.int64), torch.empty(count, k)
     for start in range(0, count, 8192):
         end = min(start + 8192, count)
-        index[start:end], similarity[start:end] = _others(
-            search, unit_rows(features, mean, start, end).numpy(), start, k
-        )
+        queries = _unit_rows(features, mean, start, end).numpy()
+        index[start:end], similarity[start:end] = _search_others(search, queries, start, k)
         if progress is not None:
             progress(end, count)
-    asked = np.sort(rng.choice(count, min(QUERIES, count), replace=False))
-    return NeighborGraph(index, similarity, _recall(features, mean, index, asked, k))
+    queries = np.sort(rng.choice(count, min(RECALL_QUERIES, count), replace=False))
+    return NeighborGraph(index, similarity, _recall(features, mean, index, queries, k))
 
 
-def _others(search: Any, x: np.ndarray, start: int, k: int) -> tuple[Tensor, Tensor]:
-    """The neighbors that are not the sample itself."""
-    value, found = (torch.from_numpy(a) for a in search.search(x, k + 1))
-    own = (found == torch.arange(start, start + len(x))[:, None]) | (found < 0)
-    order = own.int().argsort(dim=1, stable=True)[:, :k]
-    return found.gather(1, order).clamp(min=0), value.gather(1, order)
+def _search_others(search: Any, x: np.ndarray, start: int, k: int) -> tuple[Tensor, Tensor]:
+    """Return the neighbors that faiss finds, without the sample itself."""
+    value, index = (torch.from_numpy(a) for a in search.search(x, k + 1))
+    is_itself = (index == torch.arange(start, start + len(x))[:, None]) | (index < 0)
+    order = is_itself.int().argsort(dim=1, stable=True)[:, :k]
+    return index.gather(1, order).clamp(min=0), value.gather(1, order)
 
 
-def _recall(features: Any, mean: Tensor, index: Tensor, asked: np.ndarray, k: int) -> float:
-    """Share of the true neighbors of some samples that were found."""
-    rows = torch.from_numpy(asked)
-    x = torch.nn.functional.normalize(torch.from_numpy(np.array(features[asked], dtype=np.float32)) - mean)
+def _recall(features: Any, mean: Tensor, index: Tensor, queries: np.ndarray, k: int) -> float:
+    """Measure the fraction of the true neighbors of some samples that are in the graph."""
+    rows = torch.from_numpy(queries)
+    x = torch.nn.functional.normalize(torch.from_numpy(np.array(features[queries], dtype=np.float32)) - mean)
     best = torch.full((len(rows), k), -torch.inf)
-    where = torch.zeros(len(rows), k, dtype=torch.int64)
-    for start in range(0, len(features), 16384):
-        end = min(start + 16384, len(features))
-        cosine = x @ unit_rows(features, mean, start, end).T
-        here = rows[:, None] == torch.arange(start, end)
-        value = torch.cat([best, cosine.masked_fill(here, -torch.inf)], 1)
-        place = torch.cat([where, torch.arange(start, end).expand(len(rows), -1)], 1)
+    true_index = torch.zeros(len(rows), k, dtype=torch.int64)
+    for start in range(0, len(features), KEY_ROWS):
+        end = min(start + KEY_ROWS, len(features))
+        cosine = x @ _unit_rows(features, mean, start, end).T
+        is_itself = rows[:, None] == torch.arange(start, end)
+        value = torch.cat([best, cosine.masked_fill(is_itself, -torch.inf)], 1)
+        place = torch.cat([true_index, torch.arange(start, end).expand(len(rows), -1)], 1)
         best, order = value.topk(k, dim=1)
-        where = place.gather(1, order)
-    return float((where[:, :, None] == index[rows][:, None]).any(2).float().mean())
+        true_index = place.gather(1, order)
+    return float((true_index[:, :, None] == index[rows][:, None]).any(2).float().mean())
 
 
 def neighbor_votes(graph: NeighborGraph, y: Int[Tensor, " N"], classes: int) -> Float[Tensor, "N C"]:
-    """Share of each class among the neighbors' given labels, nearer ones weighing more (exp(10 cos))."""
+    """Return the share of each class among the neighbors' given labels, weighted by exp(10 cosine)."""
     weight = torch.exp(10 * (graph.similarity - graph.similarity[:, :1]))
     out = torch.zeros(len(y), classes).scatter_add_(1, y[graph.index], weight)
     share: Tensor = out / weight.sum(1, keepdim=True)
@@ -158,16 +162,24 @@ def neighbor_votes(graph: NeighborGraph, y: Int[Tensor, " N"], classes: int) -> 
 
 
 def find_near_duplicates(
-    graph: NeighborGraph, closeness: float = 0.98
+    graph: NeighborGraph, threshold: float = 0.98
 ) -> tuple[Int[Tensor, "M 2"], Float[Tensor, " M"]]:
-    """Pairs of neighbors at least this close, the smaller index first, and their cosines."""
+    """Return the pairs of neighbors whose cosine similarity reaches a threshold.
+
+    Args:
+        graph: Neighbor graph.
+        threshold: Smallest cosine similarity of a pair.
+
+    Returns:
+        Pairs of indices, the smaller one first, and their cosine similarities.
+    """
     rows = torch.arange(len(graph.index))[:, None].expand_as(graph.index)
-    close = graph.similarity >= closeness
+    close = graph.similarity >= threshold
     pairs = torch.stack([rows[close], graph.index[close]], 1).sort(dim=1).values
     unique, place = torch.unique(pairs, dim=0, return_inverse=True)
     return unique, torch.zeros(len(unique)).scatter_reduce_(0, place, graph.similarity[close], "amax")
 
 
 def outlier_scores(graph: NeighborGraph) -> Float[Tensor, " N"]:
-    """How alone a sample is: 1 minus the mean cosine to its neighbors, 0..2; higher is more alone."""
+    """Return the outlier score of every sample, 0..2: 1 minus the mean cosine similarity to its neighbors."""
     return 1 - graph.similarity.mean(1)
