@@ -129,7 +129,7 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
     """The results as Markdown."""
     kind = "with" if native else "without"
     out = [
-        f"# Speed on {cpu.name()}, {datetime.date.today()}", "",
+        f"# Speed on {cpu.cpu_name()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
         f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
         " sample, one right after the other; another round follows if others took more than a twentieth of one."
@@ -189,7 +189,7 @@ def main() -> None:
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
         native = sections.native_bfloat16()
         args.results.mkdir(parents=True, exist_ok=True)
-        place = re.sub(r"[^A-Za-z0-9]+", "-", cpu.name()).strip("-").lower()
+        place = re.sub(r"[^A-Za-z0-9]+", "-", cpu.cpu_name()).strip("-").lower()
         path = args.results / f"{datetime.date.today()}-{place}.md"
         if not args.only and args.size == 1:
             path.write_text("\n".join(table(bench.found, native)) + "\n")

@@ -48,7 +48,7 @@ def shared(given: Path | None) -> Path:
 
 def native_bfloat16() -> bool:
     """Whether the processor multiplies in bfloat16 itself."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(cpu.facts().get("flags", "").split()))
+    return bool({"amx_bf16", "avx512_bf16"} & set(cpu.cpu_info().get("flags", "").split()))
 
 
 def taken(side: Callable[..., Any], *args: Any) -> float:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 from tiny import save_tiny
 
 import cleantune
-from cleantune.cli.main import VERBS, cli, main
-from cleantune.cli.options import HIDDEN
-from cleantune.config.run import ModelConfig, RunConfig, configure
-from cleantune.config.schema import describe_fields
-from cleantune.data import DataConfig
+from cleantune.config.run import configure
 from cleantune.data.image_cache import Decoder
 from cleantune.errors import UserError
 from cleantune.features.precision import Precision
@@ -233,74 +226,3 @@ def test_rows_without_a_label_are_counted_and_predicted(tmp_path: Path) -> None:
     assert predicted["id"].tolist() == [f"image-{i}" for i in range(7)]
     assert not set(predicted["id"]) & set(result.labels["id"])
     assert predicted["probability"].between(1 / 3, 1).all()
-
-
-def code_of(args: list[str]) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(args)
-    return int(str(left.value.code))
-
-
-@pytest.mark.parametrize(
-    ("args", "word"),
-    [
-        (["fit", "nowhere.csv", "--model", "m", "--out", "X"], "nowhere"),
-        (["fit", "nowhere.npz", "--method", "turm", "--out", "X"], 'did you mean "turn"'),
-        (["fit", "nowhere.npz", "--set", "method.taau=1", "--out", "X"], 'did you mean "tau"'),
-        (["fit", "--out", "X"], "there are no data"),
-        (["fitt"], 'did you mean "fit"'),
-        (["fit", "a", "--lable", "b", "--out", "X"], "--label"),
-        (["predict", "nowhere", "data"], "no run nowhere"),
-    ],
-)
-def test_an_error_of_the_user_is_one_sentence_and_exit_code_two(
-    args: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert code_of([str(tmp_path / "out") if a == "X" else a for a in args]) == 2
-    said = capsys.readouterr().err
-    assert word in said
-    assert "Traceback" not in said
-
-
-def test_every_flag_of_every_verb_states_its_default() -> None:
-    for verbs in VERBS.values():
-        for verb in verbs:
-            command = cli.get_command(None, verb)  # type: ignore[attr-defined]
-            for parameter in command.params:
-                if parameter.param_type_name == "option":
-                    stated = "default" in (parameter.help or "") or parameter.show_default
-                    assert stated, f"{verb} --{parameter.name} states no default"
-
-
-@pytest.mark.parametrize("verb", ["fit", "plan", "audit", "compare", "search", "spectrum", "pretrain"])
-def test_options_stand_in_the_order_of_the_fields_they_are_made_from(verb: str) -> None:
-    fields = [field.name for record in (DataConfig, ModelConfig, RunConfig) for field in describe_fields(record)]
-    names = [p.name for p in cli.get_command(None, verb).params if p.name not in HIDDEN]  # type: ignore[attr-defined]
-    made = [name for name in names if name in fields]
-    assert made == [name for name in fields if name in made]
-    assert {"text", "split_seed", "backend"} <= set(made)
-
-
-def test_the_verbs_are_grouped_and_help_is_fast_to_import() -> None:
-    shown = CliRunner().invoke(cli, ["--help"])
-    assert shown.exit_code == 0
-    for title in VERBS:
-        assert title in shown.output
-
-
-def test_methods_are_listed_with_ranges_and_defaults() -> None:
-    shown = CliRunner().invoke(cli, ["methods", "--json"])
-    listed: dict[str, Any] = json.loads(shown.output)
-    assert {"turn", "ce", "gce"} <= set(listed)
-    assert any(key == "method.tau" and "0 to 1" in allowed for key, _, allowed, _ in listed["turn"])
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_predictions_are_a_table(run: cleantune.Result, suffix: str, tmp_path: Path) -> None:
-    out = tmp_path / f"predicted{suffix}"
-    shown = CliRunner().invoke(
-        cli, ["predict", str(run.path), str(run.path.parent / "colors.parquet"), "--out", str(out)]
-    )
-    assert shown.exit_code == 0, shown.output
-    read: dict[str, Callable[..., pd.DataFrame]] = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
-    assert list(read[suffix](out)) == ["id", "predicted_label", "probability"]

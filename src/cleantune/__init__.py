@@ -1,4 +1,4 @@
-"""Fine-tune a pre-trained model on labels you cannot fully trust, and get the wrong labels listed.
+"""Fine-tune pre-trained models on noisy labels, and find the wrong labels.
 
 >>> import cleantune
 >>> result = cleantune.fit("photos/", model="google/vit-base-patch16-224", out="runs/photos")  # doctest: +SKIP
@@ -8,48 +8,50 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import TYPE_CHECKING, Any
+
+# The function has the name of its package. A package becomes an attribute once, when it is first imported: the function
+# replaces it here for good.
+from cleantune.audit import Audit, audit
+from cleantune.utils.telemetry import disable_telemetry
 
 if TYPE_CHECKING:
     from cleantune.errors import UserError
     from cleantune.pipeline.fit import Result, fit
+    from cleantune.pipeline.plan import plan
     from cleantune.pipeline.predict import Model, load
     from cleantune.studies.compare import Comparison, compare
     from cleantune.studies.search import Search, search
 
-# No dependency calls home: the hub's telemetry is off before anything imports it.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
-# The function shares the package's name: once the package is imported, the name can be given to the function for good.
-from cleantune.audit import Audit, audit
+# The one change of the environment at import: data stay private in Python too, and huggingface_hub and Ray read these
+# variables once, when they are imported. No result depends on them.
+disable_telemetry()
 
 __version__ = "0.1.0"
 __all__ = [
-    "Audit", "Comparison", "Model", "Result", "Search", "UserError", "audit", "compare", "fit", "load", "search",
+    "Audit", "Comparison", "Model", "Result", "Search", "UserError", "audit", "compare", "fit", "load", "plan",
+    "search",
 ]  # fmt: skip
 
-_HOMES = {
-    "fit": ("cleantune.pipeline.fit", "fit"),
-    "Result": ("cleantune.pipeline.fit", "Result"),
-    "load": ("cleantune.pipeline.predict", "load"),
-    "Model": ("cleantune.pipeline.predict", "Model"),
-    "search": ("cleantune.studies.search", "search"),
-    "Search": ("cleantune.studies.search", "Search"),
-    "compare": ("cleantune.studies.compare", "compare"),
-    "Comparison": ("cleantune.studies.compare", "Comparison"),
-    "UserError": ("cleantune.errors", "UserError"),
+_MODULES = {
+    "Comparison": "cleantune.studies.compare",
+    "Model": "cleantune.pipeline.predict",
+    "Result": "cleantune.pipeline.fit",
+    "Search": "cleantune.studies.search",
+    "UserError": "cleantune.errors",
+    "compare": "cleantune.studies.compare",
+    "fit": "cleantune.pipeline.fit",
+    "load": "cleantune.pipeline.predict",
+    "plan": "cleantune.pipeline.plan",
+    "search": "cleantune.studies.search",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first used: `import cleantune` and `--help` stay fast."""
-    if name not in _HOMES:
+    """Import a public name on first use, so that `import cleantune` and `cleantune --help` are fast."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'cleantune' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m cleantune` is the command line."""
+"""Run the command line by `python -m cleantune`."""
 
 from cleantune.cli.main import main
 

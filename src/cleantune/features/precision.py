@@ -221,6 +221,6 @@ def question(backbone: nn.Module, inputs: Tensor | Mapping[str, Tensor], setting
     """What the choice depends on, as a name. Not the number of threads: one process and its workers choose alike."""
     shape = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor) else ("tokens",)
     weights = [(name, tuple(p.shape), str(p.device)) for name, p in backbone.named_parameters()]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu.name()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu.cpu_name()
     text = f"5 {device} {torch.__version__} {shape} {setting} {training} {weights}"
     return f"precision-{sha256(text.encode()).hexdigest()[:32]}"

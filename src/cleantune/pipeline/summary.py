@@ -209,5 +209,5 @@ def warnings_of(ended: FinishedRun) -> list[str]:
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     names = ("cleantune", "torch", "transformers", "datasets", "numpy", "scikit-learn", "pillow", "kornia")
-    machine = {"python": platform.python_version(), "processor": cpu.name()}
+    machine = {"python": platform.python_version(), "processor": cpu.cpu_name()}
     return machine | {name: metadata.version(name) for name in names}

@@ -1,1 +1,1 @@
-"""Console, number formats, device, memory and processor."""
+"""Console, number formats, device, memory, processor and telemetry."""

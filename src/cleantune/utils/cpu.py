@@ -1,4 +1,4 @@
-"""What the system says about this machine's processor."""
+"""Processor of this machine."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 @cache
 def cpu_info() -> Mapping[str, str]:
-    """What Linux says of the first core (`vendor_id`, `model name`, `flags`); of another system, nothing."""
+    """Return Linux's facts on the first core (`vendor_id`, `model name`, `flags`); nothing on other systems."""
     with contextlib.suppress(OSError):
         first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-        return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+        return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
     return {}
 
 
-def name() -> str:
-    """Its name, or the kind of machine."""
+def cpu_name() -> str:
+    """Return the processor's model name, or the machine type if the system does not state it."""
     return cpu_info().get("model name") or platform.processor() or platform.machine()

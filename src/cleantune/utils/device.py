@@ -1,4 +1,4 @@
-"""The device that a run computes on."""
+"""Device of a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from cleantune.errors import UserError
 
 
 def pick_device(setting: str) -> str:
-    """`cuda` where asked for or, by `auto`, where there is one.
+    """Return the torch device for a setting: `cpu`, `cuda`, or `auto` for CUDA if available.
 
     Raises:
-        UserError: A GPU is asked for and there is none.
+        UserError: The setting is `cuda` and torch finds no GPU.
     """
-    there = torch.cuda.is_available()
-    if setting == "cuda" and not there:
+    is_available = torch.cuda.is_available()
+    if setting == "cuda" and not is_available:
         raise UserError("--device cuda: torch sees no GPU; use --device cpu")
-    return "cuda" if setting == "cuda" or (setting == "auto" and there) else "cpu"
+    return "cuda" if setting == "cuda" or (setting == "auto" and is_available) else "cpu"

@@ -12,28 +12,27 @@ from cleantune.errors import UserError
 
 @click.command()
 @click.argument("block")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results. [no default]")
+@options.out("results")
 @click.option(
     "--synthetic",
     is_flag=True,
-    help="On 200 made-up images and tiny random networks; all outputs say so. [default: off]",
+    help="Use 200 synthetic images and tiny random networks; all outputs are marked. [default: off]",
 )
 @click.option(
     "--only",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Cells that have it, such as model=ViT-B/16 or noise=symmetric:0.9; repeatable. [default: all]",
+    help="Run matching cells, such as model=ViT-B/16 or noise=symmetric:0.9; repeatable. [default: all]",
 )
 @click.option(
-    "--data", multiple=True, metavar="LOADER=PATH", help="Where data are, as cifar100=PATH. [default: the experiment's]"
+    "--data", multiple=True, metavar="LOADER=PATH", help="Path of data, as cifar100=PATH. [default: the experiment's]"
 )
-@click.option(
-    "--model", multiple=True, metavar="NAME=PATH", help="Where a model is. [default: the experiment's hub id]"
-)
+@click.option("--model", multiple=True, metavar="NAME=PATH", help="Path of a model. [default: its hub id]")
 @click.option("--seeds", type=click.IntRange(1), metavar="N", help="Seeds 0 to N - 1. [default: the experiment's]")
-@click.option("--resume", is_flag=True, help="Keep the cells that are done and run the others. [default: off]")
-@options.overwrite("run")
-@click.option("--quiet", is_flag=True, help="Print the tables and nothing before them. [default: off]")
+@options.resume("reproduction")
+@options.overwrite("reproduction")
+@options.QUIET
+@options.VERBOSE
 def reproduce(
     block: str,
     out: Path,
@@ -46,21 +45,20 @@ def reproduce(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """A table or figure of TURN's paper, ours beside the paper's numbers.
+    """Reproduce a table or figure of the TURN paper (arXiv:2310.17668) next to its numbers.
 
     BLOCK is table2, table3, table4, table5, table9, figure2 or figure3, or a TOML file of the same form (runs/paper).
     """
     from cleantune.studies.turn_paper.reproduce import reproduce as run
 
-    places = {"--data": _pairs("--data", data), "--model": _pairs("--model", model)}
     done = run(
-        block, out=out, synthetic=synthetic, only=only, data=places["--data"], models=places["--model"], seeds=seeds,
-        resume=resume, overwrite=overwrite, quiet=quiet,
+        block, out=out, synthetic=synthetic, only=only, data=_parse_pairs("--data", data),
+        models=_parse_pairs("--model", model), seeds=seeds, resume=resume, overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
     click.echo(done.text)
 
 
-def _pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
+def _parse_pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
     out = {}
     for text in texts:
         key, sign, value = text.partition("=")

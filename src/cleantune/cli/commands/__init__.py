@@ -1,0 +1,1 @@
+"""One module a verb, with the click command under the verb's name; imported when the verb is used."""
