@@ -33,7 +33,6 @@ from cleantune.training.lora import LEARNING_RATE_FACTOR, add_lora
 from cleantune.training.models import LinearHead, Net
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
-from cleantune.utils.malloc import keep_pages
 
 PrecisionPair = tuple[Precision, Precision] | None
 
@@ -220,7 +219,6 @@ def decode_inputs(
         UserError: Data and model do not fit.
     """
     start = time.perf_counter()
-    keep_pages()
     check_modality(backbone, data)
     cache, device = cache_folder(config.run.cache), pick_device(config.model.device)
     prepared = {}

@@ -25,7 +25,6 @@ from cleantune.storage.run_dir import RunDir
 from cleantune.training.models import Net
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
-from cleantune.utils.malloc import keep_pages
 
 BATCH = 64
 """Samples of a forward."""
@@ -37,7 +36,6 @@ def load(path: str | Path, *, device: str = "auto") -> Model:
     Raises:
         UserError: There is none.
     """
-    keep_pages()
     folder = Path(path)
     run = folder if (folder / "model").is_dir() else None
     if not folder.is_dir():

@@ -37,6 +37,7 @@ from cleantune.pipeline.ray_train import first_line, ray_session, worker_environ
 from cleantune.storage.files import cache_folder
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
+from cleantune.utils.malloc import keep_pages
 
 
 def extract_all(table: dict[str, Any], workers: int, quiet: bool = False) -> dict[str, int]:
@@ -108,6 +109,7 @@ class Extractor:
 
     def __init__(self, given: dict[str, Any]) -> None:
         """Open what the driver has opened; paths hold on every machine."""
+        keep_pages()  # a worker is a process of our own, as the command line is
         if Path(given["place"]).is_dir():
             os.chdir(given["place"])
         config = configure(given["table"])

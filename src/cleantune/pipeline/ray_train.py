@@ -18,6 +18,7 @@ from cleantune.errors import UserError
 from cleantune.storage.files import read_json, write_json
 from cleantune.storage.run_dir import RunDir
 from cleantune.utils.console import Console
+from cleantune.utils.malloc import keep_pages
 
 RESTARTS = 8
 """Lost workers that a run survives."""
@@ -87,6 +88,7 @@ def worker_environment() -> dict[str, Any]:
 
 def run_worker(given: dict[str, Any]) -> None:
     """The life of one worker: resume, work, and note what the user can put right."""
+    keep_pages()  # a worker is a process of our own, as the command line is
     folder = Path(given["folder"])
     if (folder / ERROR_FILE).is_file():  # said by the workers before
         return
