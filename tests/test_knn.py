@@ -72,7 +72,9 @@ def test_votes_are_shares_of_the_neighbors_labels() -> None:
     )
     share = neighbor_votes(graph, torch.tensor([0, 1, 1]), 3)
     near, far = 1 / (1 + np.exp(-4.0)), 1 / (1 + np.exp(4.0))
-    torch.testing.assert_close(share, torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [near, far, 0.0]]))
+    torch.testing.assert_close(
+        share, torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.5, 0.0], [near, far, 0.0]], dtype=torch.float32)
+    )
 
 
 def test_near_duplicates_are_listed_once() -> None:

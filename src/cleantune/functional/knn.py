@@ -1,4 +1,4 @@
-"""k-nearest-neighbor graph by cosine similarity (exact in blocks, approximate with faiss), and scores from the graph."""
+"""k-nearest-neighbor graph by cosine similarity (exact in blocks, or approximate with faiss) and its scores."""
 
 from __future__ import annotations
 
