@@ -78,7 +78,7 @@ def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> No
     train, classes = rows.rows["train"], len(rows.classes)
     backbone = open_backbone(model, image_size=size)
     prepared = make_model_inputs(train.samples, backbone.preprocess, cache)  # type: ignore[arg-type]
-    x = prepared.plain(torch.arange(min(256, len(prepared))))
+    x = prepared.eval_view(torch.arange(min(256, len(prepared))))
     precision = probe_precision(backbone, x, training=True, memory=cache / "precision")
     method: Any = METHODS["ce"](scope="all")
     todo = phases(replace(method, tune=replace(method.tune, epochs=1, batch_size=64)), 3e-4)

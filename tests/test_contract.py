@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 class Vectors:
     """Samples that are ready for a network: vectors, whose weak views shake a little."""
 
-    bad: ClassVar[dict[int, str]] = {}
+    unreadable: ClassVar[dict[int, str]] = {}
     lengths = None
     ready = True
 
@@ -58,13 +58,13 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.x)
 
-    def plain(self, indices: Tensor) -> Tensor:
+    def eval_view(self, indices: Tensor) -> Tensor:
         return self.x[indices]
 
-    def weak(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+    def weak_view(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         return self.x[indices] + 0.05 * torch.randn(len(indices), self.x.shape[1], generator=generator)
 
-    strong = weak
+    strong_view = weak_view
 
     def take(self, indices: np.ndarray) -> Vectors:
         return Vectors(self.x[indices])

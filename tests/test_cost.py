@@ -178,7 +178,8 @@ def test_a_probe_of_the_machine_ends_in_time_and_finds_a_speed() -> None:
 
 def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
     from cleantune.backbones import open_backbone
-    from cleantune.data import DataConfig, load
+    from cleantune.config.data import DataConfig
+    from cleantune.data import load
     from cleantune.data.model_inputs import make_model_inputs
     from cleantune.training.models import LinearHead, Net
 

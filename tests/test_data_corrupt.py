@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cleantune.data import DataConfig, corrupt, load, write_corrupted, write_swapped
+from cleantune.config.data import DataConfig
+from cleantune.data import corrupt, load, write_corrupted, write_swapped
 from cleantune.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(300)]

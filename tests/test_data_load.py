@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cleantune.data import Data, DataConfig, Rows, UnreadableImage, load, load_unlabeled, tables
+from cleantune.config.data import DataConfig
+from cleantune.data import Data, Rows, UnreadableImage, load, load_unlabeled, tables
 from cleantune.errors import UserError
 
 WORDS = ["cat", "dog", "fly"]

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cleantune.data import DataConfig, load
+from cleantune.config.data import DataConfig
+from cleantune.data import load
 from cleantune.data.remote import fetch_to_cache
 from cleantune.errors import UserError
 

@@ -94,7 +94,7 @@ def test_telemetry_is_off(tmp_path):
 def probed(tmp_path, monkeypatch):
     """A small network, and a machine on which OpenVINO takes the given share of torch's time."""
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
-    x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
+    x = prepared_of(backbone, tmp_path, 4).eval_view(torch.arange(4))
 
     def at(share, seconds=1.0):
         monkeypatch.setattr(openvino, "seconds_a_sample", lambda *given: seconds)
@@ -245,7 +245,7 @@ def test_a_network_that_cannot_be_converted_falls_back_and_is_refused_when_force
 
     preprocess = open_backbone(save_tiny("resnet", tmp_path / "m")).preprocess
     backbone = open_backbone(Odd(), feature="eigenvalues", width=3, preprocess=preprocess)
-    x = prepared_of(backbone, tmp_path, 4).plain(torch.arange(4))
+    x = prepared_of(backbone, tmp_path, 4).eval_view(torch.arange(4))
     monkeypatch.setattr(openvino, "seconds_a_sample", lambda *given: 1.0)
     picked = select_backend(backbone, x, precision="float32", count=1000)
     assert picked.backend == "torch"
@@ -307,7 +307,7 @@ def test_features_of_a_tuned_backbone_are_made_by_the_engine_and_counted(name, t
 @needs_openvino
 def test_features_come_while_later_batches_are_still_to_be_asked_for(tmp_path):
     backbone = open_backbone(save_tiny("resnet", tmp_path / "m"))
-    x = prepared_of(backbone, tmp_path, 40).plain(torch.arange(40))
+    x = prepared_of(backbone, tmp_path, 40).eval_view(torch.arange(40))
     network, asked = openvino.OpenVINOEncoder(backbone, x, Precision(backend="openvino")), []
 
     def items():
@@ -339,8 +339,8 @@ def test_a_remembered_choice_is_found_by_one_sample(name, tmp_path):
     backbone, memory = open_backbone(save_tiny(name, tmp_path / "m")), tmp_path / "memory"
     prepared = prepared_of(backbone, tmp_path, 8)
     asked = {"precision": "float32", "engine": "openvino", "count": 8, "memory": memory}
-    one = prepared.plain(torch.arange(1))
+    one = prepared.eval_view(torch.arange(1))
     assert openvino.remembered(backbone, one, **asked) is None
-    assert select_backend(backbone, prepared.plain(torch.arange(8)), **asked) == openvino.remembered(
+    assert select_backend(backbone, prepared.eval_view(torch.arange(8)), **asked) == openvino.remembered(
         backbone, one, **asked
     )

@@ -51,7 +51,7 @@ def test_features_equal_forwards_one_by_one(kind, image, text, tmp_path):
     backbone = {"image": image, "text": text}[kind]
     prepared = prepared_of(backbone, tmp_path)
     f = extract(backbone, prepared, Precision(), tmp_path, "k")
-    alone = torch.cat([backbone(prepared.plain(torch.tensor([i]))) for i in range(50)])
+    alone = torch.cat([backbone(prepared.eval_view(torch.tensor([i]))) for i in range(50)])
     assert f.shape == (50, backbone.width)
     assert np.asarray(f).dtype == np.float32
     torch.testing.assert_close(torch.from_numpy(np.asarray(f)), alone, rtol=1e-4, atol=1e-5)
@@ -144,7 +144,7 @@ def test_a_feature_that_is_not_finite_is_refused_by_the_name_of_the_sample(tmp_p
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
     own = open_backbone(Divides(), feature="channels", width=3, preprocess=backbone.preprocess)
     prepared = prepared_of(backbone, tmp_path)
-    broken = prepared.plain(torch.tensor([21])).flatten(1).sum()
+    broken = prepared.eval_view(torch.tensor([21])).flatten(1).sum()
     with pytest.raises(UserError, match="not finite for photo 21 "):
         extract(own, prepared, Precision(), tmp_path, "k")
 

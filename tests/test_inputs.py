@@ -41,7 +41,7 @@ def test_pixels_equal_reading_one_by_one_wherever_they_are_kept(storage, image, 
     index = torch.tensor([299, 0, 7, 7])
     expected = torch.stack([image.pixels(samples.items[i]) for i in index.tolist()])
     assert torch.equal(prepared.pixels(index), expected)
-    torch.testing.assert_close(prepared.plain(index), image.inputs(expected))
+    torch.testing.assert_close(prepared.eval_view(index), image.inputs(expected))
     assert len(list(tmp_path.glob("pixels-*"))) == (storage == "map")
 
 
@@ -102,20 +102,20 @@ def test_text_batch_is_padded_to_its_longest(text, tmp_path):
     samples = fake_texts(50)
     prepared = make_model_inputs(samples, text, tmp_path)
     index = torch.tensor([4, 17, 33])
-    batch = prepared.plain(index)
+    batch = prepared.eval_view(index)
     rows = text.tokens([samples.items[i] for i in index.tolist()])
     width = max(map(len, rows))
     assert batch["input_ids"].tolist() == [r + [text.pad_id] * (width - len(r)) for r in rows]
     assert batch["attention_mask"].tolist() == [[1] * len(r) + [0] * (width - len(r)) for r in rows]
     assert prepared.lengths[index].tolist() == [len(r) for r in rows]
-    assert prepared.take(np.array([17])).plain(torch.tensor([0]))["input_ids"].tolist() == [rows[1]]
+    assert prepared.take(np.array([17])).eval_view(torch.tensor([0]))["input_ids"].tolist() == [rows[1]]
 
 
 def test_text_without_a_token_still_has_something_to_look_at(text, tmp_path):
     bare = FakeSamples(["", "w1"], "text")
     text.tokens = lambda texts: [[] if not t else [5] for t in texts]
     try:
-        batch = make_model_inputs(bare, text, tmp_path).plain(torch.tensor([0]))
+        batch = make_model_inputs(bare, text, tmp_path).eval_view(torch.tensor([0]))
     finally:
         del text.tokens
     assert batch["input_ids"].tolist() == [[text.pad_id]]
@@ -126,9 +126,13 @@ def test_views_of_texts_lose_words_but_no_special_token(text, tmp_path):
     prepared = make_model_inputs(fake_texts(200), text, tmp_path, augment=TextAugmentation(weak=0.2, strong=0.6))
     index = torch.arange(200)
     counts = {}
-    for view in ("plain", "weak", "strong"):
-        make = getattr(prepared, view)
-        batch = make(index) if view == "plain" else make(index, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    batches = {
+        "plain": prepared.eval_view(index),
+        "weak": prepared.weak_view(index, generator),
+        "strong": prepared.strong_view(index, generator),
+    }
+    for view, batch in batches.items():
         ids, mask = batch["input_ids"], batch["attention_mask"].bool()
         counts[view] = int(mask.sum()) - 400
         assert bool((ids[:, 0] == 1).all())
@@ -141,8 +145,8 @@ def test_augmentation_settings_reach_the_views(image, tmp_path):
     still = ImageAugmentation(flip=0.0, degrees=0.0, translate=0.0, scale=0.0, num_ops=0)
     prepared = make_model_inputs(fake_images(4), image, tmp_path, augment=still)
     index = torch.arange(4)
-    for make in (prepared.weak, prepared.strong):
-        torch.testing.assert_close(make(index, torch.Generator()), prepared.plain(index), rtol=0, atol=1e-3)
+    for make in (prepared.weak_view, prepared.strong_view):
+        torch.testing.assert_close(make(index, torch.Generator()), prepared.eval_view(index), rtol=0, atol=1e-3)
 
 
 def test_model_of_the_other_kind_is_refused(image, text, tmp_path):
@@ -202,7 +206,7 @@ def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked
     assert told[-1] == (50, 50)
     assert sorted(samples.reads) == list(range(50))
     order = torch.randperm(50)
-    assert torch.equal(prefetch.plain(order), whole.plain(order))
+    assert torch.equal(prefetch.eval_view(order), whole.eval_view(order))
     assert prefetch.unreadable == whole.unreadable == {7: "photo 7: truncated", 40: "photo 40: truncated"}
 
 
@@ -242,9 +246,9 @@ def test_pixels_that_are_not_kept_are_decoded_once_on_the_way(image, tmp_path, m
     monkeypatch.setattr(image_cache, "PREFETCH_BLOCKS", 2)
     samples = fake_images(50)
     passing = make_model_inputs(samples, image, tmp_path, lazy=True, keep=False)
-    passing.plain(torch.arange(1))
+    passing.eval_view(torch.arange(1))
     for start in range(0, 50, 6):
-        passing.plain(torch.arange(start, min(start + 6, 50)))
+        passing.eval_view(torch.arange(start, min(start + 6, 50)))
     assert sorted(samples.reads) == list(range(50))
     assert len(passing._store._coming) <= 3
     again = pickle.loads(pickle.dumps(passing))

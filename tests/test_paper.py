@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cleantune.backbones import open_backbone
-from cleantune.data import DataConfig
+from cleantune.config.data import DataConfig
 from cleantune.data import load as load_data
 from cleantune.errors import UserError
 from cleantune.methods.paper_settings import TABLE_8
@@ -64,7 +64,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("noise", [], 'unknown key "noise"; did you mean "noises"'),
         ("model.0.modle", "x", 'model.0..*unknown|unknown key "model.0..modle"'),
         ("data.0.loader", "cifar10", 'unknown loader "cifar10"; did you mean "cifar100"'),
-        ("fit.run.choos", "last", 'unknown key "run.choos"; did you mean "run.choose"|did you mean "choose"'),
+        ("fit.run.model_selectio", "last", 'unknown key "run.model_selectio"; did you mean "run.model_selection"|did you mean "model_selection"'),
         ("variant.0.settings.tauu", 0.3, 'method.tauu"; did you mean "tau"'),
         ("variant.0.settings.tau", 3, "outside 0 to 1"),
         ("variant.0.method", "tern", 'unknown method "tern"; did you mean "turn"'),

@@ -129,7 +129,7 @@ def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
     monkeypatch.setattr("cleantune.pipeline.fit.train_baseline_probe", lambda *_: baseline)
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
-    sets = ["method.probe.epochs=3", "method.probe.min_steps=0", "method.tune.epochs=3", "run.views=2"]
+    sets = ["method.probe.epochs=3", "method.probe.min_steps=0", "method.tune.epochs=3", "run.cached_augmentations=2"]
     sets += ["method.warm_up_head=1"] if method == "unicon" else []
 
     def fit(out: str, resume: bool = False) -> Path:

@@ -239,7 +239,7 @@ def fitted(world: Path, out: Path, **options: Any) -> cleantune.Result:
 def test_views_are_counted_announced_and_one_is_the_control(
     name: str, views: int, extra: int, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = fitted(world, tmp_path / "run", method=name, scope="head", views=views, settings=QUICK, quiet=False)
+    result = fitted(world, tmp_path / "run", method=name, scope="head", cached_augmentations=views, settings=QUICK, quiet=False)
     train_rows = result.summary["samples"]["train"]
     assert result.summary["cost"]["forward_passes"] == (1 + extra) * train_rows
     told = [line for line in capsys.readouterr().err.splitlines() if "augmented views" in line]
@@ -252,7 +252,7 @@ def test_views_are_counted_announced_and_one_is_the_control(
 
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_a_loaded_ensemble_predicts_the_mean_of_its_nets(scope: str, world: Path, tmp_path: Path) -> None:
-    result = fitted(world, tmp_path / "run", method="unicon", scope=scope, views=2, settings=QUICK)
+    result = fitted(world, tmp_path / "run", method="unicon", scope=scope, cached_augmentations=2, settings=QUICK)
     model = result.model
     data = next(world.glob("*.parquet"))
     p = model.predict_proba(data)

@@ -159,7 +159,7 @@ def empty_share(ranks: ProcessGroup) -> bool:
 class Pictures(Vectors):
     """Pictures whose weak views are the pictures."""
 
-    def weak(self, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def weak_view(self, indices: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return self.x[indices]
 
 

@@ -49,7 +49,7 @@ class RunConfig:
     """Which epoch's model is delivered: the last, or the best on the validation split by given or by true labels."""
     fallback_to_probe: bool = True
     """Deliver the probe where fine-tuning ends clearly below it on the noisy validation split."""
-    views: Annotated[int, Range(1, 64)] = 4
+    cached_augmentations: Annotated[int, Range(1, 64)] = 4
     """Cached views of each training sample and kind, which DivideMix and UNICON mix in scope head; 1: plain ones."""
     test_every_epoch: bool = False
     """Look at the test split after every epoch of fine-tuning, not only where validation improves and at the end."""
@@ -89,7 +89,7 @@ class Config:
     data: DataConfig
     model: ModelConfig
     run: RunConfig
-    views: AugmentationConfig
+    augmentation: AugmentationConfig
 
 
 def configure(table: Mapping[str, Any], backbone: str | None = None, features_only: bool = False) -> Config:
@@ -103,7 +103,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     Raises:
         UserError: A name or key is unknown or a value leaves its range; the sentence names it.
     """
-    refuse_unknown_keys(table, ("data", "model", "method", "run", "views"))
+    refuse_unknown_keys(table, ("data", "model", "method", "run", "augmentation"))
     settings = dict(table.get("method", {}))
     name, preset = settings.pop("name", "turn"), settings.pop("preset", None)
     return Config(
@@ -113,7 +113,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
         from_dict(DataConfig, table.get("data", {}), "data"),
         from_dict(ModelConfig, table.get("model", {}), "model"),
         from_dict(RunConfig, table.get("run", {}), "run"),
-        from_dict(AugmentationConfig, table.get("views", {}), "views"),
+        from_dict(AugmentationConfig, table.get("augmentation", {}), "augmentation"),
     )
 
 
@@ -170,7 +170,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     data = {key: _path(value) for key, value in to_dict(config.data).items()}
     model = {key: _path(value) if key == "model" else value for key, value in to_dict(config.model).items()}
     method = {"name": config.name} | ({"preset": config.preset} if config.preset else {}) | to_dict(config.method)
-    return {"data": data, "model": model, "method": method, "run": to_dict(config.run), "views": to_dict(config.views)}
+    run, augmentation = to_dict(config.run), to_dict(config.augmentation)
+    return {"data": data, "model": model, "method": method, "run": run, "augmentation": augmentation}
 
 
 def _path(value: Any) -> Any:

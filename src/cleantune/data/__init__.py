@@ -1,6 +1,5 @@
 """Data in: folders, tables, datasets and arrays become rows with given labels; true labels stay apart."""
 
-from cleantune.config.data import DataConfig
 from cleantune.data.captions import KIND, write_swapped
 from cleantune.data.corrupt import corrupt, write_corrupted
 from cleantune.data.dataset import Data, DataKind, Rows, Samples, UnreadableImage
@@ -10,7 +9,6 @@ from cleantune.data.load import load, load_unlabeled
 __all__ = [
     "KIND",
     "Data",
-    "DataConfig",
     "DataKind",
     "LabeledEvalSet",
     "Rows",

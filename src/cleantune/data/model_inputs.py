@@ -55,15 +55,15 @@ class ModelInputs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def plain(self, indices: Int[Tensor, " B"]) -> Inputs:
+    def eval_view(self, indices: Int[Tensor, " B"]) -> Inputs:
         """Evaluation preprocessing."""
         ...
 
-    def weak(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Inputs:
+    def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Inputs:
         """A view close by."""
         ...
 
-    def strong(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Inputs:
+    def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Inputs:
         """A view far off."""
         ...
 
@@ -122,15 +122,15 @@ class ImageInputs:
         if isinstance(self._store, LazyPixels):
             self._store.finish(progress)
 
-    def plain(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
+    def eval_view(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
         """Normalized pixels."""
         return self.preprocess.inputs(self.pixels(indices))
 
-    def weak(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Mirrored and warped a little, then normalized."""
         return self.preprocess.inputs(augment_images(self.pixels(indices), "weak", self.augment, generator), own=True)
 
-    def strong(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
+    def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """The weak view after RandAugment."""
         return self.preprocess.inputs(augment_images(self.pixels(indices), "strong", self.augment, generator), own=True)
 
@@ -170,15 +170,15 @@ class TextInputs:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def plain(self, indices: Int[Tensor, " B"]) -> dict[str, Tensor]:
+    def eval_view(self, indices: Int[Tensor, " B"]) -> dict[str, Tensor]:
         """Tokens and mask, padded to the longest of the batch."""
         return self._inputs(*self._padded(indices))
 
-    def weak(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> dict[str, Tensor]:
+    def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> dict[str, Tensor]:
         """A few tokens left out."""
         return self._dropped(indices, self.augment.weak, generator)
 
-    def strong(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> dict[str, Tensor]:
+    def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> dict[str, Tensor]:
         """Many tokens left out."""
         return self._dropped(indices, self.augment.strong, generator)
 
@@ -333,7 +333,7 @@ def maybe_prefetch(items: Iterable[T], prepared: ModelInputs, in_turns: bool) ->
 
 def raw_inputs(prepared: ModelInputs, indices: Int[Tensor, " B"]) -> Inputs:
     """What a network that normalizes by itself is given: images as uint8 pixels [B, 3, H, W], else the plain view."""
-    return prepared.pixels(indices) if isinstance(prepared, ImageInputs) else prepared.plain(indices)
+    return prepared.pixels(indices) if isinstance(prepared, ImageInputs) else prepared.eval_view(indices)
 
 
 def sort_by_length(prepared: ModelInputs, rows: Sequence[int]) -> list[int]:

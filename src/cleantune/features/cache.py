@@ -214,10 +214,10 @@ class ViewSpec:
         """These rows, drawn the same way whenever they are asked for; `raw`: plain images as bytes."""
         index = torch.tensor(rows)
         if self.view == "plain":
-            return raw_inputs(prepared, index) if raw else prepared.plain(index)
+            return raw_inputs(prepared, index) if raw else prepared.eval_view(index)
         digest = sha256(f"{self.view} {self.number} {rows[0]}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return (prepared.weak if self.view == "weak" else prepared.strong)(index, generator)
+        return (prepared.weak_view if self.view == "weak" else prepared.strong_view)(index, generator)
 
 
 def view_key(key: str, seen: ViewSpec, augment: object) -> str:

@@ -267,7 +267,7 @@ def select_backend(
     if not reason and not installed():
         reason = "OpenVINO is not installed: pip install 'cleantune[cpu]'"
     if backend == "openvino" and reason:
-        raise UserError(f"--engine openvino: {reason}; or leave --engine out")
+        raise UserError(f"--backend openvino: {reason}; or leave --backend out")
     if reason:
         return plain
     few = PAYS / max(count, 1) if backend == "auto" else 0.0
@@ -365,7 +365,7 @@ def _raced(
         words = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         if forced:
             raise UserError(
-                f"--engine openvino: this network cannot be converted ({words}); use --engine torch"
+                f"--backend openvino: this network cannot be converted ({words}); use --backend torch"
             ) from None
         return replace(plain, why=f"{plain.why}; OpenVINO cannot take this network ({words})")
     best = min(seconds, key=costs)

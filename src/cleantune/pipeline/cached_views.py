@@ -41,7 +41,7 @@ def cached_views(
     Raises:
         UserError: The views do not fit on the disk that holds the cache.
     """
-    views = views_to_cache(todo, config.run.views)
+    views = views_to_cache(todo, config.run.cached_augmentations)
     if not views:
         return None
     if material.backbone is None:
@@ -58,10 +58,10 @@ def cached_views(
     )
     if size > disk:
         raise UserError(
-            f"--views {config.run.views}: the cached views take {size / 2**30:.1f} GiB, but {cache} has"
+            f"--cached-augmentations {config.run.cached_augmentations}: the cached views take {size / 2**30:.1f} GiB, but {cache} has"
             f" {disk / 2**30:.1f} GiB left; take fewer views, or name another --cache"
         )
-    augment = config.views.image if material.data.kind == "image" else config.views.text
+    augment = config.augmentation.image if material.data.kind == "image" else config.augmentation.text
     plain = features_key(material.backbone, rows.samples.fingerprint, material.precision, config.run.feature_dtype)
     made = []
     for seen in views:

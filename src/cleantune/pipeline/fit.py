@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 from torch import Tensor
 
+from cleantune.config.data import DataConfig
 from cleantune.config.run import Config, ModelConfig, RunConfig, config_to_dict, configure, load_toml, read_config
 from cleantune.config.schema import describe_fields, merge, nest, parse_assignment
-from cleantune.data import Data, DataConfig
+from cleantune.data import Data
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, init_distributed
 from cleantune.errors import UserError, did_you_mean
 from cleantune.features.precision import Precision
@@ -300,7 +301,7 @@ def train_and_select(
         material.ranks,
         config.run.sharding == "fsdp",
     )
-    loop.started, loop.cost = start, extraction_cost(material, todo, len(views_to_cache(todo, config.run.views)))
+    loop.started, loop.cost = start, extraction_cost(material, todo, len(views_to_cache(todo, config.run.cached_augmentations)))
     before = material.ranks.first(folder.truncate_metrics)
     judge.recall(before)
     for row in before:

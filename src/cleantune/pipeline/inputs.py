@@ -249,7 +249,7 @@ def decode_inputs(
 
 
 def _views(config: Config, data: Data) -> ImageAugmentation | TextAugmentation:
-    return config.views.image if data.kind == "image" else config.views.text
+    return config.augmentation.image if data.kind == "image" else config.augmentation.text
 
 
 def open_model(model: ModelConfig, features_only: bool) -> Backbone | None:
@@ -303,7 +303,7 @@ def _precisions(
     look = extraction_precision(backbone, train, model, cache, count)
     if not trains:
         return look, look
-    x = train.plain(_probed(train))
+    x = train.eval_view(_probed(train))
     last = look.channels_last  # a net has one layout for both
     memory = cache / "precision"
     setting, many = model.precision, len(train)
@@ -317,14 +317,14 @@ def extraction_precision(
     """The fastest way to the features of so many samples, timed here the first time and kept in the cache."""
     memory = cache / "precision"
     if len(prepared):
-        first = prepared.plain(torch.arange(1))  # its shape is what a choice is remembered by; the others can wait
+        first = prepared.eval_view(torch.arange(1))  # its shape is what a choice is remembered by; the others can wait
         known = remembered(backbone, first, model.precision, model.backend, count, memory)
         if known is not None:
             return known
     index = _probed(prepared)
     return select_backend(
         backbone,
-        prepared.plain(index),
+        prepared.eval_view(index),
         precision=model.precision,
         backend=model.backend,
         count=count,

@@ -117,7 +117,7 @@ def estimate_run(
     """What phases on data will take with a backbone, by a rehearsal and a probe of so many seconds."""
     train, validation, test = (len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test"))
     sizes = Workload(train, validation, test, len(data.classes))
-    views = len(views_to_cache(todo, config.run.views)) if backbone is not None else 0
+    views = len(views_to_cache(todo, config.run.cached_augmentations)) if backbone is not None else 0
     try:
         spent = estimate_cost(todo, sizes, expected_noise_rate(None, data), views)
     except (UserError, RuntimeError, ValueError, IndexError):
@@ -165,7 +165,7 @@ def measure_machine(
     reading = (time.perf_counter() - start) / len(samples)
     backbone.to(device)
     index = torch.arange(len(samples))
-    x, memory, setting = samples.plain(index), cache / "precision", config.model.precision
+    x, memory, setting = samples.eval_view(index), cache / "precision", config.model.precision
     raw = samples.pixels(index) if isinstance(samples, ImageInputs) else None
     look = select_backend(
         backbone, x, precision=setting, backend=config.model.backend, count=count, memory=memory, pixels=raw

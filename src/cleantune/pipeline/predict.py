@@ -115,7 +115,7 @@ class Model:
                 f"{len(prepared.unreadable)} of {len(rows)} samples cannot be read, the first is {place};"
                 " repair or remove them"
             )
-        first = prepared.plain(torch.arange(min(BATCH, len(rows))))
+        first = prepared.eval_view(torch.arange(min(BATCH, len(rows))))
         for net in self.nets:
             net.eval_precision = probe_precision(backbone, first, memory=cache / "precision")
         if cached:
@@ -125,7 +125,7 @@ class Model:
             return self._softmax(blocks, heads=True)
         order = torch.tensor(sort_by_length(prepared, range(len(rows))))
         batches = torch.split(order, BATCH)
-        found = self._softmax(prepared.plain(batch) for batch in batches)
+        found = self._softmax(prepared.eval_view(batch) for batch in batches)
         out = np.empty_like(found)
         out[order.numpy()] = found
         return out

@@ -214,8 +214,8 @@ class SampleBatches:
 
     def _view(self, index: Tensor, view: View, seed: int, j: int, k: int) -> Inputs:
         if view == "plain":
-            return self.prepared.plain(index)
-        make = self.prepared.weak if view == "weak" else self.prepared.strong
+            return self.prepared.eval_view(index)
+        make = self.prepared.weak_view if view == "weak" else self.prepared.strong_view
         return make(index, drawn(seed, j, k))
 
 

@@ -34,7 +34,7 @@ from cleantune.utils.format import percent
     DataConfig,
     ModelConfig,
     RunConfig,
-    exclude={"head_init", "model_selection", "fallback_to_probe", "views", "validation_fraction"},
+    exclude={"head_init", "model_selection", "fallback_to_probe", "cached_augmentations", "validation_fraction"},
 )
 def pretrain(settings: tuple[str, ...], epochs: int | None, **values: Any) -> None:
     """Pre-train a backbone from random weights on noisy labels; OUT/model is a transformers folder.

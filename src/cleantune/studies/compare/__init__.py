@@ -122,7 +122,7 @@ def compare(
         resume: Go on with an interrupted matrix, half-way cells included; cells that failed are tried again.
         overwrite: Remove an earlier matrix in `out` first.
         silent: Say nothing.
-        **options: Fields of the data, the model and the run by name: `label`, `test`, `image_size`, `choose`, …
+        **options: Fields of the data, the model and the run by name: `label`, `test`, `image_size`, `model_selection`, …
 
     Returns:
         The finished matrix.

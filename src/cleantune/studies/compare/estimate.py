@@ -81,7 +81,7 @@ def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console, 
     views = [0] * len(shared)
     for m, each in enumerate(shared):
         for entry, todo in each.todo.items():
-            cached = len(views_to_cache(todo, each.config.run.views)) if each.backbone is not None else 0
+            cached = len(views_to_cache(todo, each.config.run.cached_augmentations)) if each.backbone is not None else 0
             views[m] = max(views[m], cached)
             try:
                 foreseen = estimate_cost(todo, sizes, wrong, cached)

@@ -118,7 +118,7 @@ def model_name(model: Any) -> str:
 def resolved_table(matrix: Matrix) -> dict[str, Any]:
     """The table that `resolve` reads back to the same matrix, every shared default stated and paths absolute."""
     shared = config_to_dict(matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False))
-    tables = {part: dict(shared[part]) for part in ("data", "model", "run", "views")}
+    tables = {part: dict(shared[part]) for part in ("data", "model", "run", "augmentation")}
     for path in OURS:
         part, key = path.split(".")
         tables[part].pop(key, None)

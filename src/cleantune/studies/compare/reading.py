@@ -16,7 +16,7 @@ from cleantune.studies.compare.matrix import OURS, SCOPES, TUNINGS, Cell, Entry,
 
 RECORDS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
 """The records whose fields are options of `compare` by name."""
-KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "views")
+KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "augmentation")
 AXES = ("methods", "scopes", "noises", "models", "seeds", "tune", "entries")
 ENTRY = ("name", "method", "scope", "preset", "settings")
 
@@ -80,7 +80,7 @@ def resolve(table: Mapping[str, Any], features_only: bool | None = None) -> Matr
     tune = axes.get("tune", False)
     if not isinstance(tune, bool):
         raise UserError(f'key "matrix.tune" is {tune!r}; it must be true or false')
-    common = {key: dict(table[key]) for key in ("data", "model", "run", "views") if key in table}
+    common = {key: dict(table[key]) for key in ("data", "model", "run", "augmentation") if key in table}
     matrix = Matrix(entries, noises, models, read_seeds(axes.get("seeds", 3)), tune, common)
     if not matrix.noises:
         raise UserError('key "matrix.noises" is empty; write ["none"] for the labels as they are')

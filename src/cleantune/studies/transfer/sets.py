@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from cleantune.config.data import DataConfig
 from cleantune.config.schema import from_dict
-from cleantune.data import DataConfig, LabeledEvalSet, Rows, load, load_labeled_eval_set
+from cleantune.data import LabeledEvalSet, Rows, load, load_labeled_eval_set
 from cleantune.data.readers import read
 from cleantune.data.splits import draw_fraction
 from cleantune.errors import UserError

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cleantune.config.data import DataConfig
 from cleantune.config.run import build_method, load_toml
 from cleantune.config.schema import from_dict, to_dict
-from cleantune.data import DataConfig
 from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods.protocol import Method, Range
 from cleantune.noise import parse

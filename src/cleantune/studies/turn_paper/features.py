@@ -56,5 +56,5 @@ def _features(run: Trainer, material: RunInputs, rows: Sequence[int] | np.ndarra
     prepared, out = material.prepared["test"], []
     with torch.inference_mode():
         for block in torch.split(torch.as_tensor(np.asarray(rows)), 64):
-            out.append(forward(backbone, prepared.plain(block), material.precision, device).float().cpu().numpy())
+            out.append(forward(backbone, prepared.eval_view(block), material.precision, device).float().cpu().numpy())
     return np.concatenate(out)

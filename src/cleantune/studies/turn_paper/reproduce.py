@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
+from cleantune.config.data import DataConfig
 from cleantune.config.run import ModelConfig, read_config
 from cleantune.config.schema import from_dict
-from cleantune.data import DataConfig
 from cleantune.data import load as load_data
 from cleantune.errors import UserError, did_you_mean
 from cleantune.pipeline.inputs import open_model

@@ -80,7 +80,7 @@ class CellRunner:
     def _gathered(self, cell: Cell, table: dict[str, Any]) -> tuple[Config, RunInputs, float | None]:
         """Configuration and material; what the cell before had is used again where it is the same."""
         config = configure(table)
-        opened = (config.model, config.views)
+        opened = (config.model, config.augmentation)
         if self._backbone is None or self._backbone[0] != config.model:
             self._backbone = (config.model, open_model(config.model, features_only=False))
         backbone = self._backbone[1]
