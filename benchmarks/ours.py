@@ -18,7 +18,8 @@ from cleantune.features.cache import SHARD_ROWS, Features, MemmapShards, shard_n
 from cleantune.features.precision import probe_precision
 from cleantune.functional.gmm import fit_class_mixtures
 from cleantune.methods import METHODS
-from cleantune.pipeline.inputs import HeadFactory, prepare_inputs, read_data
+from cleantune.pipeline.inputs import HeadFactory, prepare_inputs
+from cleantune.pipeline.resolve import load_data
 from cleantune.storage.run_dir import RunDir
 from cleantune.training.batches import FeatureBatches, SampleBatches
 from cleantune.training.checkpoint import SplitData
@@ -41,10 +42,12 @@ def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
         shutil.rmtree(folder)
     spec = {key: data.pop(key) for key in ("image_size",) if key in data}
     config = configure({"data": WHOLE | data, "model": {"model": model} | spec, "run": {"cache": str(cache)}})
-    rows, _ = read_data(config, Console(quiet=True))
+    rows, _ = load_data(config, Console(quiet=True))
     backbone = model if not isinstance(model, str) else open_backbone(model, image_size=spec.get("image_size"))
     material = prepare_inputs(config, rows, backbone, Console(quiet=True))
-    return sum(len(f) for f in material.features.values()), f"{material.precision.words}; {material.precision.why}"
+    return sum(
+        len(f) for f in material.features.values()
+    ), f"{material.extraction_precision.words}; {material.extraction_precision.why}"
 
 
 def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> Trainer:
@@ -74,7 +77,7 @@ def mixtures(losses: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tenso
 def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> None:
     """One epoch of full fine-tuning, from the Parquet file on, on weak views; the precision is known from before."""
     config = configure({"data": WHOLE | {"data": str(data), "label": "label", "limit": limit}})
-    rows, _ = read_data(config, Console(quiet=True))
+    rows, _ = load_data(config, Console(quiet=True))
     train, classes = rows.rows["train"], len(rows.classes)
     backbone = open_backbone(model, image_size=size)
     prepared = make_model_inputs(train.samples, backbone.preprocess, cache)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ import psutil  # noqa: E402
 import sections  # noqa: E402
 import torch  # noqa: E402
 
-from cleantune.pipeline.summary import versions  # noqa: E402
+from cleantune.pipeline.record import versions  # noqa: E402
 from cleantune.utils import cpu  # noqa: E402
 from cleantune.utils.malloc import keep_pages  # noqa: E402
 

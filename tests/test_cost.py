@@ -173,7 +173,7 @@ def test_a_probe_of_the_machine_ends_in_time_and_finds_a_speed() -> None:
     speed = measure_throughput(None, None, 64, 10, budget=0.3)
     assert time.perf_counter() - start < 5
     assert speed.cached > 100
-    assert np.isfinite(speed.looks)
+    assert np.isfinite(speed.inference)
 
 
 def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
@@ -190,6 +190,6 @@ def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
     net = Net(backbone, LinearHead(backbone.width, 3, init="zeros"))
     before = net.head.linear.weight.clone()
     speed = measure_throughput(net, samples, backbone.width, 3, 0.2)
-    assert min(speed.looks, speed.trained) > 0
+    assert min(speed.inference, speed.training) > 0
     assert min(net.looked, net.trained) >= 2 * min(FIRST_PASS_SAMPLES, 40)
     assert not torch.equal(net.head.linear.weight, before)

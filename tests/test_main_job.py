@@ -18,6 +18,7 @@ from cleantune.data.image_cache import Decoder
 from cleantune.errors import UserError
 from cleantune.features.precision import Precision
 from cleantune.pipeline import inputs
+from cleantune.pipeline.resolve import resolve
 from cleantune.utils.console import Console
 
 QUICK = {
@@ -103,7 +104,7 @@ def test_the_native_export_opens_in_a_pipeline_of_transformers_to_the_same_proba
 def test_a_processor_decodes_what_learns_before_its_features_are_made(
     trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "_precisions", lambda *_: (Precision(), Precision()))
+    monkeypatch.setattr(inputs, "select_precisions", lambda *_: (Precision(), Precision()))
     table = {
         "data": {"data": str(colors(tmp_path)), "test_fraction": 0.22},
         "model": {"model": str(save_tiny("resnet", tmp_path / "model")), "device": "cpu"},
@@ -121,10 +122,10 @@ def test_a_processor_decodes_what_learns_before_its_features_are_made(
         return made
 
     monkeypatch.setattr(inputs, "extract", extract)
-    data, _ = inputs.read_data(config, quiet)
-    backbone = inputs.open_model(config.model, False)
+    run = resolve(config, quiet)
+    data = run.data
     sizes = [len(rows) for rows in data.rows.values()]
-    made = inputs.prepare_inputs(config, data, backbone, quiet, trains=trains)
+    made = inputs.prepare_inputs(config, data, run.backbone, quiet, trains_backbone=trains)
     assert [len(f) for f in made.features.values()] == sizes
     assert found == ([0] * len(sizes) if trains else sizes)
 

@@ -1,78 +1,94 @@
+"""Estimate of a run: forward passes, disk and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from tiny import save_tiny
 
-from cleantune.backbones import open_backbone
+from cleantune.backbones import ImagePreprocess, open_backbone
 from cleantune.cli.main import cli
+from cleantune.data.images import encode_png
 from cleantune.errors import UserError
-from cleantune.pipeline import throughput
-from cleantune.pipeline.plan import RESERVED_BYTES, plan
-from cleantune.training import trainer
+from cleantune.pipeline.arguments import FitArguments
+from cleantune.pipeline.fit import plan
+from cleantune.pipeline.plan import RESERVED_BYTES, RunEstimate, estimate_run
+from cleantune.pipeline.resolve import configure_arguments, resolve
+from cleantune.utils.console import Console
 
-
-@pytest.fixture(autouse=True)
-def hurried(monkeypatch):
-    monkeypatch.setattr(throughput, "BUDGET", 0.2)
-    monkeypatch.setattr("cleantune.pipeline.plan.BUDGET", 0.2)
+ROWS, WIDTH = 60, 16
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    import pandas as pd
-    from PIL import Image
-
-    from cleantune.data.images import encode_png
-
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of sixty images in three classes."""
     rng = np.random.default_rng(0)
-    cells = [encode_png(Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8))) for _ in range(60)]
+    cells = [encode_png(Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8))) for _ in range(ROWS)]
     path = tmp_path_factory.mktemp("data") / "images.parquet"
-    pd.DataFrame({"image": cells, "label": [i % 3 for i in range(60)]}).to_parquet(path)
+    pd.DataFrame({"image": cells, "label": [i % 3 for i in range(ROWS)]}).to_parquet(path)
     return path
 
 
-def test_a_plan_counts_the_forwards_of_the_method_and_what_it_stores(images, tmp_path):
+@pytest.fixture
+def estimate(images: Path, tmp_path: Path) -> Any:
+    """A function that estimates a run on the images with a tiny model."""
     model = save_tiny("resnet", tmp_path / "m")
-    told = plan(str(images), str(model), method="ce", scope="all", quiet=True, cache=str(tmp_path / "c"))
-    assert told.sizes.train + told.sizes.validation == 60
-    assert told.spent is not None
-    assert told.spent.trained == 5 * told.sizes.train
-    assert told.training is not None
-    assert told.training > 0
-    head = {"method": "gce", "scope": "head", "quiet": True, "cache": str(tmp_path / "c")}
-    probe = plan(str(images), str(model), **head)
-    assert probe.spent is not None
-    assert probe.spent.forward_passes == told.sizes.train
-    assert probe.disk < told.disk
-    assert plan(str(images), str(model), feature_dtype="float32", **head).disk - probe.disk == 2 * 60 * 16
+
+    def run(method: str, scope: str, **options: Any) -> RunEstimate:
+        arguments = FitArguments(
+            data=str(images), model=str(model), method=method, scope=scope,
+            options={"cache": str(tmp_path / "c")} | options,
+        )  # fmt: skip
+        return estimate_run(resolve(configure_arguments(arguments), Console(quiet=True)), budget=0.2)
+
+    return run
+
+
+def test_estimate_counts_forward_passes_and_disk(estimate: Any, tmp_path: Path) -> None:
+    tuned, probe = estimate("ce", "all"), estimate("gce", "head")
+    assert tuned.workload.train + tuned.workload.validation == ROWS
+    assert tuned.cost.trained == 5 * tuned.workload.train
+    assert tuned.training_seconds > 0
+    assert probe.cost.forward_passes == tuned.workload.train
+    assert probe.disk_bytes < tuned.disk_bytes
+    in_float32 = estimate("gce", "head", feature_dtype="float32")
+    assert in_float32.disk_bytes - probe.disk_bytes == 2 * ROWS * WIDTH
+
+
+def test_estimate_caches_no_features(estimate: Any, tmp_path: Path) -> None:
+    estimate("gce", "head")
     assert not list((tmp_path / "c").glob("features-*"))
 
 
-def test_memory_holds_pixels_features_what_looks_make_anew_and_what_learning_keeps(images, tmp_path, monkeypatch):
+def test_estimated_memory_is_pixels_features_and_training_state(
+    estimate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cleantune.pipeline.plan.peak_bytes", lambda: 0)
-    model, common = save_tiny("resnet", tmp_path / "m"), {"quiet": True, "cache": str(tmp_path / "c")}
-    whole, head = (plan(str(images), str(model), method="ce", scope=scope, **common) for scope in ("all", "head"))
-    weights = sum(p.numel() for p in open_backbone(str(model)).parameters())
-    rows, width = 60, 16
-    assert whole.memory - head.memory == 4 * rows * width + 3 * 4 * weights
-    size = open_backbone(str(model)).preprocess.size
-    assert head.memory == RESERVED_BYTES + 3 * rows * size[0] * size[1] + 2 * rows * width
+    tuned, probe = estimate("ce", "all"), estimate("ce", "head")
+    backbone = open_backbone(str(tmp_path / "m"))
+    weights = sum(p.numel() for p in backbone.parameters())
+    assert tuned.memory_bytes - probe.memory_bytes == 4 * ROWS * WIDTH + 3 * 4 * weights
+    assert isinstance(backbone.preprocess, ImagePreprocess)
+    height, width = backbone.preprocess.size
+    assert probe.memory_bytes == RESERVED_BYTES + 3 * ROWS * height * width + 2 * ROWS * WIDTH
 
 
-def test_training_is_timed_as_a_run_does_it_with_half_of_the_threads_for_each_half(images, tmp_path, monkeypatch):
-    entered, real = [], trainer.half_of_the_threads
-    monkeypatch.setattr(trainer, "half_of_the_threads", lambda: entered.append(1) or real())
-    model = save_tiny("resnet", tmp_path / "m")
-    plan(str(images), str(model), method="ce", scope="all", quiet=True, cache=str(tmp_path / "c"))
-    assert entered
-
-
-def test_a_plan_of_features_needs_no_model(tmp_path):
+def test_plan_of_features_needs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cleantune.pipeline.throughput.BUDGET", 0.2)
     path = tmp_path / "f.npz"
     np.savez(path, features=np.random.default_rng(0).normal(size=(90, 5)).astype(np.float32), label=np.arange(90) % 3)
-    done = CliRunner().invoke(cli, ["plan", str(path), "--method", "gce", "--scope", "head"])
-    assert done.exit_code == 0, done.output
-    for word in ("samples", "81 training", "forward_passes", "training", "disk", "memory"):
-        assert word in done.output
+    shown = CliRunner().invoke(cli, ["plan", str(path), "--method", "gce", "--scope", "head"])
+    assert shown.exit_code == 0, shown.output
+    for word in ("samples", "81 training", "forward passes", "training", "disk", "memory"):
+        assert word in shown.output
+
+
+def test_plan_without_data_is_refused() -> None:
     with pytest.raises(UserError, match="no data"):
         plan()

@@ -107,8 +107,9 @@ def test_fine_tuning_is_searched_by_asha_and_losers_stop_early(tmp_path: Path) -
 
 def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_path: Path) -> None:
     from cleantune.features.cache import find
-    from cleantune.pipeline.fit import tabulate
+    from cleantune.pipeline.arguments import FitArguments
     from cleantune.pipeline.ray_extract import extract_all
+    from cleantune.pipeline.resolve import configure_arguments
 
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
@@ -117,8 +118,8 @@ def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_
         options = {"label": "label", "precision": "float32", "device": "cpu", "cache": str(tmp_path / who)}
         data, model = tmp_path / "data.parquet", tmp_path / "model"
         if who == "streamed":
-            table = tabulate(data, model, None, None, None, None, None, None, options)
-            counts = extract_all(table, workers=2, quiet=True)
+            config = configure_arguments(FitArguments(data=data, model=model, options=options))
+            counts = extract_all(config, workers=2, quiet=True)
             assert counts == {"train": 108, "validation": 12}
             # A precision is timed once a cache, and two timings may differ.
             shutil.copytree(tmp_path / "streamed" / "precision", tmp_path / "fitted" / "precision")

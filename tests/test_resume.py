@@ -126,7 +126,7 @@ def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
     method: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     baseline = Baseline({"test": None, "validation": 0.5}, 0.0)
-    monkeypatch.setattr("cleantune.pipeline.fit.train_baseline_probe", lambda *_: baseline)
+    monkeypatch.setattr("cleantune.pipeline.train_run.train_baseline_probe", lambda *_: baseline)
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
     sets = ["method.probe.epochs=3", "method.probe.min_steps=0", "method.tune.epochs=3", "run.cached_augmentations=2"]

@@ -239,7 +239,8 @@ def fitted(world: Path, out: Path, **options: Any) -> cleantune.Result:
 def test_views_are_counted_announced_and_one_is_the_control(
     name: str, views: int, extra: int, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = fitted(world, tmp_path / "run", method=name, scope="head", cached_augmentations=views, settings=QUICK, quiet=False)
+    options = {"method": name, "scope": "head", "cached_augmentations": views, "quiet": False}
+    result = fitted(world, tmp_path / "run", settings=QUICK, **options)
     train_rows = result.summary["samples"]["train"]
     assert result.summary["cost"]["forward_passes"] == (1 + extra) * train_rows
     told = [line for line in capsys.readouterr().err.splitlines() if "augmented views" in line]

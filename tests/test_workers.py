@@ -19,7 +19,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def one(rank: int, work) -> None:
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        ray_train.run_worker({"folder": str(tmp_path), "place": str(tmp_path), "cache": None, "work": work})
+        ray_train.run_worker({"folder": str(tmp_path), "cwd": str(tmp_path), "cache": None, "work": work})
 
     return one
 

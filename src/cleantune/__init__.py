@@ -17,8 +17,7 @@ from cleantune.utils.telemetry import disable_telemetry
 
 if TYPE_CHECKING:
     from cleantune.errors import UserError
-    from cleantune.pipeline.fit import Result, fit
-    from cleantune.pipeline.plan import plan
+    from cleantune.pipeline.fit import Result, fit, plan
     from cleantune.pipeline.predict import Model, load
     from cleantune.studies.compare import Comparison, compare
     from cleantune.studies.search import Search, search
@@ -42,7 +41,7 @@ _MODULES = {
     "compare": "cleantune.studies.compare",
     "fit": "cleantune.pipeline.fit",
     "load": "cleantune.pipeline.predict",
-    "plan": "cleantune.pipeline.plan",
+    "plan": "cleantune.pipeline.fit",
     "search": "cleantune.studies.search",
 }
 

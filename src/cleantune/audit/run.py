@@ -15,18 +15,18 @@ from cleantune.audit import Audit
 from cleantune.audit.score_labels import Verdict, score_features, score_probabilities
 from cleantune.audit.tables import LabelTable, build_audit, write
 from cleantune.audit.validation import validate_annotators, validate_features, validate_labels, validate_probabilities
-from cleantune.config.run import config_to_dict, configure
-from cleantune.config.schema import merge
+from cleantune.config.run import config_to_dict
 from cleantune.data import Data
 from cleantune.data.labels import read_labels
 from cleantune.data.load import assemble
 from cleantune.errors import UserError
 from cleantune.label_quality.noise_model import Source
+from cleantune.pipeline.arguments import FitArguments
 from cleantune.pipeline.export import save_models
-from cleantune.pipeline.fit import tabulate
-from cleantune.pipeline.inputs import RunInputs, fingerprint, open_model, prepare_inputs, read_data
+from cleantune.pipeline.inputs import RunInputs, fingerprint, prepare_inputs
 from cleantune.pipeline.label_table import LABELED_SPLITS
-from cleantune.pipeline.summary import versions
+from cleantune.pipeline.record import versions
+from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.storage.files import write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.training.models import LinearHead, Net
@@ -38,7 +38,8 @@ DEFAULTS = {"data": {"validation_fraction": 0.0, "test_fraction": 0.0}, "method"
 
 def build_config_table(data: Any, model: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The table of a run from what was said."""
-    return merge(DEFAULTS, tabulate(data, model, None, None, None, options.pop("seed", None), None, None, options))
+    seed = options.pop("seed", None)
+    return FitArguments(data=data, model=model, seed=seed, config=DEFAULTS, options=options).to_table()
 
 
 def audit_arrays(
@@ -107,14 +108,11 @@ def audit_data(
                 p, labels = file["pred_probs"], file[given]
                 came = {"source": str(Path(data_path).resolve()), "label": given}
                 return audit_arrays(None, p, labels, None, source, beta, out, overwrite, quiet, came)
-    config = configure(table)
-    data, _ = read_data(config, console)
-    backbone = open_model(config.model, data.kind == "features")
-    if backbone is not None:
-        console.print(f"backbone {backbone.source}: {backbone.feature}, {backbone.width} numbers a sample")
+    run = resolve(configure_table(table), console)
+    config, data = run.config, run.data
     named = _columns(config.data, data, annotators)
     folder = RunDir(out, overwrite=overwrite, kind="audit")
-    material = prepare_inputs(config, data, backbone, console)
+    material = prepare_inputs(config, data, run.backbone, console)
     read = read_labels_of_splits(material.data)
     x = np.concatenate([np.asarray(material.features[s], np.float32) for s in read.splits])
     keys = list(zip(read.rows.split, read.rows.ids.tolist(), strict=True))

@@ -22,33 +22,33 @@ THUMBNAIL = 96
 """Their longer side in pixels."""
 
 
-def look(ended: FinishedRun) -> dict[str, Tensor]:
+def predict_splits(finished: FinishedRun) -> dict[str, Tensor]:
     """The delivered model's probabilities of every split."""
-    return {split: ended.run.probabilities(split) for split in ended.run.splits}
+    return {split: finished.trainer.probabilities(split) for split in finished.trainer.splits}
 
 
-def verdict(ended: FinishedRun, looks: dict[str, Tensor]) -> Verdict:
+def score_labels(finished: FinishedRun, looks: dict[str, Tensor]) -> Verdict:
     """What is thought of the labels of train and validation."""
-    run, first = ended.run, ended.selected_model.early
+    run, first = finished.trainer, finished.selected_model.is_first_probe
     ledgers = {"train": run.ledger, "validation": run.validation_ledger}
     return judge_labels(
         [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LABELED_SPLITS if s in run.splits], run.classes
     )
 
 
-def write_labels(folder: RunDir, data: Data, said: Verdict) -> Any:
+def write_labels(run_dir: RunDir, data: Data, said: Verdict) -> Any:
     """labels.parquet and labels.csv, and the frame."""
     frame = label_table(data, said)
-    write_table(folder.path / "labels.parquet", lambda path: frame.to_parquet(path, index=False))
-    write_table(folder.path / "labels.csv", lambda path: frame.to_csv(path, index=False))
+    write_table(run_dir.path / RunDir.LABELS, lambda path: frame.to_parquet(path, index=False))
+    write_table(run_dir.path / RunDir.LABELS_CSV, lambda path: frame.to_csv(path, index=False))
     return frame
 
 
-def write_artifacts(folder: RunDir, ended: FinishedRun, looks: dict[str, Tensor], frame: Any) -> None:
+def write_artifacts(run_dir: RunDir, finished: FinishedRun, looks: dict[str, Tensor], frame: Any) -> None:
     """What the report shows beside the summary: losses, mixtures, gallery, skipped samples."""
     import pandas as pd
 
-    data, run, parts = ended.material.data, ended.run, []
+    data, run, parts = finished.inputs.data, finished.trainer, []
     mixtures: dict[str, Any] = {}
     values = np.array([*data.class_values, None], dtype=object)[:-1]
     for split, ledger in zip(LABELED_SPLITS, (run.ledger, run.validation_ledger), strict=True):
@@ -70,15 +70,15 @@ def write_artifacts(folder: RunDir, ended: FinishedRun, looks: dict[str, Tensor]
                 for name, loss in (("first", first), ("last", last))
             }
     losses = pd.concat(parts, ignore_index=True)
-    write_table(folder.path / "artifacts" / "losses.parquet", lambda path: losses.to_parquet(path, index=False))
-    write_json(folder.path / "artifacts" / "mixtures.json", mixtures)
-    write_json(folder.path / "artifacts" / "gallery.json", gallery(data, frame))
-    if ended.material.unreadable:
+    write_table(run_dir.path / RunDir.LOSSES, lambda path: losses.to_parquet(path, index=False))
+    write_json(run_dir.path / RunDir.MIXTURES, mixtures)
+    write_json(run_dir.path / RunDir.GALLERY, gallery(data, frame))
+    if finished.inputs.unreadable:
         bad = pd.DataFrame(
-            [(s.id, s.split, s.place) for s in ended.material.unreadable], columns=["id", "split", "place"]
+            [(s.id, s.split, s.place) for s in finished.inputs.unreadable], columns=["id", "split", "place"]
         )
         bad["reason"] = bad["place"].str.split(": ", n=1).str[-1]
-        write_table(folder.path / "artifacts" / "unreadable_samples.csv", lambda path: bad.to_csv(path, index=False))
+        write_table(run_dir.path / RunDir.UNREADABLE, lambda path: bad.to_csv(path, index=False))
 
 
 def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def thumbnail(image: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def write_unlabeled(folder: RunDir, data: Data, p: Tensor) -> None:
+def write_unlabeled(run_dir: RunDir, data: Data, p: Tensor) -> None:
     """Predictions for the rows that had no label."""
     import pandas as pd
 
@@ -121,4 +121,4 @@ def write_unlabeled(folder: RunDir, data: Data, p: Tensor) -> None:
     if "unlabeled" in data.truth:
         truth = data.truth["unlabeled"]
         frame["true_label"] = np.where(truth >= 0, values[truth], None)  # type: ignore[assignment]
-    write_table(folder.path / "unlabeled.parquet", lambda path: frame.to_parquet(path, index=False))
+    write_table(run_dir.path / RunDir.UNLABELED, lambda path: frame.to_parquet(path, index=False))

@@ -17,62 +17,67 @@ from cleantune.training.batches import FeatureBatches
 from cleantune.utils.console import Console
 
 
-def views_to_cache(todo: tuple[Phase, ...], count: int) -> list[ViewSpec]:
-    """The augmented views that the phases of a method draw from a cache, weak ones first.
+def views_to_cache(phases: tuple[Phase, ...], count: int) -> list[ViewSpec]:
+    """Return the augmented views that the phases of a method read from a cache, weak ones first.
 
     Args:
-        todo: Phases; those of scope `all` make views as they go.
-        count: Views of each kind; 1 is the control without augmentation, in which the plain view serves.
+        phases: Phases of a method; those of scope `all` augment as they go.
+        count: Views of each kind; 1 is the control without augmentation, where the plain view serves as every view.
     """
     if count == 1:
         return []
-    kinds = {view for phase in todo if phase.scope == "head" for view in phase.views}
+    kinds = {view for phase in phases if phase.scope == "head" for view in phase.views}
     return [ViewSpec(kind, k) for kind in get_args(View) if kind in kinds for k in range(count)]
 
 
 def cached_views(
-    material: RunInputs, todo: tuple[Phase, ...], config: Config, console: Console
+    inputs: RunInputs, phases: tuple[Phase, ...], config: Config, console: Console
 ) -> FeatureBatches | None:
-    """Features of the training split in the plain and all wanted views, or None where the plain ones do.
+    """Extract the training split's features in the plain and all augmented views, or return None without augmentation.
 
-    What it will take is said before; what the cache holds is taken from there, and an extraction that was cut off goes
-    on where it stopped.
+    Cached features are read, and an interrupted extraction continues.
 
     Raises:
-        UserError: The views do not fit on the disk that holds the cache.
+        UserError: The views do not fit on the disk that has the cache.
     """
-    views = views_to_cache(todo, config.run.cached_augmentations)
+    views = views_to_cache(phases, config.run.cached_augmentations)
     if not views:
         return None
-    if material.backbone is None:
+    backbone = inputs.backbone
+    if backbone is None:
         console.print("features without a backbone have one view: it serves as every view")
         return None
-    rows, prepared = material.data.rows["train"], material.prepared["train"]
-    size = 4 * len(rows) * material.backbone.width * (1 + len(views))
+    rows, dtype, precision = inputs.data.rows["train"], config.run.feature_dtype, inputs.extraction_precision
     cache = cache_folder(config.run.cache)
     cache.mkdir(parents=True, exist_ok=True)
+    _check_space(4 * len(rows) * backbone.width * (1 + len(views)), len(views), len(rows), config, console)
+    augmentation = config.augmentation.image if inputs.data.kind == "image" else config.augmentation.text
+    plain_key = features_key(backbone, rows.samples.fingerprint, precision, dtype)
+    views_features = []
+    for view in views:
+        with console.progress(f"{view.view} view {view.number + 1}") as report:
+            key = view_key(plain_key, view, augmentation)
+            views_features.append(
+                extract(
+                    backbone, inputs.model_inputs["train"], precision, cache, key, report, view,
+                    ranks=inputs.group, feature_dtype=dtype,
+                )
+            )  # fmt: skip
+    strong = sum(view.view == "strong" for view in views)
+    plain = np.asarray(inputs.features["train"], np.float32)
+    return FeatureBatches(CachedViews([plain, *views_features]), strong if strong < len(views) else 0)
+
+
+def _check_space(size: int, num_views: int, num_samples: int, config: Config, console: Console) -> None:
+    """Print the bytes that the views take, and refuse them where the disk is too small."""
+    cache = cache_folder(config.run.cache)
     free, disk = psutil.virtual_memory().available, psutil.disk_usage(str(cache)).free
     console.print(
-        f"{len(views)} augmented views of {len(rows):,} training samples: {size / 2**20:,.0f} MiB with the plain one"
+        f"{num_views} augmented views of {num_samples:,} training samples: {size / 2**20:,.0f} MiB with the plain one"
         f" ({free / 2**20:,.0f} MiB of memory are free)"
     )
     if size > disk:
         raise UserError(
-            f"--cached-augmentations {config.run.cached_augmentations}: the cached views take {size / 2**30:.1f} GiB, but {cache} has"
-            f" {disk / 2**30:.1f} GiB left; take fewer views, or name another --cache"
+            f"--cached-augmentations {config.run.cached_augmentations}: the cached views take {size / 2**30:.1f} GiB,"
+            f" but {cache} has {disk / 2**30:.1f} GiB left; take fewer views, or name another --cache"
         )
-    augment = config.augmentation.image if material.data.kind == "image" else config.augmentation.text
-    plain = features_key(material.backbone, rows.samples.fingerprint, material.precision, config.run.feature_dtype)
-    made = []
-    for seen in views:
-        with console.progress(f"{seen.view} view {seen.number + 1}") as told:
-            key = view_key(plain, seen, augment)
-            made.append(
-                extract(
-                    material.backbone, prepared, material.precision, cache, key, told, seen,
-                    ranks=material.ranks, feature_dtype=config.run.feature_dtype,
-                )
-            )  # fmt: skip
-    strong = sum(seen.view == "strong" for seen in views)
-    plain_features = np.asarray(material.features["train"], np.float32)
-    return FeatureBatches(CachedViews([plain_features, *made]), strong if strong < len(views) else 0)

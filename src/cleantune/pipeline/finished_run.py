@@ -1,4 +1,4 @@
-"""A run after training, before anything of it is written."""
+"""A trained run before its files are written."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from cleantune.training.trainer import Trainer
 
 @dataclass(frozen=True)
 class Baseline:
-    """The honest baseline: a CE linear probe on the same features."""
+    """The baseline of a run: a CE linear probe on the same features."""
 
     accuracy: dict[str, float | None]
+    """Accuracy on `test` and `validation`."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run after training, before anything of it is written."""
+    """A trained run before its files are written."""
 
     config: Config
-    material: RunInputs
-    run: Trainer
-    rows: list[EpochMetrics]
+    inputs: RunInputs
+    trainer: Trainer
+    """Trainer that holds the selected model."""
+    metrics: list[EpochMetrics]
     selected_model: SelectedModel
     baseline: Baseline
     noise: dict[str, Any] | None
+    """Measurements of the injected noise."""

@@ -1,4 +1,4 @@
-"""Which of a run's models is handed over: the last, the best on validation, or, to do no harm, the probe."""
+"""Selection of a run's model: the last one, the best on validation, or the first probe where fine-tuning did harm."""
 
 from __future__ import annotations
 
@@ -15,66 +15,66 @@ from cleantune.training.models import Net
 from cleantune.training.trainer import Trainer
 
 HARM_STANDARD_ERRORS = 1.0
-"""Fine-tuning is clearly below the probe when it loses by more standard errors than this (McNemar, paired)."""
+"""Standard errors (McNemar, paired) by which fine-tuning must lose to the first probe to count as harmful."""
 
 
 @dataclass(frozen=True)
 class SelectedModel:
-    """The model that is handed over."""
+    """The model that a run keeps."""
 
     phase: str
-    """The phase it comes from, or `best`."""
-    why: str
-    """In a sentence, for summary and report."""
-    early: bool = False
-    """It is the first probe on the backbone as pre-trained, in the place of what came after."""
+    """Phase that it comes from, or `best`."""
+    reason: str
+    """Reason, for summary and report."""
+    is_first_probe: bool = False
+    """It is the first probe on the pre-trained backbone, in place of the fine-tuned model."""
 
 
-def deliver(
-    run: Trainer, material: RunInputs, fresh: Callable[[], list[Net]], spec: RunConfig, last: str
+def select_model(
+    trainer: Trainer, inputs: RunInputs, make_models: Callable[[], list[Net]], config: RunConfig, last_phase: str
 ) -> SelectedModel:
-    """Put the chosen nets into the run.
+    """Put the selected model into the trainer.
 
-    Do no harm: where fine-tuning ends clearly below the probe on the noisy validation split, the probe it began
-    with is taken. Both are judged on the same samples, so the difference is judged by the samples on which exactly
-    one of them agrees with the given label.
+    With `fallback_to_probe`, the first probe is selected where the fine-tuned model is clearly worse on the noisy
+    validation split. Both are measured on the same samples, so the test is paired: it counts the samples on which
+    exactly one of them agrees with the given label.
 
     Args:
-        run: After its last epoch.
-        material: Of the run.
-        fresh: Makes nets as before the first phase.
-        spec: Says how to choose.
-        last: Name of the last phase.
+        trainer: Trainer after its last epoch.
+        inputs: Inputs of the run.
+        make_models: Function that makes models as before the first phase.
+        config: Settings of the selection.
+        last_phase: Name of the phase that made the last model.
     """
-    if spec.model_selection != "last" and "best" in run.candidates:
-        run.deliver(fresh(), "best")
+    if config.model_selection != "last" and "best" in trainer.candidates:
+        trainer.deliver(make_models(), "best")
         return SelectedModel(
-            "best", f"the epoch with the best accuracy on the validation split ({spec.model_selection})"
+            "best", f"the epoch with the best accuracy on the validation split ({config.model_selection})"
         )
-    probe = next((name for name in run.candidates if name != "best"), None)
-    if probe is None or not spec.fallback_to_probe or "validation" not in run.splits:
-        return SelectedModel(last, "the model of the last epoch")
-    y = run.splits["validation"].y
-    tuned = (run.probabilities("validation").argmax(1) == y).numpy()
-    probed = _agrees(run, material, probe)
-    lost = metrics.mcnemar_z(probed, tuned)
-    words = (
+    probe = next((name for name in trainer.candidates if name != "best"), None)
+    if probe is None or not config.fallback_to_probe or "validation" not in trainer.splits:
+        return SelectedModel(last_phase, "the model of the last epoch")
+    y = trainer.splits["validation"].y
+    tuned = (trainer.probabilities("validation").argmax(1) == y).numpy()
+    probed = candidate_agrees(trainer, inputs, probe)
+    harm = metrics.mcnemar_z(probed, tuned)
+    agreement = (
         f"on the noisy validation split it agrees with {tuned.mean():.1%} of the labels,"
         f" the first {probe} with {probed.mean():.1%}"
     )
-    if lost > HARM_STANDARD_ERRORS:
-        run.deliver(fresh(), probe)
-        why = f"fine-tuning did harm, so the first {probe} is delivered: {words} ({lost:.1f} standard errors)"
-        return SelectedModel(probe, why, early=True)
-    return SelectedModel(last, f"the model of the last epoch: {words}")
+    if harm > HARM_STANDARD_ERRORS:
+        trainer.deliver(make_models(), probe)
+        reason = f"fine-tuning did harm, so the first {probe} is selected: {agreement} ({harm:.1f} standard errors)"
+        return SelectedModel(probe, reason, is_first_probe=True)
+    return SelectedModel(last_phase, f"the model of the last epoch: {agreement}")
 
 
-def _agrees(run: Trainer, material: RunInputs, candidate: str) -> np.ndarray:
-    """Whether a candidate of an untouched backbone predicts the given label, by validation sample."""
-    f = torch.as_tensor(np.asarray(material.features["validation"]))
+def candidate_agrees(trainer: Trainer, inputs: RunInputs, candidate: str) -> np.ndarray:
+    """Return where a candidate on the pre-trained backbone predicts the given label, bool [N] of validation."""
+    f = torch.as_tensor(np.asarray(inputs.features["validation"]))
     p = torch.zeros(())
-    for k in range(len(run.heads[candidate])):
-        head = run.candidate_head(candidate, k).eval()
+    for k in range(len(trainer.heads[candidate])):
+        head = trainer.candidate_head(candidate, k).eval()
         with torch.no_grad():
             p = p + head(f).logits.softmax(1)
-    return (p.argmax(1) == run.splits["validation"].y).numpy()
+    return (p.argmax(1) == trainer.splits["validation"].y).numpy()

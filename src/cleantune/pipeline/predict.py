@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 
-from cleantune.config.run import configure, read_config
+from cleantune.config.run import read_config
 from cleantune.data import Rows, load_unlabeled
 from cleantune.data.model_inputs import make_model_inputs, sort_by_length, to_device
 from cleantune.errors import UserError
@@ -18,8 +18,9 @@ from cleantune.features.cache import SHARD_ROWS, extract, features_key
 from cleantune.features.precision import probe_precision
 from cleantune.methods.protocol import Inputs
 from cleantune.pipeline.export import load_models
-from cleantune.pipeline.fit import stored_precisions
-from cleantune.pipeline.inputs import open_model, prepare_inputs, read_data
+from cleantune.pipeline.inputs import prepare_inputs
+from cleantune.pipeline.precision import stored_precisions
+from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.storage.files import cache_folder
 from cleantune.storage.run_dir import RunDir
 from cleantune.training.models import Net
@@ -152,19 +153,17 @@ class Model:
         """
         if self.run is None:
             raise UserError("features are of a run's data: open the run's folder, not its model folder")
-        table = read_config(self.run / "config.toml")
-        config, quiet = configure(table), Console(quiet=True)
-        data, _ = read_data(config, quiet)
-        backbone = open_model(config.model, data.kind == "features")
-        material = prepare_inputs(config, data, backbone, quiet, stored_precisions(RunDir(self.run, resume=True)))
+        console, stored = Console(quiet=True), stored_precisions(RunDir(self.run, resume=True))
+        run = resolve(configure_table(read_config(self.run / RunDir.CONFIG)), console)
+        inputs = prepare_inputs(run.config, run.data, run.backbone, console, precisions=stored)
         place: dict[Any, tuple[str, int]] = {}
         for split in ("test", "unlabeled", "validation", "train"):
-            if split in material.data.rows:
-                place |= {i: (split, k) for k, i in enumerate(material.data.rows[split].ids.tolist())}
+            if split in inputs.data.rows:
+                place |= {i: (split, k) for k, i in enumerate(inputs.data.rows[split].ids.tolist())}
         wanted = (
             list(ids) if ids is not None else [i for i, (split, _) in place.items() if split in ("train", "validation")]
         )
         unknown = next((i for i in wanted if i not in place), None)
         if unknown is not None:
             raise UserError(f"the run has no row with the id {unknown!r}")
-        return np.stack([np.asarray(material.features[place[i][0]][place[i][1]]) for i in wanted])
+        return np.stack([np.asarray(inputs.features[place[i][0]][place[i][1]]) for i in wanted])

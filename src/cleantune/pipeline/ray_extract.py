@@ -1,8 +1,8 @@
-"""Features of all samples into the cache by many processes or machines, streamed by Ray Data, a shard a block.
+"""Extraction of all features into the cache by many processes or machines, streamed by Ray Data, one shard a block.
 
-A shard is read, decoded and passed through the backbone by whoever is free, and appears in the cache whole or not at
-all. A lost process or machine loses the shard that it was at; Ray Data gives that one to another. What is in the cache
-is not made again. The features are those that `fit` would make, under the same key.
+A free worker reads and decodes a shard and passes it through the backbone; the shard appears in the cache complete or
+not at all. Where a process or machine is lost, Ray Data gives its shard to another. Cached shards are not extracted
+again. The features and their keys are those of `fit`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cleantune.config.run import configure
+from cleantune.backbones import Backbone
+from cleantune.config.run import Config
 from cleantune.data import load
 from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
@@ -32,138 +35,154 @@ from cleantune.features.cache import (
 )
 from cleantune.features.encoder import Encoder
 from cleantune.features.precision import Precision
-from cleantune.pipeline.inputs import PROBED, check_modality, extraction_precision, open_model
+from cleantune.pipeline.inputs import check_modality
+from cleantune.pipeline.precision import PROBED, extraction_precision
 from cleantune.pipeline.ray_train import first_line, ray_session, worker_environment
+from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import cache_folder
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 from cleantune.utils.malloc import keep_pages
 
 
-def extract_all(table: dict[str, Any], workers: int, quiet: bool = False) -> dict[str, int]:
-    """Fill the cache for a run.
+@dataclass(frozen=True)
+class ExtractionJob:
+    """Arguments of a worker."""
+
+    config: Config
+    environment: dict[str, Any]
+    """Working directory and cache of the process that starts the workers."""
+    split: str = "train"
+    key: str = ""
+    """Key of the split's features in the cache."""
+    precision: Precision | None = None
+
+    def open(self) -> Backbone:
+        """Enter the working directory and open the backbone on its device; paths are the same on every machine."""
+        keep_pages()  # a worker is a process of its own, like the command line
+        if Path(self.environment["cwd"]).is_dir():
+            os.chdir(self.environment["cwd"])
+        backbone = open_model(self.config.model, features_only=False)
+        assert backbone is not None
+        return backbone.to(pick_device(self.config.model.device)).eval()
+
+
+def extract_all(config: Config, workers: int, quiet: bool = False) -> dict[str, int]:
+    """Extract the features of all samples into the cache.
 
     Args:
-        table: As of `fit`: data, model and run.cache.
-        workers: Processes at once.
-        silent: Say nothing.
+        config: Configuration of a run; data, model and cache count.
+        workers: Number of processes.
+        quiet: Print nothing.
 
     Returns:
-        Samples by split.
+        Number of samples by split.
 
     Raises:
-        UserError: Data or model are missing or do not fit, Ray is missing, or was lost.
+        UserError: Data or model are missing or do not fit, or Ray is missing or was lost.
     """
-    console, config = Console(quiet), configure(table)
+    console = Console(quiet)
     data = load(config.data, config.run.cache)
     if data.kind == "features":
         raise UserError("these data are features already: there is nothing to extract")
-    backbone = open_model(config.model, False)
+    backbone = open_model(config.model, features_only=False)
     assert backbone is not None
     check_modality(backbone, data)
-    cache = cache_folder(config.run.cache).resolve()
-    gpus = int(pick_device(config.model.device) == "cuda")
+    cache, dtype = cache_folder(config.run.cache).resolve(), config.run.feature_dtype
+    num_gpus = int(pick_device(config.model.device) == "cuda")
     with ray_session(workers) as ray:
-        given = {"table": table | {"run": table.get("run", {}) | {"cache": str(cache)}}, **worker_environment()}
-        said = ray.get(ray.remote(num_gpus=gpus)(precision_in_worker).remote(given))
-        precision = Precision(**said)
-        console.print(f"features {precision.words} ({precision.why})")
+        job = ExtractionJob(replace(config, run=replace(config.run, cache=str(cache))), worker_environment())
+        measured = ray.remote(num_gpus=num_gpus)(measure_precision).remote(job)
+        job = replace(job, precision=Precision(**ray.get(measured)))
+        assert job.precision is not None
+        console.print(f"features {job.precision.words} ({job.precision.why})")
         for name, rows in data.rows.items():
-            key = features_key(backbone, rows.samples.fingerprint, precision, config.run.feature_dtype)
+            key = features_key(backbone, rows.samples.fingerprint, job.precision, dtype)
             if find(cache, key) is not None:
                 continue
             try:
-                with console.progress(f"features of {name}") as told:
-                    stream(ray, given | {"split": name, "key": key, "precision": said}, len(rows), workers, gpus, told)
+                with console.progress(f"features of {name}") as report:
+                    extract_split(ray, replace(job, split=name, key=key), len(rows), workers, num_gpus, report)
             except UserError:
                 raise
             except Exception as error:  # Ray has an exception for every way to fail
                 raise UserError(
-                    f"Ray ended the extraction: {first_line(error)};"
-                    " what is finished is in the cache, the same command goes on"
+                    f"Ray stopped the extraction: {first_line(error)};"
+                    " finished shards are in the cache, run the same command again to continue"
                 ) from error
             folder = cache / f"features-{key}"
-            write_index(folder, len(rows), backbone.width, read_unreadable(folder), config.run.feature_dtype)
+            write_index(folder, len(rows), backbone.width, read_unreadable(folder), dtype)
             console.info(f"{name}: {len(rows):,} samples, {folder}")
     return {name: len(rows) for name, rows in data.rows.items()}
 
 
-def stream(ray: Any, given: dict[str, Any], count: int, workers: int, gpus: int, told: Any) -> None:
-    """Every shard of a split, each by one of the workers."""
-    shards = -(-count // SHARD_ROWS)
+def extract_split(
+    ray: Any, job: ExtractionJob, num_samples: int, workers: int, num_gpus: int, report: Callable[[int, int], None]
+) -> None:
+    """Extract every shard of a split, each by one of the workers."""
+    num_shards = -(-num_samples // SHARD_ROWS)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    done = (
-        ray.data.range(shards, override_num_blocks=shards)
+    shards = (
+        ray.data.range(num_shards, override_num_blocks=num_shards)
         .map_batches(
-            Extractor, fn_constructor_args=(given,), batch_size=1, num_gpus=gpus or None, num_cpus=None if gpus else 1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, shards)),
+            ShardExtractor, fn_constructor_args=(job,), batch_size=1, num_gpus=num_gpus or None,
+            num_cpus=None if num_gpus else 1, compute=ray.data.ActorPoolStrategy(size=min(workers, num_shards)),
         )
     )  # fmt: skip
-    for number, _ in enumerate(done.iter_rows(), start=1):
-        told(min(number * SHARD_ROWS, count), count)
+    for number, _ in enumerate(shards.iter_rows(), start=1):
+        report(min(number * SHARD_ROWS, num_samples), num_samples)
 
 
-class Extractor:
-    """One worker: data and backbone once, then a shard at a time."""
+class ShardExtractor:
+    """A worker that opens data and backbone once and then extracts shard after shard."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        """Open what the driver has opened; paths hold on every machine."""
-        keep_pages()  # a worker is a process of our own, as the command line is
-        if Path(given["place"]).is_dir():
-            os.chdir(given["place"])
-        config = configure(given["table"])
+    def __init__(self, job: ExtractionJob) -> None:
+        """Open data and backbone."""
+        assert job.precision is not None
+        config = job.config
+        self.backbone, self.precision = job.open(), job.precision
         self.cache, self.feature_dtype = cache_folder(config.run.cache), config.run.feature_dtype
-        self.samples = load(config.data, config.run.cache).rows[given["split"]].samples
-        backbone = open_model(config.model, False)
-        assert backbone is not None
-        self.precision = Precision(**given["precision"])
-        self.backbone = backbone.to(pick_device(config.model.device)).eval()
+        self.samples = load(config.data, config.run.cache).rows[job.split].samples
         if self.precision.channels_last:
             import torch
 
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.program = Encoder(self.backbone, self.precision)
-        self.folder = self.cache / f"features-{given['key']}"
+        self.encoder = Encoder(self.backbone, self.precision)
+        self.folder = self.cache / f"features-{job.key}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The shards of these numbers, unless they are there."""
+        """Extract the shards with these numbers, except cached ones."""
         for k in batch["id"].tolist():
-            ensure_shard(self.folder, k, (len(self.samples), self.backbone.width), self.made, self.feature_dtype)
+            shape = (len(self.samples), self.backbone.width)
+            ensure_shard(self.folder, k, shape, self.extract_rows, self.feature_dtype)
         return batch
 
-    def made(self, rows: range) -> np.ndarray:
-        """Features [n, D] of a shard; those of its samples that cannot be read are noted beside it."""
-        part = make_model_inputs(self.samples.take(np.asarray(rows)), self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
-        f = extract_shard(self.backbone, part, self.precision, range(len(part)), ViewSpec(), self.program)
-        unreadable = {str(rows.start + row): reason for row, reason in part.unreadable.items()}
+    def extract_rows(self, rows: range) -> np.ndarray:
+        """Return the features [n, D] of a shard; a file next to it lists its unreadable samples."""
+        samples = self.samples.take(np.asarray(rows))
+        inputs = make_model_inputs(samples, self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
+        f = extract_shard(self.backbone, inputs, self.precision, range(len(inputs)), ViewSpec(), self.encoder)
+        unreadable = {str(rows.start + row): reason for row, reason in inputs.unreadable.items()}
         if unreadable:
-            write_shard(
-                self.folder / f"{shard_name(rows.start // SHARD_ROWS)}.bad.json", json.dumps(unreadable).encode()
-            )
+            path = self.folder / f"{shard_name(rows.start // SHARD_ROWS)}.unreadable.json"
+            write_shard(path, json.dumps(unreadable).encode())
         return f
 
 
 def read_unreadable(folder: Path) -> dict[int, str]:
-    """Samples that the workers could not read."""
-    out: dict[int, str] = {}
-    for path in sorted(folder.glob("*.bad.json")):
-        out |= {int(row): reason for row, reason in json.loads(path.read_text(encoding="utf-8")).items()}
-    return out
+    """Return the samples that the workers could not read, with the reasons."""
+    unreadable: dict[int, str] = {}
+    for path in sorted(folder.glob("*.unreadable.json")):
+        unreadable |= {int(row): reason for row, reason in json.loads(path.read_text(encoding="utf-8")).items()}
+    return unreadable
 
 
-def precision_in_worker(given: dict[str, Any]) -> dict[str, Any]:
-    """The precision that a worker's machine is fastest in, as `fit` would find it there."""
-    from dataclasses import asdict
-
-    if Path(given["place"]).is_dir():
-        os.chdir(given["place"])
-    config = configure(given["table"])
-    rows = load(config.data, config.run.cache).rows
+def measure_precision(job: ExtractionJob) -> dict[str, Any]:
+    """Return the fastest precision of a worker's machine, chosen as `fit` does."""
+    backbone, config = job.open(), job.config
+    rows, cache = load(config.data, config.run.cache).rows, cache_folder(config.run.cache)
     samples = rows["train"].samples
-    backbone = open_model(config.model, False)
-    assert backbone is not None
-    cache = cache_folder(config.run.cache)
-    first = make_model_inputs(samples.take(np.arange(min(2 * PROBED, len(samples)))), backbone.preprocess, cache)  # type: ignore[arg-type]
-    backbone.to(pick_device(config.model.device))
-    return asdict(extraction_precision(backbone, first, config.model, cache, sum(map(len, rows.values()))))
+    first = samples.take(np.arange(min(2 * PROBED, len(samples))))
+    inputs = make_model_inputs(first, backbone.preprocess, cache)  # type: ignore[arg-type]
+    return asdict(extraction_precision(backbone, inputs, config.model, cache, sum(map(len, rows.values()))))

@@ -83,7 +83,7 @@ def launch_workers(work: Callable[[Console], None], workers: int, folder: RunDir
 
 def worker_environment() -> dict[str, Any]:
     """What a worker needs of the process that started it."""
-    return {"place": str(Path.cwd()), "cache": os.environ.get("CLEANTUNE_CACHE")}
+    return {"cwd": str(Path.cwd()), "cache": os.environ.get("CLEANTUNE_CACHE")}
 
 
 def run_worker(given: dict[str, Any]) -> None:
@@ -92,8 +92,8 @@ def run_worker(given: dict[str, Any]) -> None:
     folder = Path(given["folder"])
     if (folder / ERROR_FILE).is_file():  # said by the workers before
         return
-    if Path(given["place"]).is_dir():
-        os.chdir(given["place"])  # Ray changes it, and data may be named by relative paths
+    if Path(given["cwd"]).is_dir():
+        os.chdir(given["cwd"])  # Ray changes it, and data may be named by relative paths
     if given["cache"]:
         os.environ["CLEANTUNE_CACHE"] = given["cache"]
     main = os.environ.get("RANK", "0") == "0"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -16,13 +14,13 @@ from cleantune.methods.protocol import EpochMetrics
 from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.inputs import RunInputs
 from cleantune.pipeline.label_table import LABELED_SPLITS, Verdict
-from cleantune.utils import cpu
+from cleantune.pipeline.record import versions
 from cleantune.utils.malloc import peak_bytes
 
 
-def summary(ended: FinishedRun, said: Verdict, looks: dict[str, Tensor]) -> dict[str, Any]:
+def make_summary(finished: FinishedRun, scores: Verdict, predictions: dict[str, Tensor]) -> dict[str, Any]:
     """All of summary.json."""
-    config, material, data = ended.config, ended.material, ended.material.data
+    config, inputs, data = finished.config, finished.inputs, finished.inputs.data
     return {
         "method": config.name,
         "scope": config.method.scope,
@@ -31,32 +29,36 @@ def summary(ended: FinishedRun, said: Verdict, looks: dict[str, Tensor]) -> dict
         "classes": len(data.classes),
         "class_names": list(data.classes),
         "kind": data.kind,
-        "model": model_card(material),
+        "model": model_card(inputs),
         "samples": {s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabeled")}
-        | {"unreadable": len(material.unreadable)},
-        "accuracy": accuracies(ended, looks),
-        "balanced_accuracy": by_split(metrics.balanced_accuracy, data, looks),
-        "selected_model": ended.selected_model.phase,
-        "selection_reason": ended.selected_model.why,
-        "baseline": {"name": "CE linear probe", "accuracy": ended.baseline.accuracy, "seconds": ended.baseline.seconds},
-        "noise": noise_summary(ended, said),
-        "issues": issues(data, said),
-        "selection": selection(ended.rows, data),
-        "cost": cost(ended),
+        | {"unreadable": len(inputs.unreadable)},
+        "accuracy": accuracies(finished, predictions),
+        "balanced_accuracy": by_split(metrics.balanced_accuracy, data, predictions),
+        "selected_model": finished.selected_model.phase,
+        "selection_reason": finished.selected_model.reason,
+        "baseline": {
+            "name": "CE linear probe",
+            "accuracy": finished.baseline.accuracy,
+            "seconds": finished.baseline.seconds,
+        },
+        "noise": noise_summary(finished, scores),
+        "issues": issues(data, scores),
+        "selection": selection(finished.metrics, data),
+        "cost": cost(finished),
         "precision": {
-            "dtype": material.precision.dtype,
-            "channels_last": material.precision.channels_last,
-            "why": material.precision.why,
+            "dtype": inputs.extraction_precision.dtype,
+            "channels_last": inputs.extraction_precision.channels_last,
+            "why": inputs.extraction_precision.why,
         },
         "log": list(data.notes),
-        "warnings": warnings_of(ended),
+        "warnings": warnings_of(finished),
         "versions": versions(),
     }
 
 
-def model_card(material: RunInputs) -> dict[str, Any] | None:
+def model_card(inputs: RunInputs) -> dict[str, Any] | None:
     """What is known of the backbone; None of features without one."""
-    backbone = material.backbone
+    backbone = inputs.backbone
     if backbone is None:
         return None
     return {
@@ -69,16 +71,16 @@ def model_card(material: RunInputs) -> dict[str, Any] | None:
     }
 
 
-def accuracies(ended: FinishedRun, looks: dict[str, Tensor]) -> dict[str, Any]:
+def accuracies(finished: FinishedRun, predictions: dict[str, Tensor]) -> dict[str, Any]:
     """On test (and validation by given labels): of the delivered model, of the best epoch, at the end of each phase.
 
     `best_validation` is the test accuracy of that epoch of the last phase which was best on validation.
     """
-    rows = ended.rows
+    rows = finished.metrics
     ends = ends_of(rows)
     final = [row for row in rows if row["round"] == rows[-1]["round"]]
     best = max(final, key=lambda row: row["accuracy_validation"] or 0.0)
-    return by_split(metrics.accuracy, ended.material.data, looks) | {
+    return by_split(metrics.accuracy, finished.inputs.data, predictions) | {
         "best_validation": best["accuracy_test"],
         "last_epoch": rows[-1]["accuracy_test"],
         "by_phase": {
@@ -88,11 +90,11 @@ def accuracies(ended: FinishedRun, looks: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def by_split(
-    measure: Callable[[np.ndarray, np.ndarray], float | None], data: Data, looks: dict[str, Tensor]
+    measure: Callable[[np.ndarray, np.ndarray], float | None], data: Data, predictions: dict[str, Tensor]
 ) -> dict[str, float | None]:
     """Measure the predictions on test and on validation (by given labels); None where there is no such split."""
     return {
-        split: measure(looks[split].argmax(1).numpy(), data.rows[split].y) if split in looks else None
+        split: measure(predictions[split].argmax(1).numpy(), data.rows[split].y) if split in predictions else None
         for split in ("test", "validation")
     }
 
@@ -116,27 +118,27 @@ def truth_of(data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     return y, truth, truth >= 0
 
 
-def noise_summary(ended: FinishedRun, said: Verdict) -> dict[str, Any]:
+def noise_summary(finished: FinishedRun, scores: Verdict) -> dict[str, Any]:
     """Estimated and, where known, true noise rates, over all and per class."""
-    data = ended.material.data
+    data = finished.inputs.data
     y = np.concatenate([data.rows[s].y for s in LABELED_SPLITS if s in data.rows])
     known = truth_of(data)
     per_class = {}
     for c, name in enumerate(data.classes):
-        per_class[name] = {"estimated_rate": float(said.rate_by_class[c]), "size": int((y == c).sum())}
+        per_class[name] = {"estimated_rate": float(scores.rate_by_class[c]), "size": int((y == c).sum())}
         if known is not None and (mine := (y == c) & known[2]).any():
             per_class[name]["true_rate"] = float((known[1] != y)[mine].mean())
-    out: dict[str, Any] = {"estimated_rate": said.estimated_rate, "per_class": per_class}
+    out: dict[str, Any] = {"estimated_rate": scores.estimated_rate, "per_class": per_class}
     if known is not None:
         out["true_rate"] = float((known[1] != y)[known[2]].mean())
-    if ended.noise is not None:
-        out["injected"] = ended.noise
+    if finished.noise is not None:
+        out["injected"] = finished.noise
     return out
 
 
-def issues(data: Data, said: Verdict) -> dict[str, Any]:
+def issues(data: Data, scores: Verdict) -> dict[str, Any]:
     """How many labels are listed as wrong and, where true labels are known, how well."""
-    flagged = said.issue.numpy()
+    flagged = scores.issue.numpy()
     out: dict[str, Any] = {"count": int(flagged.sum())}
     known = truth_of(data)
     if known is None:
@@ -145,10 +147,10 @@ def issues(data: Data, said: Verdict) -> dict[str, Any]:
     right = (truth == y)[sure]
     flagged = flagged[sure]
     hits = int((flagged & ~right).sum())
-    out["auroc"] = metrics.auroc(said.score.double().numpy()[sure], right)
+    out["auroc"] = metrics.auroc(scores.score.double().numpy()[sure], right)
     out["precision"] = hits / int(flagged.sum()) if flagged.any() else None
     out["recall"] = hits / int((~right).sum()) if (~right).any() else None
-    suggested = said.suggested.numpy()[sure]
+    suggested = scores.suggested.numpy()[sure]
     out["suggestion_accuracy"] = metrics.accuracy(suggested[~right], truth[sure][~right])
     return out
 
@@ -165,23 +167,23 @@ def selection(rows: list[EpochMetrics], data: Data) -> dict[str, Any]:
     return {"size": len(data.rows["train"]), "purity": float(right.mean()), "recall": 1.0, "auroc": None}
 
 
-def cost(ended: FinishedRun) -> dict[str, Any]:
+def cost(finished: FinishedRun) -> dict[str, Any]:
     """Forwards in the unit of spec section 6, steps, seconds and memory."""
-    spent = ended.run.cost
-    seconds = {"extract": ended.material.seconds, "probe": 0.0, "score": 0.0, "tune": 0.0} | spent.seconds
+    spent = finished.trainer.cost
+    seconds = {"extract": finished.inputs.seconds, "probe": 0.0, "score": 0.0, "tune": 0.0} | spent.seconds
     return {
         "forward_passes": spent.forward_passes,
         "evaluation_forward_passes": spent.evaluation_forward_passes,
         "training_samples": spent.training_samples,
         "optimizer_steps": spent.optimizer_steps,
-        "seconds": {name: round(value, 3) for name, value in (seconds | {"total": ended.run.wall}).items()},
+        "seconds": {name: round(value, 3) for name, value in (seconds | {"total": finished.trainer.wall}).items()},
         "peak_bytes": peak_bytes(),
     }
 
 
-def warnings_of(ended: FinishedRun) -> list[str]:
+def warnings_of(finished: FinishedRun) -> list[str]:
     """What a reader should know before trusting the result (spec, section 7)."""
-    out, data = [], ended.material.data
+    out, data = [], finished.inputs.data
     sizes = np.bincount(data.rows["train"].y, minlength=len(data.classes))
     small = [name for name, size in zip(data.classes, sizes, strict=True) if size < 10]
     if small:
@@ -189,7 +191,7 @@ def warnings_of(ended: FinishedRun) -> list[str]:
             f"{len(small)} classes have fewer than 10 training samples and are judged by rank alone:"
             f" {', '.join(small[:5])}"
         )
-    predicted = ended.rows[-1].get("distinct_predictions")
+    predicted = finished.metrics[-1].get("distinct_predictions")
     if predicted is not None and predicted < 0.9 * len(data.classes):
         out.append(
             f"the model predicts only {predicted} of {len(data.classes)} classes, the head may have lost some:"
@@ -204,10 +206,3 @@ def warnings_of(ended: FinishedRun) -> list[str]:
     if "validation" in data.rows and len(data.rows["validation"]) < 100:
         out.append(f"the validation split has {len(data.rows['validation'])} samples, too few to judge models by")
     return out
-
-
-def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
-    names = ("cleantune", "torch", "transformers", "datasets", "numpy", "scikit-learn", "pillow", "kornia")
-    machine = {"python": platform.python_version(), "processor": cpu.cpu_name()}
-    return machine | {name: metadata.version(name) for name in names}

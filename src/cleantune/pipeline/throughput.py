@@ -1,4 +1,4 @@
-"""How fast this machine is with a model, by a probe of a few seconds; it makes seconds of what `cost` foresees."""
+"""Throughput of this machine with a model, measured in a few seconds; it turns a cost estimate into seconds."""
 
 from __future__ import annotations
 
@@ -21,109 +21,114 @@ from cleantune.training.models import LinearHead, Net
 from cleantune.training.trainer import Trainer
 
 BUDGET = 5.0
-"""Seconds after which the probe of a machine begins nothing more."""
+"""Seconds after which the measurement starts nothing more."""
 FIRST_PASS_SAMPLES = 4
-"""Samples of the first pass: a large backbone learns from one a second."""
+"""Samples of the first pass; a large backbone may train on one sample per second."""
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a machine does in a second."""
+    """Samples per second of a machine."""
 
-    looks: float
-    """Samples through the backbone without a gradient."""
-    trained: float
-    """Samples through the backbone forward and backward, views and step included."""
+    inference: float
+    """Samples per second through the backbone, without gradients."""
+    training: float
+    """Samples per second of fine-tuning, augmentation and optimizer step included."""
     cached: float
-    """Samples that a head learns from on cached features."""
+    """Samples per second of a head that is trained on cached features."""
 
-    def seconds(self, spent: CostEstimate) -> float:
-        """Time of a run, without extraction, which runs share."""
-        return (spent.looked + spent.evaluated) / self.looks + spent.trained / self.trained + spent.cached / self.cached
+    def seconds(self, cost: CostEstimate) -> float:
+        """Return the seconds of a run, without extraction, which runs share."""
+        passes = cost.looked + cost.evaluated
+        return passes / self.inference + cost.trained / self.training + cost.cached / self.cached
 
 
 def measure_throughput(
-    net: Net | None,
+    model: Net | None,
     samples: ModelInputs | None,
     width: int,
-    classes: int,
+    num_classes: int,
     budget: float = BUDGET,
     *,
     trains: bool = True,
 ) -> Throughput:
-    """How fast this machine is, by looking at and learning from a few samples, more and more until time is up.
+    """Measure the throughput by passes over more and more samples until the time is up.
 
     Args:
-        net: With its backbone; its weights change. None where the data are features.
-        samples: For the backbone; None where the data are features.
-        width: Length of a feature.
-        classes: Number of classes.
-        budget: Seconds; what is begun before is ended.
-        trains: Whether the backbone will learn; else training is not timed and taken for three looks.
+        model: Model with its backbone, whose weights change; None where the data are features.
+        samples: Samples for the backbone; None where the data are features.
+        width: Dimensions of a feature.
+        num_classes: Number of classes.
+        budget: Seconds; a pass that started earlier is finished.
+        trains: Whether the backbone is trained; otherwise training is assumed to take three forward passes.
     """
     share = budget / 4
-    cached = _rate(lambda count: _learn(Net(None, _zeros(width, classes)), None, width, classes, count), 8192, share)
-    if net is None or samples is None:
+
+    def train_head(count: int) -> None:
+        _train(Net(None, _new_head(width, num_classes)), None, width, num_classes, count)
+
+    cached = samples_per_second(train_head, 8192, share)
+    if model is None or samples is None:
         return Throughput(cached, cached, cached)
     total = len(samples)
-    looks = _rate(lambda count: _look(net, samples, width, count), total, share)
+    inference = samples_per_second(lambda count: _infer(model, samples, width, count), total, share)
     if not trains:
-        return Throughput(looks, looks / 3, cached)
-    trained = _rate(lambda count: _learn(net, samples, width, classes, count), total, 2 * share)
-    return Throughput(looks, trained, cached)
+        return Throughput(inference, inference / 3, cached)
+    training = samples_per_second(lambda count: _train(model, samples, width, num_classes, count), total, 2 * share)
+    return Throughput(inference, training, cached)
 
 
-def _rate(work: Callable[[int], None], most: int, budget: float) -> float:
-    """Samples a second, by the slope between two numbers of samples: what a pass takes to begin falls out.
+def samples_per_second(work: Callable[[int], None], most: int, budget: float) -> float:
+    """Return samples per second from the slope between two numbers of samples, without the overhead of a pass.
 
-    A number is passed twice, as the first time compiles for its shapes; the last two numbers that there was time for
-    count.
+    Each number is passed twice, since the first pass compiles for its shapes. The last two numbers that there was time
+    for count.
     """
 
-    def seconds(count: int) -> float:
+    def measure(count: int) -> float:
         work(count)
         start = time.perf_counter()
         work(count)
         return time.perf_counter() - start
 
-    begun, count = time.perf_counter(), min(FIRST_PASS_SAMPLES, most)
-    taken = seconds(count)
-    rate = count / taken
-    while count < most and time.perf_counter() - begun < budget / 3:
-        before, last = count, taken
+    start, count = time.perf_counter(), min(FIRST_PASS_SAMPLES, most)
+    seconds = measure(count)
+    rate = count / seconds
+    while count < most and time.perf_counter() - start < budget / 3:
+        last_count, last_seconds = count, seconds
         count = min(4 * count, most)
-        taken = seconds(count)
-        # Where noise exceeds the difference, all of the time is the samples'.
-        rate = max((count - before) / (taken - last) if taken > last else 0.0, count / taken)
+        seconds = measure(count)
+        # Where noise exceeds the difference, all of the time counts.
+        slope = (count - last_count) / (seconds - last_seconds) if seconds > last_seconds else 0.0
+        rate = max(slope, count / seconds)
     return rate
 
 
-def _zeros(width: int, classes: int) -> LinearHead:
-    return LinearHead(width, classes, init="zeros")
+def _new_head(width: int, num_classes: int) -> LinearHead:
+    return LinearHead(width, num_classes, init="zeros")
 
 
-def _run_of(net: Net, samples: ModelInputs | None, width: int, classes: int, count: int) -> Trainer:
+def _trainer(model: Net, samples: ModelInputs | None, width: int, num_classes: int, count: int) -> Trainer:
     rows: Int[np.ndarray, " B"] = np.arange(count)
-    source = None if samples is None else SampleBatches(samples.take(rows))
-    features = FeatureBatches(torch.zeros(count, width))
-    split = SplitData(torch.from_numpy(rows % classes), features, source)
-    device = next((str(p.device) for p in net.parameters()), "cpu")
-    return Trainer([net], {"train": split}, classes, 0, lambda f, k: _zeros(width, classes), device)
+    batches = None if samples is None else SampleBatches(samples.take(rows))
+    split = SplitData(torch.from_numpy(rows % num_classes), FeatureBatches(torch.zeros(count, width)), batches)
+    device = next((str(p.device) for p in model.parameters()), "cpu")
+    return Trainer([model], {"train": split}, num_classes, 0, lambda f, k: _new_head(width, num_classes), device)
 
 
-def _learn(net: Net, samples: ModelInputs | None, width: int, classes: int, count: int) -> None:
-    """One epoch of cross-entropy over so many samples."""
+def _train(model: Net, samples: ModelInputs | None, width: int, num_classes: int, count: int) -> None:
+    """Train one epoch of cross-entropy on so many samples."""
     method: Any = METHODS["ce"]
-    run = _run_of(net, samples, width, classes, count)
+    trainer = _trainer(model, samples, width, num_classes, count)
     phase = phases(method(scope="head" if samples is None else "all"), 1e-6)[0]
-    run.enter(replace(phase, stage=replace(phase.stage, min_steps=0)))
-    phase.epoch(run)
+    trainer.enter(replace(phase, stage=replace(phase.stage, min_steps=0)))
+    phase.epoch(trainer)
 
 
-def _look(net: Net, samples: ModelInputs, width: int, count: int) -> None:
-    """One look at so many samples."""
-    run = _run_of(net, samples, width, 2, count)
-    source = run.splits["train"].samples
-    assert source is not None
-    net.eval()
-    run._pass_over(source, lambda index, x: net.features(x))
+def _infer(model: Net, samples: ModelInputs, width: int, count: int) -> None:
+    """Pass so many samples through the backbone without gradients."""
+    trainer = _trainer(model, samples, width, 2, count)
+    batches = trainer.splits["train"].samples
+    assert batches is not None
+    model.eval()
+    trainer._pass_over(batches, lambda index, x: model.features(x))

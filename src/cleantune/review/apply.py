@@ -116,15 +116,16 @@ def _retrained(run: Path, decided: Decided) -> list[str]:
     from cleantune.audit.run import read_labels_of_splits
     from cleantune.audit.score_labels import score_features
     from cleantune.audit.tables import LabelTable, build_audit, words, write
-    from cleantune.pipeline.inputs import open_model, prepare_inputs, read_data
+    from cleantune.pipeline.inputs import prepare_inputs
+    from cleantune.pipeline.resolve import configure_table, resolve
 
     start, console = time.perf_counter(), Console(quiet=True)
     table = read_config(run / "config.toml")
     if "data" not in table:
         raise UserError(f"{run} was an audit of arrays, whose features are not kept: audit the cleaned arrays instead")
-    config = configure(table)
-    data, _ = read_data(config, console)
-    material = prepare_inputs(config, data, open_model(config.model, data.kind == "features"), console)
+    resolved = resolve(configure_table(table), console)
+    config, data = resolved.config, resolved.data
+    material = prepare_inputs(config, data, resolved.backbone, console)
     read = read_labels_of_splits(material.data)
     x = np.concatenate([np.asarray(material.features[s], np.float32) for s in read.splits])
     rows = read.rows

@@ -164,12 +164,12 @@ class ReviewSession:
 
 def _data(run: Path) -> Data | None:
     """The data of the run, None where it was arrays."""
-    from cleantune.pipeline.inputs import read_data
+    from cleantune.pipeline.resolve import load_data
 
     table = read_config(run / "config.toml")
     if "data" not in table:
         return None
-    return read_data(configure(table), Console(quiet=True))[0]
+    return load_data(configure(table), Console(quiet=True))[0]
 
 
 def _number(asked: dict[str, str], key: str, default: float) -> float:

@@ -13,8 +13,8 @@ from cleantune.config.run import configure, load_toml, read_config
 from cleantune.data import LabeledEvalSet, load_labeled_eval_set
 from cleantune.errors import UserError, did_you_mean
 from cleantune.functional import metrics
-from cleantune.pipeline.inputs import read_data
 from cleantune.pipeline.predict import Model, load
+from cleantune.pipeline.resolve import load_data
 from cleantune.utils.console import Console
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _kind(model: Model) -> Any:
 def _own(model: Model, folder: Path, console: Console, frozen: bool) -> dict[str, Any] | None:
     """The row of the run's own test split, or None where it has none or its data are gone."""
     try:
-        data, _ = read_data(configure(read_config(folder / "config.toml")), Console(quiet=True))
+        data, _ = load_data(configure(read_config(folder / "config.toml")), Console(quiet=True))
     except UserError as error:
         console.info(f"{folder}: its own test split cannot be measured: {error}")
         return None

@@ -17,14 +17,16 @@ from typing import Any
 import torch
 
 from cleantune.backbones import Backbone, random_backbone
-from cleantune.config.run import Config, configure
+from cleantune.config.run import Config
 from cleantune.data import Data
 from cleantune.errors import UserError
 from cleantune.noise import parse, spell
+from cleantune.pipeline.arguments import FitArguments
 from cleantune.pipeline.export import save_models
-from cleantune.pipeline.fit import resumed, stored_precisions, tabulate, write_config
-from cleantune.pipeline.inputs import RunInputs, decode_inputs, drop_unreadable, read_data
-from cleantune.pipeline.summary import versions
+from cleantune.pipeline.inputs import RunInputs, decode_inputs, drop_unreadable
+from cleantune.pipeline.precision import stored_precisions
+from cleantune.pipeline.record import versions, write_config
+from cleantune.pipeline.resolve import configure_arguments, load_data
 from cleantune.storage.files import read_json, write_json
 from cleantune.storage.run_dir import RunDir
 from cleantune.training.batches import FeatureBatches, SampleBatches
@@ -91,12 +93,11 @@ def pretrain(
     """
     if isinstance(options.get("noise"), str):
         options["noise"] = exact(options["noise"])
-    table, path = tabulate(data, backbone, None, None, None, seed, DEFAULTS, settings, options), Path(out)
-    if resume and (path / "config.toml").is_file():
-        table = resumed(path, table)
-    if "data" not in table["data"]:
-        raise UserError("there are no data: name a folder, a table or a Hugging Face dataset")
-    config = configure(table)
+    arguments = FitArguments(
+        data=data, model=backbone, seed=seed, config=DEFAULTS, settings=settings, options=options
+    )  # fmt: skip
+    path = Path(out)
+    config = configure_arguments(arguments, resume_from=path if resume else None)
     _refuse_other_methods(config)
     folder, console = RunDir(path, resume=resume, overwrite=overwrite), Console(quiet)
     if folder.is_finished:
@@ -120,14 +121,14 @@ def _refuse_other_methods(config: Config) -> None:
 
 def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
     start, name = time.perf_counter(), str(config.model.model)
-    data, noise = read_data(config, console)
+    data, noise = load_data(config, console)
     if data.kind == "features":
         raise UserError("pretrain: these data are features already; it takes images or texts")
     made = random_backbone(
         name, seed=config.run.train_seed, image_size=config.model.image_size, max_length=config.model.max_length
     )
     console.print(f"backbone {name}: {made.num_parameters:,} weights, {made.width} numbers a sample")
-    material = decode_inputs(config, data, made, console, stored_precisions(folder), trains=True)
+    material = decode_inputs(config, data, made, console, precisions=stored_precisions(folder), trains_backbone=True)
     drop_unreadable(material, config.run.max_unreadable, console, "summary.json")
     todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]
     folder.clear()
@@ -153,15 +154,17 @@ def _loop(config: Config, material: RunInputs, backbone: Backbone) -> Trainer:
     seed = config.run.train_seed
 
     def head(_: Any, k: int) -> LinearHead:
-        return LinearHead(backbone.width, material.classes, generator=torch.Generator().manual_seed(seed + k))
+        return LinearHead(backbone.width, material.num_classes, generator=torch.Generator().manual_seed(seed + k))
 
     nothing = FeatureBatches(torch.empty(0, backbone.width))  # no phase is on features
     splits = {
-        name: SplitData(torch.as_tensor(rows.y), nothing, SampleBatches(material.prepared[name]))
+        name: SplitData(torch.as_tensor(rows.y), nothing, SampleBatches(material.model_inputs[name]))
         for name, rows in material.data.rows.items()
     }
-    net = Net(backbone, head(None, 0), material.training, material.precision, freeze_batchnorm=False)
-    return Trainer([net], splits, material.classes, seed, head, material.device)
+    net = Net(
+        backbone, head(None, 0), material.training_precision, material.extraction_precision, freeze_batchnorm=False
+    )
+    return Trainer([net], splits, material.num_classes, seed, head, material.device)
 
 
 def _summary(
@@ -178,7 +181,7 @@ def _summary(
         "loss": last["loss"],
         "samples": {split: len(rows) for split, rows in data.rows.items()},
         "epochs": config.method.phases()[0].stage.epochs,
-        "precision": asdict(material.training),
+        "precision": asdict(material.training_precision),
         "seconds": round(run.wall, 1),
         "images_a_second": round(run.cost.training_samples / max(run.cost.seconds.get("tune", 0.0), 1e-9), 1),
         "skipped": [asdict(unreadable) for unreadable in material.unreadable],

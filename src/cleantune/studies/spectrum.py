@@ -17,7 +17,8 @@ from cleantune.errors import UserError
 from cleantune.features.cache import Features
 from cleantune.functional.spectrum import PRESETS, Spectrum, band_sums, spectrum
 from cleantune.pipeline.export import load_models
-from cleantune.pipeline.inputs import open_model, prepare_inputs
+from cleantune.pipeline.inputs import prepare_inputs
+from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import write_table, write_text
 from cleantune.training.models import Net
 from cleantune.utils.console import Console
@@ -106,9 +107,9 @@ def study(
 
 def read(data: Any, split: str, options: dict[str, Any]) -> tuple[Config, Data]:
     """The data of a split, under the name of the training split, which is what extraction begins with."""
-    from cleantune.pipeline.fit import tabulate
+    from cleantune.pipeline.arguments import FitArguments
 
-    config = configure(tabulate(data, None, "ce", None, None, None, None, None, options))
+    config = configure(FitArguments(data=data, method="ce", options=options).to_table())
     loaded = load(config.data, config.run.cache)
     if split == "all":
         return config, loaded

@@ -26,9 +26,10 @@ def extract(data: str, model: str, config: Path | None, quiet: bool, workers: in
 
     DATA is an image folder or a table of images or texts; all machines read it under the same path.
     """
-    from cleantune.pipeline.fit import tabulate
+    from cleantune.pipeline.arguments import FitArguments
     from cleantune.pipeline.ray_extract import extract_all
+    from cleantune.pipeline.resolve import configure_arguments
 
-    table = tabulate(data, model, None, None, None, None, config, None, options.drop_unset(values))
-    for split, count in extract_all(table, workers, quiet).items():
+    arguments = FitArguments(data=data, model=model, config=config, options=options.drop_unset(values))
+    for split, count in extract_all(configure_arguments(arguments), workers, quiet).items():
         click.echo(f"{split}  {count:,} samples")

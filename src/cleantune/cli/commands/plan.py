@@ -27,6 +27,6 @@ def plan(settings: tuple[str, ...], **values: Any) -> None:
 
     The estimate measures this machine for about ten seconds. It trains nothing and writes nothing.
     """
-    from cleantune.pipeline.plan import plan as estimate
+    from cleantune.pipeline.fit import plan as estimate
 
     click.echo("\n".join(estimate(settings=list(settings), **options.drop_unset(values)).lines()))

@@ -19,9 +19,10 @@ from cleantune.errors import UserError
 from cleantune.methods.protocol import Method, Phase, Stage
 from cleantune.pipeline import artifacts
 from cleantune.pipeline.finished_run import Baseline
-from cleantune.pipeline.fit import train_and_select, write_config
 from cleantune.pipeline.inputs import RunInputs
-from cleantune.pipeline.summary import summary
+from cleantune.pipeline.record import write_config
+from cleantune.pipeline.summary import make_summary
+from cleantune.pipeline.train_run import train_and_select
 from cleantune.storage.files import read_json, write_json, write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.matrix import Cell, Entry, Matrix
@@ -129,8 +130,8 @@ def trained_summary(
     ended = train_and_select(
         config, material, todo, folder, Console(quiet=True), noise, time.perf_counter(), NO_BASELINE
     )
-    looks = artifacts.look(ended)
-    told = summary(ended, artifacts.verdict(ended, looks), looks)
+    looks = artifacts.predict_splits(ended)
+    told = make_summary(ended, artifacts.score_labels(ended, looks), looks)
     stage = own_stage(todo, config.method)
     told["chosen"] = config.run.model_selection
     told["learning_rate"] = stage.learning_rate

@@ -122,7 +122,7 @@ def lines(
             )
         )
     extraction = sum(
-        (sizes.all + views[m] * sizes.train) / speeds[m].looks
+        (sizes.all + views[m] * sizes.train) / speeds[m].inference
         for m, each in enumerate(shared)
         if each.backbone is not None
     )

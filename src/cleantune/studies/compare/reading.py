@@ -6,17 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cleantune.config.data import DataConfig
-from cleantune.config.run import ModelConfig, RunConfig, read_config
-from cleantune.config.schema import describe_fields, merge, nest, parse_assignment
+from cleantune.config.schema import describe_fields, merge
 from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods import METHODS
 from cleantune.noise import parse, spell
+from cleantune.pipeline.arguments import load_table, merge_arguments, option_paths
 from cleantune.studies.compare.matrix import OURS, SCOPES, TUNINGS, Cell, Entry, Matrix
 
-RECORDS: dict[str, type] = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
-"""The records whose fields are options of `compare` by name."""
-KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "augmentation")
+KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "views")
 AXES = ("methods", "scopes", "noises", "models", "seeds", "tune", "entries")
 ENTRY = ("name", "method", "scope", "preset", "settings")
 
@@ -31,26 +28,12 @@ def tabulate(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One table from everything that was said: the file first, then names, then settings by path."""
-    table = dict(config) if isinstance(config, Mapping) else read_config(Path(config)) if config is not None else {}
-    homes = {f.name: name for name, record in RECORDS.items() for f in describe_fields(record)}
-    paths: dict[str, Any] = {f"matrix.{key}": value for key, value in said.items()}
     many = None if model is None else list(model) if isinstance(model, list | tuple) else [model]
-    paths |= {"preset": preset, "data.data": data, "matrix.models": many}
-    for name, value in options.items():
-        if name not in homes:
-            raise UserError(f'unknown option "{name}"{did_you_mean(name, homes)}')
-        paths[f"{homes[name]}.{name}"] = value
-    for path, value in paths.items():
-        if value is not None:
-            table = merge(table, nest(path.split("."), value))
-    pairs = (
-        [(k.split("."), v) for k, v in settings.items()]
-        if isinstance(settings, Mapping)
-        else [parse_assignment(text) for text in settings or []]
+    values = {f"matrix.{key}": value for key, value in said.items()}
+    values |= {"preset": preset, "data.data": data, "matrix.models": many} | option_paths(options)
+    return merge_arguments(
+        load_table(config), values, settings, lambda keys: ["settings", *keys] if keys[0] in METHODS else keys
     )
-    for keys, value in pairs:
-        table = merge(table, nest(["settings", *keys] if keys[0] in METHODS else keys, value))
-    return table
 
 
 def resolve(table: Mapping[str, Any], features_only: bool | None = None) -> Matrix:

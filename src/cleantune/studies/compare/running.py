@@ -17,8 +17,9 @@ from cleantune.data import Data, corrupt, load
 from cleantune.errors import UserError
 from cleantune.features.precision import Precision
 from cleantune.noise import parse
-from cleantune.pipeline.inputs import RunInputs, open_model, prepare_inputs
-from cleantune.pipeline.summary import versions
+from cleantune.pipeline.inputs import RunInputs, prepare_inputs
+from cleantune.pipeline.record import versions
+from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import read_json, write_json, write_table, write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.cells import Outcome, Shared, run_cell
@@ -179,8 +180,10 @@ class MatrixRunner:
         kept: dict[str, Any] = read_json(path) if path.is_file() else {}
         known = tuple(Precision(**each) for each in kept[label]) if label in kept else None
         trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
-        material = prepare_inputs(shared.config, self.data, shared.backbone, self.console, known, trains)  # type: ignore[arg-type]
-        write_json(path, kept | {label: [asdict(material.precision), asdict(material.training)]})
+        material = prepare_inputs(
+            shared.config, self.data, shared.backbone, self.console, precisions=known, trains_backbone=trains
+        )  # type: ignore[arg-type]
+        write_json(path, kept | {label: [asdict(material.extraction_precision), asdict(material.training_precision)]})
         return material
 
     def with_labels(

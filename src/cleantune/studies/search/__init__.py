@@ -99,10 +99,13 @@ def search(
     Raises:
         UserError: Something the user can put right; the sentence says what, where and how.
     """
-    from cleantune.pipeline.fit import tabulate
+    from cleantune.pipeline.arguments import FitArguments
     from cleantune.studies.search.running import run
 
-    table = tabulate(data, model, method, scope, preset, seed, config, settings, options)
+    table = FitArguments(
+        data=data, model=model, method=method, scope=scope, preset=preset, seed=seed, config=config, settings=settings,
+        options=options,
+    ).to_table()  # fmt: skip
     named = str(space) if isinstance(space, Path) else space
     return Search(
         run(

@@ -18,9 +18,10 @@ from cleantune.config.run import Config, config_to_dict, configure, read_config
 from cleantune.errors import UserError, did_you_mean
 from cleantune.features.precision import Precision
 from cleantune.methods.protocol import EpochMetrics, Phase
-from cleantune.pipeline.inputs import RunInputs, open_model, prepare_inputs, read_data
+from cleantune.pipeline.inputs import RunInputs, prepare_inputs
 from cleantune.pipeline.ray_train import first_line, ray_session
-from cleantune.pipeline.summary import versions
+from cleantune.pipeline.record import versions
+from cleantune.pipeline.resolve import load_data, open_model
 from cleantune.storage.files import read_json, write_json, write_table, write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.studies.search.live import TrialTable
@@ -68,7 +69,7 @@ def run(
     config = configure(table)
     if config.run.workers != 1:
         raise UserError("run.workers: a search runs its trials side by side, each in one process; leave workers out")
-    data, noise = read_data(config, console)
+    data, noise = load_data(config, console)
     if "validation" not in data.rows:
         raise UserError(
             "a search judges trials on the validation split and there is none: set --validation-fraction 0.1"
@@ -86,8 +87,12 @@ def run(
         configure(study.table_of(number), kind, only)  # every value is in its range, before anything runs
     open_folder(study, config, resume=resume, overwrite=overwrite)
     trains = any(phase.scope == "all" for phase in todo)
-    material = without_test(prepare_inputs(config, data, backbone, console, known(study.out), trains))
-    write_json(study.out / "material.json", [asdict(material.precision), asdict(material.training)])
+    material = without_test(
+        prepare_inputs(config, data, backbone, console, precisions=known(study.out), trains_backbone=trains)
+    )
+    write_json(
+        study.out / "material.json", [asdict(material.extraction_precision), asdict(material.training_precision)]
+    )
     console.info(f"{len(points)} trials over {', '.join(d.name for d in dimensions)}; objective: {objective}")
     left = [n for n in range(len(points)) if frame_row(study, n) != "done"]
     if left:

@@ -19,8 +19,9 @@ from cleantune.config.schema import merge, nest
 from cleantune.errors import UserError
 from cleantune.functional import losses, metrics
 from cleantune.methods.protocol import EpochMetrics
-from cleantune.pipeline.fit import train_and_select, write_config
 from cleantune.pipeline.inputs import RunInputs
+from cleantune.pipeline.record import write_config
+from cleantune.pipeline.train_run import train_and_select
 from cleantune.storage.files import read_json, write_json, write_table, write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.cells import NO_BASELINE, sentence
@@ -94,17 +95,17 @@ def run_trial(study: Study, number: int, material: RunInputs, told: Callable[[Ep
         ended = train_and_select(
             config, material, todo, folder, ReportingConsole(told), study.noise, start, NO_BASELINE
         )
-        p, y = ended.run.probabilities("validation"), ended.run.splits["validation"].y
+        p, y = ended.trainer.probabilities("validation"), ended.trainer.splits["validation"].y
         values = per_sample_score(p, y, study.objective)
         write_table(path / "validation.npy", lambda beside: save(beside, values))
         told_of = {
-            "objective": objective_of(values, ended.rows, study.objective),
+            "objective": objective_of(values, ended.metrics, study.objective),
             "standard_error": float(values.std(ddof=1)) / len(values) ** 0.5,
             "accuracy_validation": metrics.accuracy(p.argmax(1).numpy(), y.numpy()),
             "gce_validation": -float(per_sample_score(p, y, "noisy-val-gce").mean()),
             "selected_model": ended.selected_model.phase,
-            "forward_passes": ended.run.cost.forward_passes,
-            "seconds": round(ended.run.wall, 3),
+            "forward_passes": ended.trainer.cost.forward_passes,
+            "seconds": round(ended.trainer.wall, 3),
         }
         write_json(path / "trial.json", told_of)
         shutil.rmtree(path / "checkpoint", ignore_errors=True)
@@ -173,7 +174,8 @@ def frame_of(study: Study, tied: Sequence[int] = (), chosen: int | None = None) 
 
     rows = [row_of(study, number) for number in range(len(study.points))]
     names = (
-        "objective", "standard_error", "accuracy_validation", "gce_validation", "selected_model", "forward_passes", "seconds",
+        "objective", "standard_error", "accuracy_validation", "gce_validation", "selected_model", "forward_passes",
+        "seconds",
     )  # fmt: skip
     frame = pd.DataFrame(
         [{"trial": row["trial"], "status": row["status"], **dict.fromkeys(names), **row} for row in rows]

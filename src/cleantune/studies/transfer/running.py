@@ -21,7 +21,8 @@ from cleantune.features.cache import extract, features_key
 from cleantune.functional import metrics
 from cleantune.functional.spectrum import PRESETS, spectrum
 from cleantune.noise import flip, parse
-from cleantune.pipeline.inputs import extraction_precision, open_model
+from cleantune.pipeline.precision import extraction_precision
+from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import cache_folder, read_json, write_json, write_table, write_text
 from cleantune.studies.evaluate import by_domain, refuse_unknown
 from cleantune.studies.transfer.sets import Sets, Tested, numbers, sets_of

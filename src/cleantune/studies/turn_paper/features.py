@@ -53,8 +53,9 @@ def _features(run: Trainer, material: RunInputs, rows: Sequence[int] | np.ndarra
     assert backbone is not None
     backbone.eval()
     device = next(backbone.parameters()).device
-    prepared, out = material.prepared["test"], []
+    prepared, out = material.model_inputs["test"], []
     with torch.inference_mode():
         for block in torch.split(torch.as_tensor(np.asarray(rows)), 64):
-            out.append(forward(backbone, prepared.eval_view(block), material.precision, device).float().cpu().numpy())
+            f = forward(backbone, prepared.eval_view(block), material.extraction_precision, device)
+            out.append(f.float().cpu().numpy())
     return np.concatenate(out)

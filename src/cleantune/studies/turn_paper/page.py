@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cleantune.pipeline.summary import versions
+from cleantune.pipeline.record import versions
 from cleantune.report.templates import render_page
 from cleantune.studies.turn_paper import plots, sheets
 from cleantune.studies.turn_paper.experiment import Experiment

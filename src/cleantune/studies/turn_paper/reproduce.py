@@ -19,8 +19,8 @@ from cleantune.config.run import ModelConfig, read_config
 from cleantune.config.schema import from_dict
 from cleantune.data import load as load_data
 from cleantune.errors import UserError, did_you_mean
-from cleantune.pipeline.inputs import open_model
-from cleantune.pipeline.summary import versions
+from cleantune.pipeline.record import versions
+from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import read_json, write_json, write_table, write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.studies.turn_paper import downloads, features, page, sheets, standin

@@ -15,8 +15,9 @@ from cleantune.errors import UserError
 from cleantune.functional import metrics
 from cleantune.methods.protocol import EpochMetrics, Run
 from cleantune.methods.turn import TURN
-from cleantune.pipeline.fit import extraction_cost
-from cleantune.pipeline.inputs import HeadFactory, RunInputs, open_model, prepare_inputs, read_data
+from cleantune.pipeline.inputs import HeadFactory, RunInputs, prepare_inputs
+from cleantune.pipeline.resolve import load_data, open_model
+from cleantune.pipeline.train_run import extraction_cost
 from cleantune.studies.turn_paper.experiment import Cell
 from cleantune.training.epochs import phases, train
 from cleantune.training.evaluator import Evaluator
@@ -66,9 +67,14 @@ class CellRunner:
         if not cell.cleanse:
             method = TURNWithoutSelection(**{f.name: getattr(method, f.name) for f in fields(TURN)})
         todo = phases(method, material.learning_rate)
-        heads = HeadFactory(material.classes, config.model.head_init, cell.seed)
+        heads = HeadFactory(material.num_classes, config.model.head_init, cell.seed)
         loop = Trainer(
-            material.nets(todo[0].nets, heads), material.splits(), material.classes, cell.seed, heads, material.device
+            material.make_models(todo[0].nets, heads),
+            material.splits(),
+            material.num_classes,
+            cell.seed,
+            heads,
+            material.device,
         )
         loop.cost = extraction_cost(material, todo)
         rows = list(train(todo, loop, Evaluator(material.data)))
@@ -88,8 +94,8 @@ class CellRunner:
         key = (opened, config.data, config.run)
         if self._material is None or self._material[0] != key:
             self._material = None
-            data, noise = read_data(config, self.console)
-            material = prepare_inputs(config, data, backbone, self.console, trains=True)
+            data, noise = load_data(config, self.console)
+            material = prepare_inputs(config, data, backbone, self.console, trains_backbone=True)
             self._material = (key, material, noise["rate"] if noise else known_rate(data))
         return config, *self._material[1:]
 
