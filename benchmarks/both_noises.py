@@ -19,12 +19,12 @@ NOISE = "symmetric:0.4,include_self=false"
 TUNINGS = [
     {"name": "LP", "method": "ce"},
     {"name": "LP, GCE", "method": "gce"},
-    {"name": "TURN, linear head", "method": "turn"},
+    {"name": "Robust, linear head", "method": "robust"},
     {"name": "MLP", "method": "mlp"},
     {"name": "NMTune", "method": "nmtune"},
     {"name": "NMTune, GCE", "method": "nmtune", "settings": {"loss": "gce"}},
     {"name": "NMTune, ELR", "method": "nmtune", "settings": {"loss": "elr"}},
-    {"name": "TURN, NMTune head", "method": "turn", "settings": {"head": "nmtune"}},
+    {"name": "Robust, NMTune head", "method": "robust", "settings": {"head": "nmtune"}},
 ]
 
 

@@ -27,7 +27,7 @@ METHODS = {
     "gce-head": ("gce", "head"),
     "ce-all": ("ce", "all"),
     "gce-all": ("gce", "all"),
-    "turn": ("turn", "all"),
+    "robust": ("robust", "all"),
 }
 
 
@@ -85,7 +85,7 @@ def run(cell: Cell, out: Path, shared: Path) -> dict[str, Any]:
 
 def best_rate(data: str, labels: str, method: str, scope: str, out: Path, shared: Path, rates: int) -> float | None:
     """The rate with the best accuracy on the validation split of seed 0, of those tried."""
-    if method == "turn":
+    if method == "robust":
         return None
     tried = {
         rate: run(Cell(data, labels, method, scope, rate, 0), out, shared)["accuracy"]["validation"]
@@ -108,7 +108,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
             values = [r[name] * scale for r in mine if r[name] is not None]
             return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}" if values else "–"
 
-        label = f"{key[2].upper()} {'LP' if key[3] == 'head' else 'FFT'}" if key[2] != "turn" else "**TURN**"
+        label = f"{key[2].upper()} {'LP' if key[3] == 'head' else 'FFT'}" if key[2] != "robust" else "**Robust**"
         rate = "default" if mine[0]["rate"] is None else f"{mine[0]['rate']:g}"
         out.append(
             f"| {key[0]} | {key[1]} | {label} | {rate} | {len(mine)} | {over('last')} | {over('best')} |"

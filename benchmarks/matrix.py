@@ -82,9 +82,9 @@ def sets(shared: Path, out: Path) -> dict[str, Data]:
 def blocks(data: Mapping[str, Data]) -> dict[str, Block]:
     """Every block by name, in the order in which they run: one seed of everything first."""
     first, others = (0,), (1, 2)
-    full, two_nets = ("ce", "gce", "elr", "turn"), ("coteaching", "dividemix", "unicon")
+    full, two_nets = ("ce", "gce", "elr", "robust"), ("coteaching", "dividemix", "unicon")
     out = {
-        f"{name}-full": Block(name, ("ce", "gce", "turn") if its.text else full, "all", first)
+        f"{name}-full": Block(name, ("ce", "gce", "robust") if its.text else full, "all", first)
         for name, its in data.items()
     }
     out |= {f"{name}-heads": Block(name, HEADS, "head", first + others) for name in data}

@@ -49,7 +49,7 @@ def make_run(
     _write(folder / "summary.json", summary)
     config = {
         "data": {"data": "photos/cifar10_train.parquet", "label": "human_worst", "limit": 10000, "split_seed": 0},
-        "method": {"name": "turn", "q": 0.7, "tau": 0.6, "probe": {"epochs": 20}, "tune": {"epochs": 4}},
+        "method": {"name": "robust", "q": 0.7, "tau": 0.6, "probe": {"epochs": 20}, "tune": {"epochs": 4}},
         "model_selection": "noisy-val",
     }
     (folder / "config.toml").write_text(tomli_w.dumps(config))
@@ -174,7 +174,7 @@ def _summary(
     train = int((table["split"] == "train").sum())
     either = lambda value: value if test else None  # noqa: E731
     return {
-        "method": "turn",
+        "method": "robust",
         "scope": "all",
         "preset": "default",
         "seed": 0,

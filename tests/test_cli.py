@@ -185,14 +185,14 @@ def test_methods_lists_one_line_per_method() -> None:
 
 
 def test_methods_with_a_name_lists_its_settings() -> None:
-    shown = CliRunner().invoke(cli, ["methods", "turn"]).output
+    shown = CliRunner().invoke(cli, ["methods", "robust"]).output
     assert "presets: " in shown
-    assert all(f"method.{field.name}" in shown for field in describe_fields(METHODS["turn"]))
+    assert all(f"method.{field.name}" in shown for field in describe_fields(METHODS["robust"]))
 
 
 def test_methods_as_json_has_ranges_and_defaults() -> None:
     listed: dict[str, Any] = json.loads(CliRunner().invoke(cli, ["methods", "--json"]).output)
-    assert {"turn", "ce", "gce"} <= set(listed)
+    assert {"robust", "turn", "ce", "gce"} <= set(listed)
     assert any(key == "method.tau" and "0 to 1" in allowed for key, _, allowed, _ in listed["turn"])
     assert list(json.loads(CliRunner().invoke(cli, ["methods", "ce", "--json"]).output)) == ["ce"]
 

@@ -31,7 +31,7 @@ from cleantune.studies.compare import estimate, running
 from cleantune.studies.compare.reading import resolve, tabulate
 from cleantune.studies.compare.table import mean_std, scores, standard_error
 
-QUICK = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "turn.budget": 1.0}
+QUICK = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "robust.tune_visits": 1.0}
 COLUMNS = {
     "method", "scope", "noise", "model", "seed", "accuracy_last", "accuracy_best_validation", "noise_true_rate",
     "forward_passes", "seconds", "status", "reason", "purity", "recall", "auroc", "learning_rate", "chosen",
@@ -77,7 +77,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
         patch.setattr(estimate, "BUDGET", 0.1)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
         return cleantune.compare(
-            colors(folder), folder / "model", out=folder / "out", methods=["ce", "turn"], scopes=["head", "all"],
+            colors(folder), folder / "model", out=folder / "out", methods=["ce", "robust"], scopes=["head", "all"],
             noises=["none", "symmetric:0.4"], seeds=2, true_label="true", test_fraction=0.3, settings=QUICK,
             quiet=True, precision="float32",
         )  # fmt: skip
@@ -97,7 +97,7 @@ def test_there_is_a_row_for_every_cell_and_seed_with_the_columns_that_are_promis
 
 def test_a_method_that_probes_and_tunes_is_one_cell_whatever_the_scopes(images: cleantune.Comparison) -> None:
     cells = set(zip(images.table["method"], images.table["scope"], images.table["tuning"], strict=True))
-    assert cells == {("ce", "head", "LP"), ("ce", "all", "FFT"), ("turn", "all", "LP-FFT")}
+    assert cells == {("ce", "head", "LP"), ("ce", "all", "FFT"), ("robust", "all", "LP-FFT")}
     matrix = resolve(
         {"matrix": {"methods": ["turn", "ce"], "scopes": ["head"]}, "data": {"data": "x"}}, features_only=True
     )
@@ -120,7 +120,7 @@ def test_features_of_a_model_are_extracted_once_whatever_the_noises_and_seeds(im
 
 
 def test_a_cell_is_what_fit_makes_of_its_config_to_the_bit(images: cleantune.Comparison, tmp_path: Path) -> None:
-    row = images.table[(images.table["method"] == "turn") & (images.table["noise"] != "none")].iloc[0]
+    row = images.table[(images.table["method"] == "robust") & (images.table["noise"] != "none")].iloc[0]
     cell = images.path / row["folder"]
     alone = cleantune.fit(
         config=cell / "config.toml", out=tmp_path / "alone", quiet=True, cache=str(images.path.parent / "cache")

@@ -128,7 +128,8 @@ def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default()
     [
         ({"name": "turm"}, 'did you mean "turn"'),
         ({"taau": 0.5}, 'did you mean "tau"'),
-        ({"preset": "papr"}, 'did you mean "paper"'),
+        ({"name": "turn", "preset": "papr"}, 'did you mean "paper"'),
+        ({"preset": "paper"}, "method robust has no presets"),
         ({"tau": 1.5}, "outside 0 to 1"),
     ],
 )
@@ -161,6 +162,6 @@ def test_what_a_config_says_of_the_past_is_not_read_back(tmp_path: Path) -> None
 
 
 def test_embeddings_are_tuned_on_the_head_unless_asked_otherwise() -> None:
-    table = {"data": {"data": "x.npz"}, "method": {"name": "turn"}}
+    table = {"data": {"data": "x.npz"}}
     assert configure(table, features_only=True).method.scope == "head"
     assert configure(table).method.scope == "all"

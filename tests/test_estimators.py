@@ -170,7 +170,7 @@ def test_turns_cleansing_is_a_robust_probe() -> None:
     x, y = blobs(size=800)
     r = np.random.default_rng(0)
     given = np.where(r.random(400) < 0.5, r.integers(4, size=400), y[:400])
-    robust = RobustProbe(method="turn").fit(x[:400], given).score(x[400:], y[400:])
+    robust = RobustProbe(method="robust").fit(x[:400], given).score(x[400:], y[400:])
     assert robust >= LinearProbe().fit(x[:400], given).score(x[400:], y[400:])
 
 

@@ -22,7 +22,7 @@ from cleantune.pipeline.resolve import resolve
 from cleantune.utils.console import Console
 
 QUICK = {
-    "method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "method.budget": 1.0,
+    "method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "method.tune_visits": 1.0,
 }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def embeddings(N: int = 800, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (rng.normal(size=(N, 16)) + 4 * np.eye(16)[y]).astype(np.float32), y
 
 
-@pytest.mark.parametrize("method", ["turn", "ce", "gce"])
+@pytest.mark.parametrize("method", ["robust", "ce", "gce"])
 def test_embeddings_are_enough(method: str, tmp_path: Path) -> None:
     f, y = embeddings()
     result = cleantune.fit(

@@ -29,7 +29,7 @@ from cleantune.training.trainer import Trainer
 def run_turn(problem: Problem, model_selection: str = "last") -> tuple[Trainer, list[Any]]:
     """Train TURN in scope `all` to its last epoch."""
     run = loop_on(problem, "all")
-    todo = phases(quick("turn", "all"), BACKBONE_RATE)
+    todo = phases(quick("robust", "all"), BACKBONE_RATE)
     return run, list(train(todo, run, Evaluator(problem.data()), model_selection=model_selection))  # type: ignore[arg-type]
 
 

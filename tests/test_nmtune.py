@@ -16,7 +16,7 @@ from cleantune.functional import losses
 from cleantune.functional.standardize import mean_and_std
 from cleantune.methods.nmtune import MLP, NMTune, forward_views
 from cleantune.methods.protocol import Batch, MLPHeadConfig, Output, Stage
-from cleantune.methods.turn import TURN
+from cleantune.methods.robust import Robust
 from cleantune.pipeline.export import load_model, save_model
 from cleantune.training.batches import FeatureBatches
 from cleantune.training.checkpoint import SplitData
@@ -173,12 +173,9 @@ def test_a_robust_label_loss_beats_cross_entropy_under_wrong_labels(loss: str) -
 
 
 @pytest.mark.parametrize("kind", ["mlp", "nmtune"])
-@pytest.mark.parametrize("probe_after_tuning", [True, False])
-def test_turn_probes_with_an_mlp_head_and_is_resumed_to_the_same_bits(kind: str, probe_after_tuning: bool) -> None:
+def test_robust_with_an_mlp_head_resumes_bitwise(kind: str) -> None:
     problem = blobs(0.4, size=128)
-    method = quick(
-        "turn", "all", head=kind, probe_after_tuning=probe_after_tuning, probe=SHORT, tune=replace(SHORT, epochs=2)
-    )
+    method = quick("robust", "all", head=kind, probe=SHORT, tune=replace(SHORT, epochs=2))
     memory = InMemory()
     whole, rows = trained(problem, method, loop_on(problem, "all"), memory)
     assert isinstance(whole.whole[0].head, MLPHead)
@@ -193,7 +190,7 @@ def test_turn_probes_with_an_mlp_head_and_is_resumed_to_the_same_bits(kind: str,
 
 def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
     problem = blobs(0.4, size=128)
-    method = quick("turn", "all", head="nmtune", probe=SHORT, tune=replace(SHORT, epochs=1))
+    method = quick("robust", "all", head="nmtune", probe=SHORT, tune=replace(SHORT, epochs=1))
     body = backbone()
     run, _ = trained(problem, method, loop_on(problem, "all", body=body))
     run.deliver(loop_on(problem, "all", body=body).whole, "probe")
@@ -204,22 +201,22 @@ def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
 @pytest.mark.parametrize("kind", ["mlp", "nmtune"])
 def test_an_mlp_head_that_learns_alone_keeps_its_terms_after_the_cleansing(kind: str) -> None:
     problem = blobs(0.4, size=128)
-    method = quick("turn", "head", head=kind, probe=SHORT, tune=replace(SHORT, epochs=2))
+    method = quick("robust", "head", head=kind, probe=SHORT, tune=replace(SHORT, epochs=2))
     _, rows = trained(problem, method, loop_on(problem, "head"))
     tuning = [row for row in rows if row["phase"] == "tune"]
     assert [("loss_consistency" in row, "loss_ce" in row) for row in tuning] == [(kind == "nmtune", True)] * 2
 
 
-def test_turn_trains_an_mlp_head_by_the_stage_of_nmtune_unless_one_is_set() -> None:
+def test_robust_takes_the_stage_of_nmtune_for_an_mlp_head() -> None:
     rate = NMTune().probe.learning_rate
-    probe, tune = TURN(scope="head", head="nmtune").phases()
+    probe, tune = Robust(scope="head", head="nmtune").phases()
     assert probe.stage == NMTune(loss="gce").phases()[0].stage
-    assert (tune.stage.learning_rate, tune.stage.epochs) == (rate, TURN().tune.epochs)
-    first, tuned, again = (TURN(head="mlp", tune=replace(TURN().tune, epochs=1))).phases()
+    assert (tune.stage.learning_rate, tune.stage.epochs) == (rate, Robust().tune.epochs)
+    first, tuned, again = (Robust(head="mlp", tune=replace(Robust().tune, epochs=1))).phases()
     assert first.stage == probe.stage
     assert again.stage == replace(probe.stage, weight_decay=again.stage.weight_decay)
-    assert tuned.stage.learning_rate == TURN().tune.learning_rate, "the backbone's schedule is no matter of the head"
-    probe, tune = TURN(scope="head", head="nmtune", probe=SHORT, tune=SHORT).phases()
+    assert tuned.stage.learning_rate == Robust().tune.learning_rate, "the backbone's schedule is no matter of the head"
+    probe, tune = Robust(scope="head", head="nmtune", probe=SHORT, tune=SHORT).phases()
     assert (probe.stage, tune.stage) == (SHORT, SHORT)
 
 

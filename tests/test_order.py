@@ -26,7 +26,7 @@ class Recording:
         self.probe_statistics = ProbeStatistics(late, late, torch.rand(N, C, generator=self.rng).softmax(1))
         self.nets: list[nn.Module] = [nn.Linear(2, C), nn.Linear(2, C)]
         self.transcript: list[str] = []
-        self.plans: list[Selection | None] = []
+        self.selections: list[Selection | None] = []
 
     @property
     def net(self) -> nn.Module:
@@ -46,8 +46,8 @@ class Recording:
 
     def learn(self, nets: Any, loss: Callable[..., Tensor], selection: Selection | None = None, **how: int) -> None:
         nets = nets if isinstance(nets, list) else [nets]
-        self.transcript.append(f"learn {self._names(nets)} from {'all' if selection is None else 'plan'}")
-        self.plans.append(selection)
+        self.transcript.append(f"learn {self._names(nets)} from {'all' if selection is None else 'selection'}")
+        self.selections.append(selection)
 
     def _names(self, nets: Any) -> str:
         return "+".join("AB"[self.nets.index(net)] for net in nets)
@@ -69,40 +69,26 @@ def test_a_robust_loss_learns_from_all_and_looks_at_nobody(name: str) -> None:
     assert transcript(name, scope="all") == [("tune", "all", ["learn A from all"])]
 
 
-def test_turn_probes_on_all_then_looks_before_it_learns_from_the_trusted() -> None:
-    assert transcript("turn", probe_after_tuning=False) == [
+def test_turn_probes_on_all_then_scores_before_each_selection() -> None:
+    assert transcript("turn") == [
         ("probe", "head", ["learn A from all"]),
-        ("tune", "all", ["score A", "learn A from plan"]),
+        ("tune", "all", ["score A", "learn A from selection"]),
     ]
 
 
-def test_turns_default_trusts_exactly_the_labels_that_are_more_probably_right_than_wrong() -> None:
+def test_robust_selects_labels_more_probably_right_than_wrong() -> None:
     run = Recording()
-    METHODS["turn"]().tune_epoch(run)  # type: ignore[attr-defined]
-    (selection,) = run.plans
+    METHODS["robust"]().phases()[1].epoch(run)  # type: ignore[arg-type]
+    (selection,) = run.selections
     assert selection is not None
     assert selection.keep.tolist() == [w < 0.5 for w in run.p_wrong().tolist()]
     assert 0 < int(selection.keep.sum()) < len(selection.keep)
 
 
-def test_turns_default_probes_cleanses_twice_and_probes_what_it_tuned() -> None:
-    probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["p_wrong", "learn A from plan"])
-    assert transcript("turn") == [probe, tune, tune, probe]
-
-
-def test_where_a_mixture_selects_a_probe_judges_before_each_cleansing() -> None:
-    probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["learn A from plan"])
-    assert transcript("turn", select="mixture") == [probe, tune, probe, tune, probe]
-
-
-def test_the_papers_turn_takes_equally_many_of_every_class() -> None:
-    run = Recording()
-    turn = METHODS["turn"].presets["paper"]("vit")
-    turn.phases()[1].epoch(run)  # type: ignore[arg-type]
-    selection = run.plans[-1]
-    assert selection is not None
-    assert len(set(torch.bincount(run.y[selection.keep]).tolist())) == 1
-    assert set(selection.weight.tolist()) <= {0.0, 1.0}
+def test_robust_probes_selects_twice_and_probes_again() -> None:
+    probe = ("probe", "head", ["learn A from all"])
+    tune = ("tune", "all", ["p_wrong", "learn A from selection"])
+    assert transcript("robust") == [probe, tune, tune, probe]
 
 
 def epochs(name: str, count: int, **settings: Any) -> list[list[str]]:
@@ -128,19 +114,19 @@ WARM_UP = ["learn A from all", "learn B from all"]
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_dividemix_warms_up_then_judges_with_both_before_either_learns(scope: str) -> None:
     found = epochs("dividemix", 3, scope=scope, warm_up_head=1, warm_up_all=1)
-    assert found == [WARM_UP, *[["score A", "score B", "learn A from plan", "learn B from plan"]] * 2]
+    assert found == [WARM_UP, *[["score A", "score B", "learn A from selection", "learn B from selection"]] * 2]
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
 def test_unicon_warms_up_then_both_judge_together_anew_before_each_learns(scope: str) -> None:
     found = epochs("unicon", 3, scope=scope, warm_up_head=1, warm_up_all=1)
-    assert found == [WARM_UP, *[["score A+B", "learn A from plan", "score A+B", "learn B from plan"]] * 2]
+    assert found == [WARM_UP, *[["score A+B", "learn A from selection", "score A+B", "learn B from selection"]] * 2]
 
 
 def test_each_net_of_dividemix_learns_by_the_verdict_of_its_peer() -> None:
     run, method = Recording(), METHODS["dividemix"](warm_up_head=0)
     method.phases()[0].epoch(run)  # type: ignore[arg-type]
-    weights = [selection.weight for selection in run.plans if selection is not None]
+    weights = [selection.weight for selection in run.selections if selection is not None]
     assert torch.equal(weights[0], run.ledger["p_clean_1"])
     assert torch.equal(weights[1], run.ledger["p_clean_0"])
     torch.testing.assert_close(run.ledger["p_clean"], (weights[0] + weights[1]) / 2)

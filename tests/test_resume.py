@@ -26,7 +26,7 @@ import cleantune
 from cleantune.pipeline.finished_run import Baseline
 from cleantune.utils.console import Console
 
-SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.budget=1.0")
+SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.tune_visits=1.0")
 ROWS = 3 + 1 + 1 + 3
 """Epochs of these settings: a probe, and two rounds of tuning and probing."""
 

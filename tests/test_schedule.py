@@ -71,7 +71,7 @@ def test_a_backbones_rate_goes_with_the_root_of_the_batch(size, recommended):
 
 
 def test_a_rate_that_is_set_stays_and_multiples_are_of_the_one_that_would_be_taken():
-    config = configure({"data": {"data": "images"}, "method": {"name": "turn"}})
+    config = configure({"data": {"data": "images"}, "method": {"name": "robust"}})
     turn: Any = config.method
     set_to = replace(turn, tune=replace(turn.tune, backbone_learning_rate=7e-4))
 

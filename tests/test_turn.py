@@ -1,120 +1,114 @@
-"""TURN's default: what it learns by in the tuning and in the probes of tuned features."""
+"""TURN: its selection and loss, its preset `paper`, and what the defaults change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
-from cleantune.methods import METHODS
-from cleantune.methods.elr import TARGET
 from cleantune.methods.ledger import Ledger
-from cleantune.methods.protocol import Batch, LossOutput, Output, Selection
+from cleantune.methods.paper_settings import paper_probe, paper_tune
+from cleantune.methods.protocol import Batch, Output, Selection
+from cleantune.methods.turn import TURN
 
-N, C, ROWS = 8, 3, torch.tensor([5, 0, 2])
+N, C = 60, 3
 
 
-class Asked:
-    """A run that keeps the loss and the plan it is asked to learn by."""
+class FakeRun:
+    """A run whose logits are fixed; two labels in ten contradict them."""
 
     def __init__(self) -> None:
-        g = torch.Generator().manual_seed(4)
-        self.y, self.classes, self.epoch = torch.arange(N) % C, C, 0
-        self.rng, self.ledger, self.backbone_changed = g, Ledger(N), False
-        self.wrong = torch.rand(N, generator=g)
-        self.logits = 2 * torch.randn(len(ROWS), C, generator=g)
+        rng = torch.Generator().manual_seed(0)
+        true = torch.arange(N) % C
+        self.is_wrong = torch.arange(N) % 10 < 2
+        self.y = torch.where(self.is_wrong, (true + 1) % C, true)
+        self.logits = 4 * torch.nn.functional.one_hot(true, C) + 0.3 * torch.randn(N, C, generator=rng)
+        self.classes, self.epoch, self.rng, self.ledger = C, 0, rng, Ledger(N)
         self.net: Any = lambda x: Output(self.logits, x, x)
         self.selection: Selection | None = None
-        self.value: Tensor | LossOutput = torch.zeros(())
-        self.class_balance = self.flip_concentration_threshold = 0.0
+        self.passes = 0.0
+        self.value = torch.zeros(())
 
-    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Tensor:
-        self.class_balance, self.flip_concentration_threshold = class_balance, flip_concentration_threshold
-        return self.wrong
+    def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
+        return fn(self.y, self.logits)
 
-    def learn(self, net: nn.Module, loss: Callable[..., Tensor], selection: Selection | None = None, **_: Any) -> None:
-        self.selection = selection
-        batch = Batch(ROWS, self.y[ROWS], torch.ones(len(ROWS)), (torch.zeros(len(ROWS), 2),))
-        self.value = loss(net, batch)
-
-
-def by_hand(run: Asked, targets: Tensor, weight: Tensor, elr_beta: float) -> float:
-    """Mean of weight (CE + 3 log(1 - <t, p>)) after t <- elr_beta t + (1 - elr_beta) p, in float64."""
-    total = 0.0
-    for k, row in enumerate(ROWS.tolist()):
-        p = run.logits[k].double().softmax(0)
-        t = elr_beta * targets[row].double() + (1 - elr_beta) * p
-        total += float(weight[row] * (-p[run.y[row]].log() + 3 * (1 - t @ p).log()))
-    return total / len(ROWS)
+    def learn(
+        self, net: nn.Module, loss: Callable[..., Tensor], selection: Selection | None = None, passes: float = 1.0
+    ) -> None:
+        self.selection, self.passes = selection, passes
+        self.value = loss(net, Batch(torch.arange(N), self.y, torch.ones(N), (torch.zeros(N, 2),)))
 
 
-def alike(trust: Tensor, y: Tensor) -> Tensor:
-    """The trust of each sample, times what makes the sums of all classes equal and keeps the whole."""
-    return torch.stack([t * trust.sum() / C / trust[y == c].sum() for t, c in zip(trust, y, strict=True)])
+def test_the_mixture_selects_exactly_the_consistent_labels() -> None:
+    run: Any = FakeRun()
+    TURN(balance="all").tune_epoch(run)
+    assert torch.equal(run.selection.keep, ~run.is_wrong)
+    assert ((run.ledger["p_clean"] > 0.3) == ~run.is_wrong).all()
 
 
-def test_the_tuning_learns_by_cross_entropy_and_elrs_pull_with_targets_that_move() -> None:
-    run = Asked()
-    METHODS["turn"]().tune_epoch(run)  # type: ignore[attr-defined]
-    assert abs(float(run.value) - by_hand(run, torch.zeros(N, C), torch.ones(N), 0.7)) < 1e-5
-    torch.testing.assert_close(run.ledger[TARGET][ROWS], 0.3 * run.logits.softmax(1))
-    room = torch.tensor([int((run.wrong[run.y == c] < w).sum()) < 3 for w, c in zip(run.wrong, run.y, strict=True)])
-    torch.testing.assert_close(run.ledger["p_clean"], (1 - run.wrong) * room)
-    assert (run.class_balance, run.flip_concentration_threshold) == (1.0, 0.45)
-    assert run.selection is not None
-    torch.testing.assert_close(run.selection.weight, alike(run.selection.keep.float(), run.y))
+def test_strict_balance_selects_equally_many_of_every_class() -> None:
+    run: Any = FakeRun()
+    run.y[:6] = 0
+    TURN().tune_epoch(run)
+    assert len(set(torch.bincount(run.y[run.selection.keep]).tolist())) == 1
+    assert torch.equal(run.selection.weight, run.selection.keep.float())
 
 
-def test_a_probe_of_tuned_features_weighs_each_label_by_how_probably_it_is_right_and_moves_no_target() -> None:
-    run, method = Asked(), METHODS["turn"]()
-    method.tune_epoch(run)  # type: ignore[attr-defined]
-    before, run.backbone_changed = run.ledger[TARGET].clone(), True
-    method.probe_epoch(run)  # type: ignore[attr-defined]
-    assert run.selection is None, "it learns from every sample, so that it can bear witness"
-    assert abs(float(run.value) - by_hand(run, before, alike(run.ledger["p_clean"], run.y), 1.0)) < 1e-5
-    assert torch.equal(run.ledger[TARGET], before)
+def test_probe_minimizes_gce_and_tuning_cross_entropy() -> None:
+    run: Any = FakeRun()
+    p = run.logits.double().softmax(1)[torch.arange(N), run.y]
+    TURN().probe_epoch(run)
+    assert run.selection is None
+    torch.testing.assert_close(run.value.double(), ((1 - p**0.7) / 0.7).mean(), rtol=1e-5, atol=1e-5)
+    TURN().tune_epoch(run)
+    torch.testing.assert_close(run.value.double(), -p.log().mean(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("class_balance", [0.0, 1.0])
-def test_the_first_probe_learns_by_gce_alone_and_weighs_classes_alike_where_asked(class_balance: float) -> None:
-    run = Asked()
-    replace(METHODS["turn"](), class_balance=class_balance).probe_epoch(run)  # type: ignore[attr-defined, type-var]
-    p = run.logits.double().softmax(1)[torch.arange(len(ROWS)), run.y[ROWS]]
-    weight = alike(torch.ones(N), run.y)[ROWS] if class_balance else torch.ones(len(ROWS))
-    assert abs(float(run.value) - float((weight * (1 - p**0.7) / 0.7).mean())) < 1e-5
+def test_posteriors_are_averaged_over_rounds_on_request() -> None:
+    run: Any = FakeRun()
+    method = TURN(average_posterior=True)
+    method.select(run)
+    first = run.ledger["p_clean"].clone()
+    run.logits = run.logits / 4
+    method.select(run)
+    both = run.ledger["p_clean"].clone()
+    other: Any = FakeRun()
+    other.logits = run.logits
+    TURN().select(other)
+    torch.testing.assert_close(both, (first + other.ledger["p_clean"]) / 2)
 
 
-def test_a_warning_is_said_where_classes_differ_much_in_size_and_count_alike() -> None:
-    run, method = Asked(), METHODS["turn"]()
-    method.probe_epoch(run)  # type: ignore[attr-defined]
-    assert isinstance(run.value, Tensor), "classes of 3, 3 and 2 are near enough"
-    run.y = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
-    method.probe_epoch(run)  # type: ignore[attr-defined]
-    assert isinstance(run.value, LossOutput)
-    assert run.value.warning is not None
-    for words in ("7 given labels", "smallest 1", "method.class_balance=0"):
-        assert words in run.value.warning
-    replace(method, class_balance=0.0).probe_epoch(run)  # type: ignore[attr-defined, type-var]
-    assert isinstance(run.value, Tensor)
-    run.epoch = 1
-    method.probe_epoch(run)  # type: ignore[attr-defined]
-    assert isinstance(run.value, Tensor), "it is said once"
+def test_the_preset_has_the_settings_of_the_paper() -> None:
+    paper: Any = TURN.presets["paper"]("vit")
+    assert (paper.q, paper.tau, paper.balance, paper.em_iterations, paper.em_tolerance) == (
+        0.7,
+        0.3,
+        "strict",
+        10,
+        0.01,
+    )
+    assert (paper.probe, paper.tune) == (paper_probe("vit"), paper_tune("vit", epochs=4))
+    assert (paper.enforce_monotone, paper.average_posterior, paper.normalize) == (False, False, "none")
+    assert [TURN.presets["paper"](b).epochs_per_round for b in ("vit", "vit_msn")] == [1, 5]  # type: ignore[attr-defined]
 
 
-def test_the_paper_preset_and_the_mixture_weigh_no_class() -> None:
-    run, paper = Asked(), METHODS["turn"].presets["paper"]("vit")
-    for method in (paper, replace(METHODS["turn"](), select="mixture")):  # type: ignore[type-var]
-        assert torch.equal(method.weight(run, torch.ones(N)), torch.ones(N))  # type: ignore[attr-defined]
+def test_defaults_differ_from_the_paper_as_documented() -> None:
+    paper, default = TURN.presets["paper"]("vit"), TURN()
+    changed = {f.name for f in fields(TURN) if getattr(paper, f.name) != getattr(default, f.name)}
+    assert changed == {"em_iterations", "em_tolerance", "enforce_monotone", "probe", "tune"}
+    assert default.tune.epochs == paper.tune.epochs  # type: ignore[attr-defined]
 
 
-def test_the_papers_preset_has_no_pull() -> None:
-    run, paper = Asked(), METHODS["turn"].presets["paper"]("vit")
-    run.score = lambda fn, net: torch.rand(N, generator=torch.Generator().manual_seed(0))  # type: ignore[attr-defined]
-    paper.tune_epoch(run)  # type: ignore[attr-defined]
-    assert TARGET not in run.ledger
-    p = run.logits.double().softmax(1)[torch.arange(len(ROWS)), run.y[ROWS]]
-    assert abs(float(run.value) + float(p.log().mean())) < 1e-5
+def test_the_head_of_the_probe_is_fine_tuned() -> None:
+    probe, tune = TURN().phases()
+    assert (probe.scope, tune.scope, tune.head) == ("head", "all", "same")
+    assert TURN(scope="head").phases()[1].scope == "head"
+
+
+def test_epochs_per_round_are_passes_over_one_selection() -> None:
+    run: Any = FakeRun()
+    TURN(epochs_per_round=4).tune_epoch(run)
+    assert run.passes == 4

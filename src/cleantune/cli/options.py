@@ -36,7 +36,7 @@ def _enable_logging(context: click.Context, parameter: click.Parameter, value: b
 MODEL: Option = click.option(
     "--model", help="Checkpoint folder or hub id; not needed for embeddings. [default: none]", metavar="MODEL"
 )
-METHOD: Option = click.option("--method", help=f"One of {', '.join(METHODS)}. [default: turn]", metavar="NAME")
+METHOD: Option = click.option("--method", help=f"One of {', '.join(METHODS)}. [default: robust]", metavar="NAME")
 PRESET: Option = click.option(
     "--preset", help="Named settings of the method, such as paper. [default: none]", metavar="NAME"
 )

@@ -105,7 +105,7 @@ def configure(table: Mapping[str, Any], backbone: str | None = None, features_on
     """
     refuse_unknown_keys(table, ("data", "model", "method", "run", "augmentation"))
     settings = dict(table.get("method", {}))
-    name, preset = settings.pop("name", "turn"), settings.pop("preset", None)
+    name, preset = settings.pop("name", "robust"), settings.pop("preset", None)
     return Config(
         name,
         preset,
@@ -126,6 +126,8 @@ def build_method(
     cls = METHODS[name]
     start = cls()
     if preset is not None:
+        if not cls.presets:
+            raise UserError(f'method {name} has no presets; leave "{preset}" out')
         if preset not in cls.presets:
             raise UserError(f'method {name} has no preset "{preset}"{did_you_mean(preset, cls.presets)}')
         start = cls.presets[preset](backbone or "")

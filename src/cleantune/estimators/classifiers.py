@@ -50,10 +50,10 @@ class LinearProbe(ProbeClassifier):
 
 
 class RobustProbe(LinearProbe):
-    """A linear classifier against wrong labels: by GCE, by ELR, or by TURN's cleansing on features.
+    """A linear classifier against wrong labels: by GCE, ELR or `robust` on features.
 
     Args:
-        method: `gce`, `elr` or `turn`.
+        method: `gce`, `elr` or `robust`.
         preset: As of `LinearProbe`, and so are the others.
     """
 

@@ -10,7 +10,7 @@ from cleantune.storage.readers import finite, value_at
 from cleantune.storage.run_dir import RunDir
 from cleantune.utils.format import count, duration, percent, points
 
-METHODS = {"turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
+METHODS = {"robust": "Robust", "turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
            "nmtune": "NMTune", "dividemix": "DivideMix", "unicon": "UNICON", "mixmatch": "MixMatch"}  # fmt: skip
 
 

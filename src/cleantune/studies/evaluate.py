@@ -73,7 +73,7 @@ def evaluate(
             raise UserError(f"{folder} is a model without its run: name the folder that --out was")
         settings = read_config(folder / "config.toml").get("method", {})
         frozen = settings.get("scope") == "head"
-        shared = {"run": str(folder), "method": settings.get("name", "turn")}
+        shared = {"run": str(folder), "method": settings.get("name", "robust")}
         own = _own(model, folder, console, frozen)
         rows += [] if own is None else [shared | own]
         for k, data in enumerate(ood):

@@ -2,7 +2,7 @@
 
 >>> import cleantune
 >>> done = cleantune.compare(  # doctest: +SKIP
-...     "photos/", model=["vit", "convnext"], methods=["ce", "gce", "turn"], scopes=["head", "all"],
+...     "photos/", model=["vit", "convnext"], methods=["ce", "gce", "robust"], scopes=["head", "all"],
 ...     noises=["none", "symmetric:0.6"], seeds=3, out="runs/compare", test_fraction=0.2,
 ... )
 >>> done.table      # a pandas frame, one row a cell and seed: what compare.parquet holds; doctest: +SKIP
@@ -14,7 +14,7 @@ The same from a TOML file or a table of the same shape, `cleantune.compare(confi
     preset = "paper"                 # of every method that has one of this name; left out: the methods' defaults
 
     [matrix]
-    methods = ["ce", "gce", "turn"]  # left out: all, or none where there are entries
+    methods = ["ce", "gce", "robust"]  # left out: all, or none where there are entries
     scopes = ["head", "all"]         # left out: both; head alone where the data are features
     noises = ["none", "symmetric:0.6"]
     models = ["google/vit-base-patch16-224"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 COLORS = (MUTED, RIGHT, WRONG, INK, SECOND, THIRD)
 """One a method, in the order in which they come: the last ones, which select, are well apart from each other."""
-TURN = FIRST
+ROBUST = FIRST
 """The method of this project keeps its color."""
 MARKERS = {"LP": "o", "FFT": "s", "LP-FFT": "D"}
 DASHES = {"LP": (0, (4, 2)), "FFT": "-", "LP-FFT": "-"}
@@ -63,8 +63,8 @@ class Curve(NamedTuple):
 
 def colors_of(methods: Sequence[str]) -> dict[str, str]:
     """A color for each method, in their order."""
-    others = [method for method in dict.fromkeys(methods) if method != "turn"]
-    return {"turn": TURN} | {method: COLORS[k % len(COLORS)] for k, method in enumerate(others)}
+    others = [method for method in dict.fromkeys(methods) if method != "robust"]
+    return {"robust": ROBUST} | {method: COLORS[k % len(COLORS)] for k, method in enumerate(others)}
 
 
 def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:

@@ -14,6 +14,7 @@ from cleantune.data import Data
 from cleantune.errors import UserError
 from cleantune.functional import metrics
 from cleantune.methods.protocol import EpochMetrics, Run
+from cleantune.methods.robust_loss import CE
 from cleantune.methods.turn import TURN
 from cleantune.pipeline.inputs import HeadFactory, RunInputs, prepare_inputs
 from cleantune.pipeline.resolve import load_data, open_model
@@ -34,7 +35,7 @@ class TURNWithoutSelection(TURN):
 
     def tune_epoch(self, run: Run) -> None:
         """One pass of cross-entropy over every sample."""
-        run.learn(run.net, self.tune_loss)
+        run.learn(run.net, CE().loss)
 
 
 @dataclass
