@@ -41,7 +41,7 @@ def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
     assert (rate.name, rate.default, rate.allowed, rate.help) == ("rate", 0.5, Range(0.0, 1.0), "How much.")
     assert kind.allowed == Choice(("a", "b"))
     assert count.help == "How many."
-    assert on.kind is bool
+    assert on.type is bool
 
 
 @given(
@@ -105,7 +105,7 @@ def test_every_field_of_a_method_has_a_comment_a_default_and_a_range(name: str) 
         for field in describe_fields(cls):
             assert field.help, f"{path}.{field.name} has no comment"
             assert field.default is not MISSING, f"{path}.{field.name} has no default"
-            free = field.kind in (bool, str, Stage, MLPHeadConfig)
+            free = field.type in (bool, str, Stage, MLPHeadConfig)
             assert free or field.allowed is not None, f"{path}.{field.name} has no range"
 
 

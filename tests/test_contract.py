@@ -21,7 +21,6 @@ from cleantune.functional.standardize import mean_and_std
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import EpochMetrics, Method, Phase, Scope, Stage
 from cleantune.methods.robust import Robust
-from cleantune.training import batches
 from cleantune.training.batches import FeatureBatches, SampleBatches
 from cleantune.training.checkpoint import SplitData
 from cleantune.training.epochs import phases, train
@@ -52,7 +51,6 @@ class Vectors:
 
     unreadable: ClassVar[dict[int, str]] = {}
     lengths = None
-    ready = True
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -248,7 +246,6 @@ def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope, monkeypatch: p
         own(run, made, taken, j)
 
     monkeypatch.setattr(Trainer, "_take_down", counted)
-    monkeypatch.setattr(batches, "prefetch", iter)  # what a thread is making must not be asked for
     short = Stage(epochs=1, learning_rate=1e-2, batch_size=8)
     problem, method = blobs(0.4, size=320), quick(name, scope, probe=short, tune=short)
     trained(problem, method, loop_for(method, problem, scope))
@@ -308,22 +305,17 @@ def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -
 
 
 @pytest.mark.parametrize("name", ["ce", "unicon"])
-def test_views_have_a_thread_beside_only_where_halves_learn_from_several(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told, own = [], SampleBatches.batches
+def test_batches_on_a_cpu_are_not_prefetched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefetched, original = [], SampleBatches.batches
 
-    def batches(self: SampleBatches, batches: Any, views: Any, seed: int, *, in_turns: bool = False) -> Any:
-        if "plain" not in views:
-            told.append((len(views), in_turns))
-        return own(self, batches, views, seed, in_turns=in_turns)
+    def batches(self: SampleBatches, *args: Any, prefetch: bool = False) -> Any:
+        prefetched.append(prefetch)
+        return original(self, *args, prefetch=prefetch)
 
     monkeypatch.setattr(SampleBatches, "batches", batches)
     problem, method = blobs(0.3), quick(name, "all")
     trained(problem, method, loop_for(method, problem, "all", body=backbone(dropout=0.0)))
-    assert told
-    assert all(in_turns is (views == 1) for views, in_turns in told)
-    assert any(views > 1 for views, _ in told) is (name == "unicon")
+    assert set(prefetched) == {False}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -14,7 +14,7 @@ from tiny import save_tiny
 from torch import nn
 
 from cleantune.backbones import open_backbone
-from cleantune.data import model_inputs
+from cleantune.data import image_cache
 from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
 from cleantune.features import cache, encoder
@@ -253,10 +253,8 @@ def test_progress_ends_at_the_total_and_the_index_lists_the_shards(image, tmp_pa
 
 
 def test_decoding_on_demand_finds_its_bad_images_while_extracting(image, tmp_path, monkeypatch):
-    from cleantune.data import model_inputs
-
-    monkeypatch.setattr(model_inputs, "MEMORY_FRACTION", 0.0)
-    monkeypatch.setattr(model_inputs, "DISK_FRACTION", 0.0)
+    monkeypatch.setattr(image_cache, "MEMORY_FRACTION", 0.0)
+    monkeypatch.setattr(image_cache, "DISK_FRACTION", 0.0)
     f = extract(image, prepared_of(image, tmp_path, unreadable=[9]), Precision(), tmp_path, "k")
     assert list(f.unreadable) == [9]
     assert not f[9].any()
@@ -295,15 +293,6 @@ def test_mean_and_deviation_of_features_on_disk_are_computed_once(image, tmp_pat
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(f.scale, expected, strict=True))
     assert asked == [f]
-
-
-@pytest.mark.parametrize("ready", [True, False])
-def test_what_lies_in_memory_is_not_made_beside_a_network_on_a_processor(ready, image, tmp_path, monkeypatch):
-    prepared, beside, prefetch = prepared_of(image, tmp_path), [], model_inputs.prefetch
-    monkeypatch.setattr(type(prepared), "ready", ready)
-    monkeypatch.setattr(model_inputs, "prefetch", lambda items: beside.append(1) or prefetch(items))
-    cache.extract_shard(image, prepared, Precision(), range(8), cache.ViewSpec())
-    assert bool(beside) != ready
 
 
 def test_a_store_of_float16_is_read_as_float32_and_has_a_key_of_its_own(image, tmp_path, monkeypatch):

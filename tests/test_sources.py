@@ -74,30 +74,17 @@ def test_views_in_a_thread_and_dropout_in_the_main_one_do_not_disturb_each_other
 
 
 @pytest.mark.parametrize("name", ["images", "texts"])
-def test_batches_in_turns_are_those_of_a_thread_beside_which_only_what_is_not_in_memory_has_then(
-    name, request, monkeypatch
-):
+def test_prefetched_batches_equal_those_of_the_caller(name, request, monkeypatch):
     source, views = request.getfixturevalue(name), ("weak", "strong", "plain")
-    assert source.prepared.ready
-    assert same(list(source.batches(BATCHES, views, 5, in_turns=True)), list(source.batches(BATCHES, views, 5)))
-    makers, own = [], SampleBatches._of
-    monkeypatch.setattr(SampleBatches, "_of", lambda *a: makers.append(threading.current_thread()) or own(*a))
-    for in_turns, ready, here in ((True, True, True), (False, True, False), (True, False, False)):
-        makers.clear()
-        monkeypatch.setattr(type(source.prepared), "ready", ready)
-        assert len(list(source.batches(BATCHES, views, 5, in_turns=in_turns))) == len(makers) == len(BATCHES)
-        assert {maker is threading.current_thread() for maker in makers} == {here}
-
-
-def test_images_are_ready_once_all_of_them_are_decoded_into_memory(tmp_path, monkeypatch):
-    preprocess = read_image_preprocess(save_tiny("convnext", tmp_path / "c"), None)
-    coming = make_model_inputs(fake_images(12), preprocess, tmp_path, lazy=True)
-    assert not coming.ready
-    coming.finish()
-    assert coming.ready
-    assert not make_model_inputs(fake_images(12), preprocess, tmp_path, lazy=True, keep=False).ready
-    monkeypatch.setattr("cleantune.data.model_inputs.MEMORY_FRACTION", 0.0)
-    assert not make_model_inputs(fake_images(12), preprocess, tmp_path).ready, "a memory map"
+    threads, weak_view = [], type(source.prepared).weak_view
+    monkeypatch.setattr(
+        type(source.prepared), "weak_view", lambda *a: threads.append(threading.current_thread()) or weak_view(*a)
+    )
+    prefetched = list(source.batches(BATCHES, views, 5, prefetch=True))
+    assert threading.current_thread() not in threads
+    threads.clear()
+    assert same(prefetched, list(source.batches(BATCHES, views, 5)))
+    assert set(threads) == {threading.current_thread()}
 
 
 def test_order_is_by_length_for_texts_and_as_it_lies_for_images(images, texts):

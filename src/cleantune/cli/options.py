@@ -101,7 +101,7 @@ def from_fields(*configs: type, exclude: Set[str] = frozenset()) -> Option:
 
 def from_field(field: FieldInfo) -> Option:
     """Return the option of a field; its value is None if the user does not set it."""
-    kinds = [k for k in get_args(field.kind) if k is not type(None)] if _is_union(field.kind) else [field.kind]
+    kinds = [k for k in get_args(field.type) if k is not type(None)] if _is_union(field.type) else [field.type]
     name = "--" + field.name.replace("_", "-")
     text = f"{field.help} [default: {'none' if field.default is None else field.default}]"
     if kinds == [bool]:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as configuration: read from tables, written to tables, checked, and described from one place."""
+"""Frozen dataclasses as configuration: one declaration gives TOML, checks, help, docs and search spaces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -16,181 +16,177 @@ from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods.protocol import Choice, Range
 
 T = TypeVar("T")
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+"""Names of types in error messages."""
 
 
 @dataclass(frozen=True)
 class FieldInfo:
-    """What is known of one field: all that help, docs and a search need."""
+    """Description of one field, from which help, docs and search spaces are made."""
 
     name: str
-    kind: Any
+    type: Any
+    """Type annotation without its `Annotated` marks."""
     default: Any
+    """Default value, or `MISSING` for a required field."""
     allowed: Range | Choice | None
+    """Allowed values; None where the type is the only restriction."""
     help: str
+    """String literal below the field, on one line."""
+
+
+_descriptions: dict[type, tuple[FieldInfo, ...]] = {}
 
 
 def describe_fields(cls: type) -> tuple[FieldInfo, ...]:
-    """Every field of a dataclass with its type, default, range and the comment below it.
+    """Describe each field of a dataclass.
 
-    Ranges come from `Annotated[..., Interval | Choice]`, `Literal` and `bool`; comments are the strings that
-    stand under the fields.
+    Allowed values come from `Annotated[..., Range | Choice]` and `Literal`, help from the string literal below a field.
     """
-    if cls not in _described:
-        _described[cls] = _describe(cls)
-    return _described[cls]
+    if cls not in _descriptions:
+        _descriptions[cls] = tuple(_describe_fields(cls))
+    return _descriptions[cls]
 
 
-_described: dict[type, tuple[FieldInfo, ...]] = {}
-
-
-def _describe(cls: type) -> tuple[FieldInfo, ...]:
+def _describe_fields(cls: type) -> Iterator[FieldInfo]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    comments = _comments(cls)
-    out = []
+    help_texts = _help_texts(cls)
     for field in fields(cls):
-        kind, allowed = hints[field.name], None
-        if get_origin(kind) is Annotated:
-            kind, *marks = get_args(kind)
-            allowed = next((m for m in marks if isinstance(m, Range | Choice)), None)
-        if get_origin(kind) is Literal:
-            allowed = Choice(get_args(kind))
-        default = field.default if field.default is not MISSING else (
-            field.default_factory() if field.default_factory is not MISSING else MISSING
-        )  # fmt: skip
-        out.append(FieldInfo(field.name, kind, default, allowed, comments.get(field.name, "")))
-    return tuple(out)
+        annotation, marks = hints[field.name], list[Any]()
+        if get_origin(annotation) is Annotated:
+            annotation, *marks = get_args(annotation)
+        if get_origin(annotation) is Literal:
+            marks = [Choice(get_args(annotation))]
+        allowed = next((mark for mark in marks if isinstance(mark, Range | Choice)), None)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        yield FieldInfo(field.name, annotation, default, allowed, help_texts.get(field.name, ""))
 
 
-def _comments(cls: type) -> dict[str, str]:
-    """The string below each field of a class and of the classes it inherits from."""
-    found: dict[str, str] = {}
-    for owner in reversed(cls.__mro__):
-        if not is_dataclass(owner):
-            continue
+def _help_texts(cls: type) -> dict[str, str]:
+    """Collect the string literals below the fields of a class and its base classes."""
+    texts: dict[str, str] = {}
+    for owner in filter(is_dataclass, reversed(cls.__mro__)):
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
         assert isinstance(body, ast.ClassDef)
-        for line, below in zip(body.body, body.body[1:], strict=False):
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(below, ast.Expr):
-                text = below.value
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    found[line.target.id] = " ".join(text.value.split())
-    return found
+        for statement, below in zip(body.body, body.body[1:], strict=False):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = " ".join(text.split())
+    return texts
 
 
-def from_dict(cls: type[T], table: Mapping[str, Any], path: str, start: T | None = None) -> T:
-    """A dataclass from a table, over its defaults or over a given start.
+def from_dict(cls: type[T], table: Mapping[str, Any], path: str, base: T | None = None) -> T:
+    """Build a dataclass from a table.
 
     Args:
-        cls: The dataclass.
-        table: Values by field name; sub-tables for fields that are dataclasses.
-        path: Where the table stands, for messages: `method.tune`.
-        start: What fields that the table does not name keep.
+        cls: Dataclass to build.
+        table: Values by field name, with a sub-table for each field that is a dataclass.
+        path: Key of the table for error messages, such as `method.tune`.
+        base: Instance whose values are kept where the table has no key; None for the defaults of `cls`.
 
     Raises:
-        UserError: A key is unknown, or a value has the wrong type or leaves its range; the sentence names the key.
+        UserError: A key is unknown or missing, or a value has the wrong type or is out of range; the message names the
+            key.
     """
-    known = {d.name: d for d in describe_fields(cls)}
-    refuse_unknown_keys(table, known, f"{path}.")
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        old = getattr(start, key) if start is not None else known[key].default
-        values[key] = _value(known[key], value, f"{path}.{key}", old)
-    if start is not None:
-        return replace(start, **values)  # type: ignore[type-var]
-    missing = [d.name for d in known.values() if d.default is MISSING and d.name not in values]
-    if missing:
-        raise UserError(f'key "{path}.{missing[0]}" is missing')
+    infos = {info.name: info for info in describe_fields(cls)}
+    refuse_unknown_keys(table, infos, f"{path}.")
+    current = {name: info.default if base is None else getattr(base, name) for name, info in infos.items()}
+    values = {name: _parse(infos[name], value, f"{path}.{name}", current[name]) for name, value in table.items()}
+    if base is not None:
+        return replace(base, **values)  # type: ignore[type-var]
+    for name, info in infos.items():
+        if info.default is MISSING and name not in values:
+            raise UserError(f'key "{path}.{name}" is missing')
     return cls(**values)
 
 
-def _value(field: FieldInfo, value: Any, key: str, old: Any) -> Any:
-    """One value, converted where nothing is lost and checked against type and range."""
-    options = get_args(field.kind) if get_origin(field.kind) in (Union, types.UnionType) else (field.kind,)
-    if value is None or (isinstance(value, str) and value == "none" and type(None) in options and str not in options):
-        if type(None) in options:
-            return None
-        raise UserError(f'key "{key}" must not be empty')
-    inner = next((o for o in options if is_dataclass(o)), None)
-    if inner is not None:
-        if isinstance(value, inner):  # type: ignore[arg-type]
+def _parse(info: FieldInfo, value: Any, key: str, current: Any) -> Any:
+    """Check one value and convert it to the type of its field."""
+    members = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else (info.type,)
+    optional = types.NoneType in members
+    if value is None or (isinstance(value, str) and value == "none" and optional and str not in members):
+        if not optional:
+            raise UserError(f'key "{key}" must not be empty')
+        return None
+    record: Any = next(filter(is_dataclass, members), None)
+    if record is not None:
+        if isinstance(value, record):
             return value
         if not isinstance(value, Mapping):
-            raise UserError(f'key "{key}" is a table: set one of {", ".join(d.name for d in describe_fields(inner))}')  # type: ignore[arg-type]
-        return from_dict(inner, value, key, old if is_dataclass(old) else None)  # type: ignore[arg-type]
-    value = _convert(options, value, key)
-    allowed = field.allowed
+            names = ", ".join(field.name for field in describe_fields(record))
+            raise UserError(f'key "{key}" is a table: set one of {names}')
+        return from_dict(record, value, key, current if isinstance(current, record) else None)
+    value = _convert([str if get_origin(m) is Literal else m for m in members if m is not types.NoneType], value, key)
+    allowed = info.allowed
     if isinstance(allowed, Choice) and value not in allowed.values:
-        names = [str(v) for v in allowed.values]
-        raise UserError(f'key "{key}" is "{value}"{did_you_mean(str(value), names)}')
+        raise UserError(f'key "{key}" is "{value}"{did_you_mean(str(value), map(str, allowed.values))}')
     if isinstance(allowed, Range) and not allowed.low <= value <= allowed.high:
         raise UserError(f'key "{key}" is {value}, outside {allowed.low:g} to {allowed.high:g}')
     return value
 
 
-def _convert(options: tuple[Any, ...], value: Any, key: str) -> Any:
-    """The value in one of the field's types, or a sentence."""
-    plain = [str if get_origin(o) is Literal else o for o in options if o is not type(None)]
-    for kind in plain:
-        if kind is Any:
+def _convert(members: Sequence[Any], value: Any, key: str) -> Any:
+    """Convert a value to the first of the types that can represent it."""
+    for member in members:
+        if member is Any:
             return value
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if kind is str and isinstance(value, str):
-            return value
-        origin = get_origin(kind)
-        if origin is tuple and isinstance(value, list | tuple):
+        if get_origin(member) is tuple and isinstance(value, list | tuple):
             return tuple(value)
-    wanted = " or ".join({"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}.get(
-        getattr(k, "__name__", str(k)), str(k)) for k in plain)  # fmt: skip
-    raise UserError(f'key "{key}" is {value!r}; it must be {wanted}')
+        if isinstance(value, bool):
+            if member is bool:
+                return value
+        elif member is float and isinstance(value, int):
+            return float(value)
+        elif member in _TYPE_NAMES and isinstance(value, member):
+            return value
+    expected = " or ".join(_TYPE_NAMES.get(member, str(member)) for member in members)
+    raise UserError(f'key "{key}" is {value!r}; it must be {expected}')
 
 
 def to_dict(record: Any) -> dict[str, Any]:
-    """A dataclass as a table that `from_dict` reads back; fields that are None are left out."""
+    """Convert a dataclass to a table that `from_dict` reads back; fields that are None are omitted."""
     table: dict[str, Any] = {}
-    for field in describe_fields(type(record)):
-        value = getattr(record, field.name)
+    for info in describe_fields(type(record)):
+        value = getattr(record, info.name)
         if value is None:
             continue
         if is_dataclass(value) and not isinstance(value, type):
             value = to_dict(value)
         elif isinstance(value, tuple):
             value = list(value)
-        table[field.name] = value
+        table[info.name] = value
     return table
 
 
 def parse_assignment(text: str) -> tuple[list[str], Any]:
-    """The key path and the value of `method.tau=0.7`; the value is read as TOML, else taken as a text.
+    """Parse `method.tau=0.7` into its key path and its value.
+
+    The value is read as TOML, and kept as text where it is not valid TOML.
 
     Raises:
-        UserError: There is no equals sign.
+        UserError: The text has no equals sign or no key.
     """
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise UserError(f'--set "{text}": write KEY=VALUE, such as method.tau=0.7')
     try:
-        read = tomllib.loads(f"value = {value.strip()}")["value"]
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        read = value.strip()
-    return key.strip().split("."), read
+        parsed = value.strip()
+    return key.strip().split("."), parsed
 
 
-def nest(path: list[str], value: Any) -> dict[str, Any]:
-    """`{"a": {"b": value}}` for the path a.b."""
-    for key in reversed(path):
+def nest(path: Iterable[str], value: Any) -> dict[str, Any]:
+    """Return the table `{"a": {"b": value}}` for the path a.b."""
+    for key in reversed(list(path)):
         value = {key: value}
     return typing.cast(dict[str, Any], value)
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """Two tables as one; where both name a key the second wins, sub-tables are merged."""
-    out = dict(low)
+    """Merge two tables recursively; where both set a key, the second wins."""
+    merged = dict(low)
     for key, value in high.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = merge(out[key], value) if both else value
-    return out
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged

@@ -1,7 +1,7 @@
-"""Weak and strong views of images and texts, drawn from the given generator and nothing else.
+"""Weak and strong augmentations of images and texts, drawn from a given generator only.
 
-The global generator is never touched, so views can be made in a thread beside the training step. Geometry is one
-warp per image whatever was drawn, so that pixels are interpolated once.
+The global random state is neither read nor changed, so that views can be made in a background thread. All geometric
+operations on an image are composed into one affine map, so that its pixels are interpolated once.
 """
 
 from __future__ import annotations
@@ -14,111 +14,120 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cleantune.config.augmentation import ImageAugmentation
-from cleantune.kernels.to_delete.halves import by_halves
 from cleantune.methods.protocol import View
 
-_LEVELS = 30
-"""RandAugment counts magnitudes from 0 to this."""
+MAX_MAGNITUDE = 30
+"""Largest magnitude of RandAugment."""
+COLOR_OPS = (
+    "identity", "autocontrast", "equalize", "solarize", "posterize", "sharpness", "color", "contrast", "brightness"
+)  # fmt: skip
+"""Operations of RandAugment on colors; the last five of `NUM_OPS` are the geometric ones."""
+NUM_OPS = len(COLOR_OPS) + 5
+"""Operations of RandAugment: those on colors, a rotation, two shears and two translations."""
 
 
 def augment_images(
     pixels: Tensor, view: View, settings: ImageAugmentation, generator: torch.Generator
 ) -> Float[Tensor, "B 3 H W"]:
-    """A view of each image.
+    """Augment each image.
+
+    The weak view is a random flip and affine map. The strong view applies RandAugment (arXiv:1909.13719) before.
 
     Args:
         pixels: uint8 [B, 3, H, W].
-        view: `weak`: mirrored and warped; `strong`: RandAugment too.
-        settings: How far.
-        generator: The only source of chance; the same state gives the same bits.
+        view: `weak` or `strong`.
+        settings: Strength of the augmentations.
+        generator: Only source of randomness; equal states give equal bits.
 
     Returns:
-        Pixels of 0..255 as float; what is warped in from outside the image is its mirror image.
+        Pixels from 0 to 255 as float32; pixels from outside an image are its reflection.
     """
     count = len(pixels)
-    geometry = _weak_geometry(count, settings, generator)
+    geometry = _sample_weak_geometry(count, settings, generator)
     x = pixels.float()
     if view == "strong":
         x.div_(255)
-        level = settings.magnitude / _LEVELS
+        level = settings.magnitude / MAX_MAGNITUDE
         for _ in range(settings.num_ops):
-            drawn = torch.randint(_OPERATION_COUNT, (count,), generator=generator)
+            ops = torch.randint(NUM_OPS, (count,), generator=generator)
             sign = torch.randint(2, (count,), generator=generator).float() * 2 - 1
-            for k, name in enumerate(_COLORS):
-                rows = (drawn == k).nonzero().flatten()
+            for k, name in enumerate(COLOR_OPS):
+                rows = (ops == k).nonzero().flatten()
                 if len(rows):
-                    x[rows] = _colored(x[rows], name, sign[rows].to(x.device) * level, level)
-            geometry = _drawn_geometry(drawn, sign * level) @ geometry
+                    x[rows] = apply_color_op(x[rows], name, sign[rows].to(x.device) * level, level)
+            geometry = geometric_op_matrices(ops, sign * level) @ geometry
         x = x.clamp_(0, 1).mul_(255)
-    return by_halves(_warp, x, geometry)
+    return warp(x, geometry)
 
 
-# -- geometry: 3 x 3 matrices from a place in the view to its place in the image, in units of half a side --------------
+def warp(x: Float[Tensor, "B 3 H W"], matrices: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 H W"]:
+    """Resample images by affine maps with bilinear interpolation and reflection padding.
 
-
-def _weak_geometry(count: int, settings: ImageAugmentation, generator: torch.Generator) -> Tensor:
-    chance = torch.rand(5, count, generator=generator)
-    angle = (chance[0] * 2 - 1) * math.radians(settings.degrees)
-    scale = 1 / (1 + (chance[1] * 2 - 1) * settings.scale)
-    mirror = torch.where(chance[4] < settings.flip, -1.0, 1.0)
-    matrix = torch.zeros(count, 3, 3)
-    matrix[:, 0, 0] = scale * angle.cos() * mirror
-    matrix[:, 0, 1] = -scale * angle.sin() * mirror
-    matrix[:, 1, 0] = scale * angle.sin()
-    matrix[:, 1, 1] = scale * angle.cos()
-    matrix[:, :2, 2] = (chance[2:4].T * 2 - 1) * 2 * settings.translate
-    matrix[:, 2, 2] = 1
-    return matrix
-
-
-def _drawn_geometry(drawn: Tensor, level: Tensor) -> Tensor:
-    """RandAugment's rotation (to 30 degrees), shears (to 0.3) and shifts (to 0.45 of the side); else the identity."""
-    matrix = torch.eye(3).repeat(len(drawn), 1, 1)
-    first = len(_COLORS)
-    angle = torch.where(drawn == first, level * math.radians(30), 0.0)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = angle.cos()
-    matrix[:, 0, 1] = torch.where(drawn == first + 1, level * 0.3, -angle.sin())
-    matrix[:, 1, 0] = torch.where(drawn == first + 2, level * 0.3, angle.sin())
-    matrix[:, 0, 2] = torch.where(drawn == first + 3, level * 0.9, 0.0)
-    matrix[:, 1, 2] = torch.where(drawn == first + 4, level * 0.9, 0.0)
-    return matrix
-
-
-def _warp(x: Tensor, matrix: Tensor) -> Tensor:
-    """The images through their matrices; kornia's warp takes three times as long on small images."""
-    grid = _grid(matrix[:, :2].to(x), *x.shape[2:])
+    Args:
+        x: Images.
+        matrices: Maps from output to input coordinates, with the origin at the center of the image. A unit is half a
+            side; rotations and shears keep angles in images that are not square.
+    """
+    height, width = x.shape[2:]
+    theta = matrices[:, :2].to(x, copy=True)
+    theta[:, 0, 1] *= height / width  # affine_grid measures each axis by half its own length
+    theta[:, 1, 0] *= width / height
+    grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
-def _grid(matrix: Float[Tensor, "B 2 3"], height: int, width: int) -> Float[Tensor, "B H W 2"]:
-    """Where each pixel of a view lies in its image, in units of half a side of it; each coordinate together in memory.
+def _sample_weak_geometry(count: int, settings: ImageAugmentation, generator: torch.Generator) -> Tensor:
+    """Draw the affine map of each image's weak view, [B, 3, 3]."""
+    uniform = torch.rand(5, count, generator=generator)
+    angle = (uniform[0] * 2 - 1) * math.radians(settings.degrees)
+    scale = 1 / (1 + (uniform[1] * 2 - 1) * settings.scale)
+    mirror = torch.where(uniform[4] < settings.flip, -1.0, 1.0)
+    matrices = torch.zeros(count, 3, 3)
+    matrices[:, 0, 0] = scale * angle.cos() * mirror
+    matrices[:, 0, 1] = -scale * angle.sin() * mirror
+    matrices[:, 1, 0] = scale * angle.sin()
+    matrices[:, 1, 1] = scale * angle.cos()
+    matrices[:, :2, 2] = (uniform[2:4].T * 2 - 1) * 2 * settings.translate
+    matrices[:, 2, 2] = 1
+    return matrices
 
-    The matrices turn and shear in one unit for both sides, whatever their lengths. Torch's affine_grid multiplies them
-    with all pixels, in fourteen times the time and more.
+
+def geometric_op_matrices(ops: Int[Tensor, " B"], level: Float[Tensor, " B"]) -> Float[Tensor, "B 3 3"]:
+    """Return the affine maps of RandAugment's geometric operations.
+
+    Args:
+        ops: Operation of each image, 0 to `NUM_OPS` - 1; an operation on colors gives the identity.
+        level: Signed level of each image; at 1 a rotation by 30 degrees, a shear by 0.3, a translation by 0.45 of the
+            side.
     """
-    across = (torch.arange(width, device=matrix.device) * 2 + 1) / width - 1
-    down = (torch.arange(height, device=matrix.device) * 2 + 1) / height - 1
-    turn = matrix[:, :, :2] * matrix.new_tensor([[1.0, height / width], [width / height, 1.0]])
-    by_row = torch.addcmul(matrix[:, :, 2, None], turn[:, :, 1, None], down)
-    by_column = turn[:, :, 0, None] * across
-    return (by_row[..., None] + by_column[:, :, None]).permute(0, 2, 3, 1)
+    matrices = torch.eye(3).repeat(len(ops), 1, 1)
+    first = len(COLOR_OPS)
+    angle = torch.where(ops == first, level * math.radians(30), 0.0)
+    matrices[:, 0, 0] = matrices[:, 1, 1] = angle.cos()
+    matrices[:, 0, 1] = torch.where(ops == first + 1, level * 0.3, -angle.sin())
+    matrices[:, 1, 0] = torch.where(ops == first + 2, level * 0.3, angle.sin())
+    matrices[:, 0, 2] = torch.where(ops == first + 3, level * 0.9, 0.0)
+    matrices[:, 1, 2] = torch.where(ops == first + 4, level * 0.9, 0.0)
+    return matrices
 
 
-# -- colors: x in 0..1, a signed level of each image, and the magnitude they share ------------------------------------
+def apply_color_op(
+    x: Float[Tensor, "B 3 H W"], name: str, level: Float[Tensor, " B"], magnitude: float
+) -> Float[Tensor, "B 3 H W"]:
+    """Apply one of RandAugment's operations on colors.
 
-_COLORS = (
-    "identity", "autocontrast", "equalize", "solarize", "posterize", "sharpness", "color", "contrast", "brightness"
-)  # fmt: skip
-_OPERATION_COUNT = len(_COLORS) + 5
-"""The colors, a rotation, two shears and two shifts."""
+    It calls kornia's functions, because kornia's augmentation modules draw from the global generator.
 
-
-def _colored(x: Tensor, name: str, level: Tensor, magnitude: float) -> Tensor:
-    """One of kornia's operations with our parameters: its own augmentations draw from the global generator."""
+    Args:
+        x: Images from 0 to 1.
+        name: One of `COLOR_OPS`.
+        level: Signed level of each image, -1 to 1.
+        magnitude: Level without the sign, which all images share.
+    """
     from kornia import enhance
 
     factor = 1 + 0.9 * level
-    num_ops: dict[str, Callable[[], Tensor]] = {
+    ops: dict[str, Callable[[], Tensor]] = {
         "identity": lambda: x,
         "autocontrast": lambda: enhance.normalize_min_max(x),
         "equalize": lambda: enhance.equalize(x),
@@ -129,10 +138,7 @@ def _colored(x: Tensor, name: str, level: Tensor, magnitude: float) -> Tensor:
         "contrast": lambda: enhance.adjust_contrast_with_mean_subtraction(x, factor),
         "brightness": lambda: enhance.adjust_brightness_accumulative(x, factor),
     }
-    return num_ops[name]()
-
-
-# -- text --------------------------------------------------------------------------------------------------------------
+    return ops[name]()
 
 
 def drop_tokens(
@@ -142,17 +148,17 @@ def drop_tokens(
     rate: float,
     generator: torch.Generator,
 ) -> tuple[Int[Tensor, "B U"], Bool[Tensor, "B U"]]:
-    """The texts without a random share of their tokens, closed up.
+    """Remove random tokens from texts and close the gaps.
 
     Args:
-        tokens: Token ids, real ones first.
-        mask: True where a token is real.
-        fixed: True where a token may not go (special tokens).
-        rate: Share that goes, each token by its own draw.
-        generator: The only source of chance.
+        tokens: Token ids, padded at the end.
+        mask: True for tokens that are no padding.
+        fixed: True for tokens that must stay (special tokens).
+        rate: Probability that a token is removed.
+        generator: Only source of randomness.
 
     Returns:
-        Tokens and mask, as wide as the longest text left. A text that would lose all its words keeps them all.
+        Tokens and mask, as wide as the longest remaining text. A text that would lose all its words keeps them all.
     """
     stays = torch.rand(tokens.shape, generator=generator) >= rate
     keep = mask & (fixed | stays)

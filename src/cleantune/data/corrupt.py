@@ -21,6 +21,7 @@ from cleantune.data.raw_table import RawTable
 from cleantune.data.split_assembly import SplitPart
 from cleantune.data.writers import write_table
 from cleantune.noise import flip, measure, parse, spell
+from cleantune.utils.arrays import object_array
 
 CORRUPTED = ("train", "validation")
 """The splits that noise reaches."""
@@ -118,10 +119,10 @@ def _vectors(samples: Samples) -> np.ndarray:
 def _relabeled(part: RawTable, pieces: dict[str, SplitPart], noisy: Data, columns: Columns) -> pa.Table:
     labels = read_labels(part, columns.label, [])
     words = labels.names if labels.declared else labels.values
-    given: Shaped[np.ndarray, " N"] = np.array([*words, None, 0], dtype=object)[:-1][labels.codes]
+    given: Shaped[np.ndarray, " N"] = object_array([*words, None])[labels.codes]
     true = given.copy()
     values = noisy.classes if labels.declared else noisy.class_values
-    table = np.array([*values, None, 0], dtype=object)[:-1]
+    table = object_array([*values, None])
     for split, piece in pieces.items():
         if split in CORRUPTED:
             given[piece.rows] = table[noisy.rows[split].y]

@@ -1,4 +1,4 @@
-"""Exact copies of training samples among the test samples, which flatter the accuracy."""
+"""Test samples that are exact copies of training samples, which inflate the accuracy."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from cleantune.data.samples import FeatureSamples, ImageSamples, TextSamples
 
 
 def count_duplicates(train: Samples, test: Samples) -> int:
-    """How many test samples have the very bytes of a training sample; images in files are not looked into."""
-    known = set(_marks(train))
-    return sum(mark in known for mark in _marks(test))
+    """Count the test samples whose content equals that of a training sample; image files are not read."""
+    digests = set(_digests(train))
+    return sum(digest in digests for digest in _digests(test))
 
 
-def _marks(samples: Samples) -> Iterator[bytes]:
+def _digests(samples: Samples) -> Iterator[bytes]:
+    """Yield a digest of each sample whose content is in memory."""
     if isinstance(samples, FeatureSamples):
         for row in samples.rows:
-            yield _mark(np.ascontiguousarray(samples.matrix[row]).data)
-    elif isinstance(samples, ImageSamples | TextSamples) and samples.cells is not None:
+            yield _digest(np.ascontiguousarray(samples.matrix[row]).tobytes())
+    elif isinstance(samples, TextSamples):
         for row in samples.rows:
-            content = samples.cells[int(row)]
+            text = samples.texts[int(row)].as_py()
+            if text is not None:
+                yield _digest(text.encode())
+    elif isinstance(samples, ImageSamples) and samples.content is not None:
+        for row in samples.rows:
+            content = samples.content[int(row)].as_py()
             if content is not None:
-                yield _mark(content)
+                yield _digest(content)
 
 
-def _mark(content: memoryview) -> bytes:
+def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()

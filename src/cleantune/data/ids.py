@@ -9,6 +9,7 @@ from jaxtyping import Int, Shaped
 from cleantune.data.columns import Columns
 from cleantune.data.raw_table import RawTable, is_text
 from cleantune.errors import UserError
+from cleantune.utils.arrays import object_array
 
 
 def read_ids(
@@ -59,13 +60,6 @@ def unify_ids(ids: dict[str, np.ndarray], notes: list[str]) -> None:
     if any(ids[split].dtype == object for split in listed):
         for split in listed:
             ids[split] = object_array([str(value) for value in ids[split].tolist()])
-
-
-def object_array(values: list[str]) -> Shaped[np.ndarray, " N"]:
-    """A list of strings as an array of objects."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 def _from_column(part: RawTable, rows: np.ndarray, column: str) -> np.ndarray:

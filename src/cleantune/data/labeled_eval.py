@@ -15,6 +15,7 @@ from cleantune.data.ids import read_ids
 from cleantune.data.labels import read_labels
 from cleantune.data.readers import read_single_table
 from cleantune.errors import UserError
+from cleantune.utils.arrays import object_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ def load_labeled_eval_set(
     samples = part.samples(kind, columns.sample).take(labeled)
     rows = Rows(ids, np.full(len(labeled), -1, np.int64), samples)
     whole = part.table.column(domain).to_pylist() if domain is not None else [_short(part.name)] * len(part)
-    domains = np.array([*("none" if value is None else str(value) for value in whole), None], dtype=object)[:-1]
+    domains = object_array("none" if value is None else str(value) for value in whole)
     return LabeledEvalSet(_short(part.name), rows, labels.codes[labeled], labels.names, domains[labeled], tuple(notes))
 
 

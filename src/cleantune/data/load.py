@@ -206,7 +206,7 @@ def _samples(columns: Columns, splits: dict[str, SplitPart], notes: list[str]) -
     if columns.kind == "features":
         _same_width(splits, taken)
     for split, own in taken.items():
-        if isinstance(own, TextSamples) and (missing := own.missing()):
+        if isinstance(own, TextSamples) and (missing := own.count_missing()):
             notes.append(f"{missing} {split} rows have no text; they are read as empty ones")
     if "test" in taken and (count := count_duplicates(taken["train"], taken["test"])):
         notes.append(f"{count} of {len(taken['test'])} test samples are exact copies of training samples")

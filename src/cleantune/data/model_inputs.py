@@ -1,9 +1,7 @@
-"""Model-ready samples: pixels decoded once, texts tokenized once, and their views on demand."""
+"""Network inputs of a split: images decoded once, texts tokenized once, and their views on demand."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,63 +14,54 @@ from torch import Tensor
 
 from cleantune.backbones import ImagePreprocess, Preprocess, TextPreprocess
 from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
-from cleantune.data import Samples
 from cleantune.data.augmentation import augment_images, drop_tokens
-from cleantune.data.image_cache import Decoder, LazyPixels, Progress, StreamedPixels, decode_all, write_pixels
+from cleantune.data.dataset import Samples
+from cleantune.data.image_cache import LazyPixels, PixelStore, Progress, open_pixels
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
 from cleantune.methods.protocol import Inputs
 
 T = TypeVar("T")
-MEMORY_FRACTION = 0.25
-"""Pixels and features live in memory while they fit in this share of what is free, else in a memory map."""
 TOKENIZER_BATCH = 256
 """Texts that are tokenized at a time."""
-DISK_FRACTION = 0.5
-"""Pixels are cached while they fit in this share of the free disk, else images are decoded each time."""
 
 
 class ModelInputs(Protocol):
-    """Samples of one split, ready for a network.
+    """Samples of one split in the form that a network takes.
 
-    Views take the indices of rows and, but for `plain`, a generator that is their only source of chance.
+    A view takes sample indices and, except for the evaluation view, a generator as its only source of randomness.
     """
 
     @property
     def unreadable(self) -> dict[int, str]:
-        """Rows that could not be read, by index, with place and reason; their inputs are zeros."""
+        """Place and reason of each unreadable sample, by index; its inputs are zeros."""
         ...
 
     @property
     def lengths(self) -> Int[np.ndarray, " N"] | None:
-        """Tokens of each text, by which batches are made alike; None for images."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether inputs are made of what lies in memory, decoded."""
+        """Number of tokens of each text; None for images."""
         ...
 
     def __len__(self) -> int: ...
 
     def eval_view(self, indices: Int[Tensor, " B"]) -> Inputs:
-        """Evaluation preprocessing."""
+        """Return inputs with evaluation preprocessing."""
         ...
 
     def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Inputs:
-        """A view close by."""
+        """Return inputs with weak augmentation."""
         ...
 
     def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Inputs:
-        """A view far off."""
+        """Return inputs with strong augmentation."""
         ...
 
     def take(self, indices: Int[np.ndarray, " M"]) -> ModelInputs:
-        """These rows alone, in this order; nothing is copied."""
+        """Return a subset in this order; nothing is copied."""
         ...
 
     def describe(self, index: int) -> str:
-        """Where the sample stands, for messages."""
+        """Name the file or row of a sample for messages."""
         ...
 
 
@@ -85,127 +74,137 @@ class ImageInputs:
         self,
         samples: Samples,
         preprocess: ImagePreprocess,
-        store: UInt8[np.ndarray, "n H W 3"] | Decoder | LazyPixels | StreamedPixels,
-        rows: Int[np.ndarray, " N"],
-        unreadable: dict[int, str],
-        augment: ImageAugmentation,
+        store: PixelStore,
+        augmentation: ImageAugmentation,
+        rows: Int[np.ndarray, " N"] | None = None,
     ) -> None:
-        """Rows of a store; `unreadable` and `samples` are numbered as the store."""
+        """Select rows of a pixel store.
+
+        Args:
+            samples: Images in the order of the store.
+            preprocess: Preprocessing of the backbone.
+            store: Decoded pixels.
+            augmentation: Strength of the augmentations.
+            rows: Selected rows of the store; None: all.
+        """
         self.preprocess = preprocess
-        self.augment = augment
+        self.augmentation = augmentation
         self._samples = samples
         self._store = store
-        self._rows = rows
-        self._bad = unreadable
+        self._rows = np.arange(len(samples)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def unreadable(self) -> dict[int, str]:
-        """Rows that could not be read; where images are decoded on demand, those met so far."""
-        return {i: self._bad[row] for i, row in enumerate(self._rows.tolist()) if row in self._bad} if self._bad else {}
-
-    @property
-    def ready(self) -> bool:
-        """Whether all pixels lie in memory."""
-        return self._store.full if isinstance(self._store, LazyPixels) else type(self._store) is np.ndarray
+        """Place and reason of each unreadable image, by index; of those decoded so far if decoding is lazy."""
+        reasons = self._store.unreadable
+        return {i: reasons[row] for i, row in enumerate(self._rows.tolist()) if row in reasons} if reasons else {}
 
     def pixels(self, indices: Int[Tensor, " B"]) -> UInt8[Tensor, "B 3 H W"]:
-        """Resized and cropped pixels; the strides are those of channels-last."""
-        rows = self._rows[indices.numpy()]
-        block = self._store[rows] if isinstance(self._store, np.ndarray) else self._store.decode(rows)
-        return torch.from_numpy(np.asarray(block)).permute(0, 3, 1, 2)
+        """Return resized and cropped pixels in channels-last memory format."""
+        return torch.from_numpy(self._store.read(self._rows[indices.numpy()])).permute(0, 3, 1, 2)
 
     def finish(self, progress: Progress | None = None) -> None:
-        """Decode what has not been asked for yet, where pixels are decoded ahead."""
+        """Decode the remaining images if decoding is lazy."""
         if isinstance(self._store, LazyPixels):
             self._store.finish(progress)
 
     def eval_view(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
-        """Normalized pixels."""
+        """Return normalized pixels."""
         return self.preprocess.inputs(self.pixels(indices))
 
     def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-        """Mirrored and warped a little, then normalized."""
-        return self.preprocess.inputs(augment_images(self.pixels(indices), "weak", self.augment, generator), own=True)
+        """Return normalized pixels after a random flip and affine map."""
+        pixels = augment_images(self.pixels(indices), "weak", self.augmentation, generator)
+        return self.preprocess.inputs(pixels, own=True)
 
     def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
-        """The weak view after RandAugment."""
-        return self.preprocess.inputs(augment_images(self.pixels(indices), "strong", self.augment, generator), own=True)
+        """Return normalized pixels after RandAugment and the weak augmentation."""
+        pixels = augment_images(self.pixels(indices), "strong", self.augmentation, generator)
+        return self.preprocess.inputs(pixels, own=True)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> ImageInputs:
-        """These rows alone, in this order; nothing is copied."""
-        return ImageInputs(self._samples, self.preprocess, self._store, self._rows[indices], self._bad, self.augment)
+        """Return a subset in this order; nothing is copied."""
+        return ImageInputs(self._samples, self.preprocess, self._store, self.augmentation, self._rows[indices])
 
     def describe(self, index: int) -> str:
-        """Where the image stands."""
+        """Name the file or row of an image for messages."""
         return self._samples.describe(int(self._rows[index]))
 
 
 class TextInputs:
-    """Texts as token ids, without padding, in one long array."""
-
-    ready = True
+    """Texts as token ids without padding, concatenated in one array."""
 
     def __init__(
         self,
         samples: Samples,
         preprocess: TextPreprocess,
         tokens: Int[Tensor, " total"],
-        ends: Int[Tensor, " n+1"],
-        rows: Int[np.ndarray, " N"],
-        augment: TextAugmentation,
+        offsets: Int[Tensor, " n+1"],
+        augmentation: TextAugmentation,
+        rows: Int[np.ndarray, " N"] | None = None,
     ) -> None:
-        """Rows of the long array: text r is `tokens[ends[r] : ends[r + 1]]`."""
+        """Select rows of tokenized texts.
+
+        Args:
+            samples: Texts in the order of the tokens.
+            preprocess: Preprocessing of the backbone.
+            tokens: Token ids of all texts.
+            offsets: Text r is `tokens[offsets[r] : offsets[r + 1]]`.
+            augmentation: Strength of the augmentations.
+            rows: Selected texts; None: all.
+        """
         self.preprocess = preprocess
-        self.augment = augment
+        self.augmentation = augmentation
         self.unreadable: dict[int, str] = {}
         self._samples = samples
         self._tokens = tokens
-        self._ends = ends
-        self._rows = rows
-        self.lengths: Int[np.ndarray, " N"] | None = (ends[1:] - ends[:-1]).numpy()[rows]
+        self._offsets = offsets
+        self._rows = np.arange(len(samples)) if rows is None else rows
+        self.lengths: Int[np.ndarray, " N"] | None = offsets.diff().numpy()[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def eval_view(self, indices: Int[Tensor, " B"]) -> dict[str, Tensor]:
-        """Tokens and mask, padded to the longest of the batch."""
-        return self._inputs(*self._padded(indices))
+        """Return token ids and attention mask, padded to the longest text of the batch."""
+        return self._inputs(*self._pad(indices))
 
     def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> dict[str, Tensor]:
-        """A few tokens left out."""
-        return self._dropped(indices, self.augment.weak, generator)
+        """Return the texts without a few random tokens."""
+        return self._drop(indices, self.augmentation.weak, generator)
 
     def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> dict[str, Tensor]:
-        """Many tokens left out."""
-        return self._dropped(indices, self.augment.strong, generator)
+        """Return the texts without many random tokens."""
+        return self._drop(indices, self.augmentation.strong, generator)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> TextInputs:
-        """These rows alone, in this order; nothing is copied."""
-        return TextInputs(self._samples, self.preprocess, self._tokens, self._ends, self._rows[indices], self.augment)
+        """Return a subset in this order; nothing is copied."""
+        rows = self._rows[indices]
+        return TextInputs(self._samples, self.preprocess, self._tokens, self._offsets, self.augmentation, rows)
 
     def describe(self, index: int) -> str:
-        """Where the text stands."""
+        """Name the row of a text for messages."""
         return self._samples.describe(int(self._rows[index]))
 
-    def _padded(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _pad(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(self._rows)[indices]
-        start, length = self._ends[rows], self._ends[rows + 1] - self._ends[rows]
-        place = torch.arange(max(1, int(length.max())))
-        mask = place < length[:, None]
-        where = (start[:, None] + place).clamp(max=len(self._tokens) - 1)
-        return self._tokens[where].long().masked_fill(~mask, self.preprocess.pad_id), mask
+        start, length = self._offsets[rows], self._offsets[rows + 1] - self._offsets[rows]
+        position = torch.arange(max(1, int(length.max())))
+        mask = position < length[:, None]
+        index = (start[:, None] + position).clamp(max=len(self._tokens) - 1)
+        return self._tokens[index].long().masked_fill(~mask, self.preprocess.pad_id), mask
 
-    def _dropped(self, indices: Tensor, rate: float, generator: torch.Generator) -> dict[str, Tensor]:
-        tokens, mask = self._padded(indices)
+    def _drop(self, indices: Tensor, rate: float, generator: torch.Generator) -> dict[str, Tensor]:
+        tokens, mask = self._pad(indices)
         fixed = torch.isin(tokens, self.preprocess.special_ids)
         return self._inputs(*drop_tokens(tokens, mask, fixed, rate, generator))
 
     def _inputs(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
         mask = mask.long()
-        mask[:, 0] = 1  # a text without a single token: attention over nothing is not a number
+        mask[:, 0] = 1  # a text without tokens: attention over nothing gives NaN
         return {"input_ids": tokens.masked_fill(mask == 0, self.preprocess.pad_id), "attention_mask": mask}
 
 
@@ -214,138 +213,87 @@ def make_model_inputs(
     preprocess: Preprocess,
     cache: Path,
     progress: Progress | None = None,
-    augment: ImageAugmentation | TextAugmentation | None = None,
-    ranks: ProcessGroup = SINGLE_PROCESS,
+    augmentation: ImageAugmentation | TextAugmentation | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
     *,
     lazy: bool = False,
     keep: bool = True,
 ) -> ModelInputs:
-    """Samples in the form the network takes.
+    """Convert samples to the inputs that a network takes.
 
     Args:
         samples: Images or texts.
-        preprocess: The backbone's.
-        cache: A folder for pixels that do not fit in a quarter of the free memory; they are decoded once.
-        progress: Told about samples done.
-        augment: How far views stray; the default of their kind where None.
-        ranks: Several on one machine share one file of pixels.
-        lazily: Images that fit in memory are decoded by threads ahead of where they are used; which of them are bad is
-            known only of those that were.
-        keep: Whether such images stay in memory, or are decoded again where they are asked for again.
+        preprocess: Preprocessing of the backbone.
+        cache: Folder for pixels that do not fit in memory; they are decoded once.
+        progress: Called with the number of finished samples and of all samples.
+        augmentation: Strength of the augmentations; None: the default.
+        group: Processes of the run; those of one machine share one file of pixels.
+        lazy: Decode images that fit in memory in background threads, ahead of their use. Unreadable images are known
+            only after they were decoded.
+        keep: With `lazy`, whether decoded images stay in memory.
 
     Raises:
-        UserError: The kinds of samples and preprocessing differ.
+        UserError: The modality of the samples is not that of the backbone.
     """
     if isinstance(preprocess, ImagePreprocess) and samples.kind == "image":
-        chosen = augment if isinstance(augment, ImageAugmentation) else ImageAugmentation()
-        return _prepare_images(samples, preprocess, cache, progress, chosen, ranks, lazy, keep)
+        store = open_pixels(samples, preprocess, cache, progress, group, lazy=lazy, keep=keep)
+        settings = augmentation if isinstance(augmentation, ImageAugmentation) else ImageAugmentation()
+        return ImageInputs(samples, preprocess, store, settings)
     if isinstance(preprocess, TextPreprocess) and samples.kind == "text":
-        chosen_text = augment if isinstance(augment, TextAugmentation) else TextAugmentation()
-        return _prepare_texts(samples, preprocess, progress, chosen_text)
-    takes = "images" if isinstance(preprocess, ImagePreprocess) else "texts"
-    raise UserError(f"the data are of the kind {samples.kind}, but the model takes {takes}: choose another model")
+        tokens, offsets = _tokenize(samples, preprocess, progress)
+        text_settings = augmentation if isinstance(augmentation, TextAugmentation) else TextAugmentation()
+        return TextInputs(samples, preprocess, tokens, offsets, text_settings)
+    modality = "images" if isinstance(preprocess, ImagePreprocess) else "texts"
+    raise UserError(f"the data are of the kind {samples.kind}, but the model takes {modality}: choose another model")
 
 
-def _prepare_images(
-    samples: Samples,
-    preprocess: ImagePreprocess,
-    cache: Path,
-    progress: Progress | None,
-    augment: ImageAugmentation,
-    ranks: ProcessGroup,
-    lazy: bool,
-    keep: bool,
-) -> ImageInputs:
-    import psutil
-
-    unreadable: dict[int, str] = {}
-    shape = (len(samples), *preprocess.size, 3)
-    size, rows = int(np.prod(shape)), np.arange(len(samples))
-    if ranks.count == 1 and size <= MEMORY_FRACTION * psutil.virtual_memory().available:
-        decoder = Decoder(samples, preprocess, unreadable)
-        if lazy:
-            ready = LazyPixels(decoder, np.zeros(shape, np.uint8)) if keep else StreamedPixels(decoder)
-            return ImageInputs(samples, preprocess, ready, rows, unreadable, augment)
-        pixels = np.zeros(shape, np.uint8)
-        decode_all(decoder, pixels, progress)
-        return ImageInputs(samples, preprocess, pixels, rows, unreadable, augment)
-    cache.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(f"{samples.fingerprint} {preprocess.fingerprint}".encode()).hexdigest()[:32]
-    final = cache / f"pixels-{key}"
-    with ranks.local_main_process_first():
-        there = (final / "bad.json").is_file()
-        if not there and size <= DISK_FRACTION * psutil.disk_usage(str(cache)).free:
-            write_pixels(final, shape, Decoder(samples, preprocess, unreadable), progress)
-            there = True
-    if not there:
-        return ImageInputs(samples, preprocess, Decoder(samples, preprocess, unreadable), rows, unreadable, augment)
-    stored = json.loads((final / "bad.json").read_text(encoding="utf-8"))
-    pixels = np.load(final / "pixels.npy", mmap_mode="r", allow_pickle=False)
-    return ImageInputs(samples, preprocess, pixels, rows, {int(k): v for k, v in stored.items()}, augment)
-
-
-def _prepare_texts(
-    samples: Samples, preprocess: TextPreprocess, progress: Progress | None, augment: TextAugmentation
-) -> TextInputs:
+def _tokenize(samples: Samples, preprocess: TextPreprocess, progress: Progress | None) -> tuple[Tensor, Tensor]:
+    """Tokenize all texts and return the tokens, with one padding token at the end, and the offsets of the texts."""
     ids: list[np.ndarray] = []
     lengths: list[int] = []
     for start in range(0, len(samples), TOKENIZER_BATCH):
         texts = samples.read(range(start, min(start + TOKENIZER_BATCH, len(samples))))
-        block = preprocess.tokens(cast(list[str], texts))
-        lengths += [len(row) for row in block]
-        ids.append(np.fromiter((token for row in block for token in row), np.int32))
+        batch = preprocess.tokens(cast(list[str], texts))
+        lengths += [len(row) for row in batch]
+        ids.append(np.fromiter((token for row in batch for token in row), np.int32))
         if progress is not None:
             progress(min(start + TOKENIZER_BATCH, len(samples)), len(samples))
     tokens = torch.from_numpy(np.concatenate([*ids, np.full(1, preprocess.pad_id, np.int32)]))
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    return TextInputs(samples, preprocess, tokens, ends, np.arange(len(samples)), augment)
+    return tokens, torch.tensor([0, *lengths]).cumsum(0)
 
 
 def prefetch(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each made in a thread while the one before it is in use.
-
-    The thread computes alone: a second team of OpenMP or MKL threads on the same cores makes the first one sleep at
-    every layer, which halves the speed of training.
-    """
+    """Yield the items while a background thread makes the next one."""
     iterator, end = iter(items), object()
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        coming = pool.submit(next, iterator, end)
-        item = coming.result()
-        torch.set_num_threads(threads)  # what threads of the future begin with; each has a number of its own
+    with ThreadPoolExecutor(1) as pool:
+        item = pool.submit(next, iterator, end).result()
         while item is not end:
-            coming = pool.submit(next, iterator, end)
+            future = pool.submit(next, iterator, end)
             yield item  # type: ignore[misc]
-            item = coming.result()
+            item = future.result()
 
 
-def maybe_prefetch(items: Iterable[T], prepared: ModelInputs, in_turns: bool) -> Iterator[T]:
-    """Batches of prepared samples: each made ahead, or in turns with its use.
-
-    Args:
-        items: Made of `prepared` when they are asked for.
-        prepared: Where the samples lie.
-        in_turns: Whoever uses a batch computes on this processor by all threads that torch has here, and would be
-            slowed by a thread beside: what lies in memory is made when it is asked for.
-    """
-    return iter(items) if in_turns and prepared.ready else prefetch(items)
+def maybe_prefetch(items: Iterable[T], enabled: bool) -> Iterator[T]:
+    """Prefetch the items if enabled: for a GPU. On a CPU the consumer already uses all cores."""
+    return prefetch(items) if enabled else iter(items)
 
 
-def raw_inputs(prepared: ModelInputs, indices: Int[Tensor, " B"]) -> Inputs:
-    """What a network that normalizes by itself is given: images as uint8 pixels [B, 3, H, W], else the plain view."""
-    return prepared.pixels(indices) if isinstance(prepared, ImageInputs) else prepared.eval_view(indices)
+def raw_inputs(inputs: ModelInputs, indices: Int[Tensor, " B"]) -> Inputs:
+    """Return inputs for a network with built-in normalization: uint8 pixels [B, 3, H, W], else the evaluation view."""
+    return inputs.pixels(indices) if isinstance(inputs, ImageInputs) else inputs.eval_view(indices)
 
 
-def sort_by_length(prepared: ModelInputs, rows: Sequence[int]) -> list[int]:
-    """The rows in an order in which texts of one batch are about as long; images stay as they are."""
-    lengths = prepared.lengths
+def sort_by_length(inputs: ModelInputs, rows: Sequence[int]) -> list[int]:
+    """Sort texts by their number of tokens, so that batches need little padding; images keep their order."""
+    lengths = inputs.lengths
     if lengths is None:
         return list(rows)
     return sorted(rows, key=lambda i: (int(lengths[i]), i))
 
 
-def to_device(x: Inputs, device: torch.device) -> Inputs:
-    """The inputs on a device; to a GPU from pinned memory, so that the copy does not wait for what computes there."""
-    if isinstance(x, Tensor):
-        return (x.pin_memory() if device.type == "cuda" and not x.is_cuda else x).to(device, non_blocking=True)
-    return {name: cast(Tensor, to_device(value, device)) for name, value in x.items()}
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Move inputs to a device; to a GPU asynchronously from pinned memory."""
+    if isinstance(inputs, Tensor):
+        pinned = inputs.pin_memory() if device.type == "cuda" and not inputs.is_cuda else inputs
+        return pinned.to(device, non_blocking=True)
+    return {name: cast(Tensor, to_device(value, device)) for name, value in inputs.items()}

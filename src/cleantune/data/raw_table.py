@@ -1,4 +1,4 @@
-"""A part: one table as it was found, with what its place knows of it."""
+"""Tables as they are read, before columns are interpreted."""
 
 from __future__ import annotations
 
@@ -11,50 +11,54 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cleantune.data.arrow_values import Cells
 from cleantune.data.dataset import DataKind, Samples
 from cleantune.data.images import IMAGE_EXTENSIONS
-from cleantune.data.samples import FeatureSamples, ImageSamples, TextSamples, digest_files, digest_matrix
+from cleantune.data.samples import FeatureSamples, ImageSamples, TextSamples, digest_column, digest_files, digest_matrix
 from cleantune.errors import UserError, did_you_mean
+from cleantune.utils.arrays import object_array
 
 
 @dataclass(frozen=True, eq=False)
 class RawTable:
-    """A table and where it comes from."""
+    """Table with its origin."""
 
     name: str
-    """For messages: `data.parquet`."""
+    """Name for messages, such as `data.parquet`."""
     table: pa.Table
     folder: Path = field(default_factory=Path)
-    """What relative image paths start from."""
+    """Folder that relative image paths start from."""
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Names of the classes of columns that hold their numbers (Hugging Face's ClassLabel)."""
+    """Class names of integer columns that are a Hugging Face `ClassLabel`."""
     identity: str | None = None
-    """Stands for the content where hashing that would take too long."""
+    """Identity of the content if hashing the content would take too long."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def has(self, column: str | None) -> bool:
-        """Whether there is such a column."""
+        """Return whether there is such a column."""
         return column is not None and column in self.table.column_names
 
     def need(self, column: str, flag: str) -> None:
-        """Refuse a column that is not there.
+        """Check that a column exists.
+
+        Args:
+            column: Name of the column.
+            flag: Option that asks for it, for the message.
 
         Raises:
-            UserError: Naming the nearest column.
+            UserError: There is no such column; the message suggests the nearest name.
         """
         if not self.has(column):
             hint = did_you_mean(column, self.table.column_names)
             raise UserError(f'{self.name} has no column "{column}" (asked for by {flag}){hint}')
 
     def samples(self, kind: DataKind, column: str) -> Samples:
-        """Every row's sample.
+        """Interpret a column as the samples of all rows.
 
         Raises:
-            UserError: Where the column cannot hold this kind of sample, no image file exists, or features are
-                ragged, missing or not finite.
+            UserError: The column has another type, no image file exists, or features are ragged, missing or not
+                finite.
         """
         values = self.table.column(column)
         rows = np.arange(len(self))
@@ -65,12 +69,11 @@ class RawTable:
         if kind == "text":
             if not is_text(values.type):
                 raise UserError(f'{self.name}: the column "{column}" holds {values.type}, not text')
-            cells = Cells(values)
-            return TextSamples(self.name, self._identity(column) or cells.digest(), len(self), rows, cells)
+            return TextSamples(self.name, self._identity(column) or digest_column(values), len(self), rows, values)
         return self._images(column, rows)
 
     def paths(self, column: str) -> np.ndarray | None:
-        """The image files that the rows name, None where they name none: str or None as objects, [N]."""
+        """Return the image path of each row (str or None); None if the column has no paths."""
         values = self.table.column(column)
         if pa.types.is_struct(values.type):
             if "path" not in struct_fields(values.type):
@@ -78,7 +81,7 @@ class RawTable:
             values = pc.struct_field(values, "path")
         if not is_text(values.type):
             return None
-        return np.array([*values.to_pylist(), None], dtype=object)[:-1]
+        return object_array(values.to_pylist())
 
     def _identity(self, column: str) -> str | None:
         if self.identity is None:
@@ -87,67 +90,67 @@ class RawTable:
 
     def _images(self, column: str, rows: np.ndarray) -> ImageSamples:
         values = self.table.column(column)
-        cells = None
+        content = None
         if pa.types.is_struct(values.type):
             if "bytes" in struct_fields(values.type):
-                cells = Cells(pc.struct_field(values, "bytes"))
+                content = pc.struct_field(values, "bytes")
         elif is_binary(values.type):
-            cells = Cells(values)
+            content = values
         elif not is_text(values.type):
             raise UserError(f'{self.name}: the column "{column}" holds {values.type}, not images or their paths')
         paths = self.paths(column)
-        base = self._identity(column) or ("" if cells is None else cells.digest())
-        in_file = np.ones(len(self), bool) if cells is None else cells.null()
-        if paths is not None and in_file.any():
-            named = paths[in_file].tolist()
-            files, found = digest_files(self.folder, named)
-            if not found and in_file.all() and named:
+        fingerprint = self._identity(column) or ("" if content is None else digest_column(content))
+        is_file = np.ones(len(self), bool) if content is None else content.is_null().to_numpy()
+        if paths is not None and is_file.any():
+            files = paths[is_file].tolist()
+            digest, num_files = digest_files(self.folder, files)
+            if not num_files and is_file.all() and files:
                 raise UserError(
-                    f'{self.name}: none of the image files that the column "{column}" names exists, the first is '
-                    f"looked for at {self.folder / str(named[0])}; paths are relative to the table"
+                    f'{self.name}: none of the image files that the column "{column}" names exists, the first would be '
+                    f"{self.folder / str(files[0])}; paths are relative to the table"
                 )
-            base = hashlib.sha256(f"{base} {files}".encode()).hexdigest()
-        return ImageSamples(self.name, base, len(self), rows, cells, paths, self.folder)
+            fingerprint = hashlib.sha256(f"{fingerprint} {digest}".encode()).hexdigest()
+        return ImageSamples(self.name, fingerprint, len(self), rows, content, paths, self.folder)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds strings."""
+    """Return whether an Arrow type is a string type."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or str(kind) == "string_view")
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds bytes."""
+    """Return whether an Arrow type is a binary type."""
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view")
 
 
 def is_vector(kind: pa.DataType) -> bool:
-    """Whether an Arrow type holds lists of numbers."""
+    """Return whether an Arrow type is a list of numbers."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
 
 def is_image(kind: pa.DataType) -> bool:
-    """Whether an Arrow type can hold images by itself: bytes, or Hugging Face's struct of bytes and path."""
+    """Return whether an Arrow type can contain images: binary, or Hugging Face's struct of bytes and path."""
     return is_binary(kind) or bool(pa.types.is_struct(kind) and {"bytes", "path"} & set(struct_fields(kind)))
 
 
 def has_image_paths(values: pa.ChunkedArray) -> bool:
-    """Whether the first strings of a column are names of image files."""
+    """Return whether the first strings of a column are names of image files."""
     first = [value for value in values.slice(0, 20).to_pylist() if value]
     return bool(first) and all(Path(value).suffix.lower() in IMAGE_EXTENSIONS for value in first)
 
 
 def struct_fields(kind: pa.DataType) -> Sequence[str]:
-    """Names of a struct's fields."""
+    """Return the field names of a struct type."""
     return [kind.field(i).name for i in range(kind.num_fields)]
 
 
 def feature_matrix(values: pa.ChunkedArray, name: str, column: str) -> np.ndarray:
-    """The features of a column of lists: float16 or float32 [N, D], without a copy where they lie in one piece.
+    """Return the features of a column of lists as float16 or float32 [N, D]; one contiguous chunk is not copied.
 
     Raises:
-        UserError: Naming the row that has no features or another number of them.
+        UserError: A row has no features, or another number of them than the first row.
     """
     if not is_vector(values.type):
         raise UserError(f'{name}: the column "{column}" holds {values.type}, not lists of numbers')
@@ -164,10 +167,10 @@ def feature_matrix(values: pa.ChunkedArray, name: str, column: str) -> np.ndarra
 
 
 def check_finite(matrix: np.ndarray, name: str) -> None:
-    """Refuse features that are not finite.
+    """Check that all features are finite.
 
     Raises:
-        UserError: Naming the first such row and column and how many rows there are.
+        UserError: A feature is not finite; the message has the first such row and column and the number of rows.
     """
     unreadable = np.concatenate(
         [np.zeros(0, bool), *(~np.isfinite(matrix[i : i + 65536]).all(1) for i in range(0, len(matrix), 65536))]

@@ -1,4 +1,4 @@
-"""Samples on an Arrow table or an array: images, texts and features."""
+"""Samples of a table or an array: images, texts and features."""
 
 from __future__ import annotations
 
@@ -10,127 +10,142 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int, Shaped
 from PIL.Image import Image
 
-from cleantune.data.arrow_values import Cells
 from cleantune.data.dataset import UnreadableImage
 from cleantune.data.images import load_image
 
+BLOCK_ROWS = 65536
+"""Rows that are hashed at a time."""
+
 
 @dataclass(frozen=True, eq=False)
-class _Taken:
-    """Some rows of a place, by their numbers there."""
+class _TableSamples:
+    """Selected rows of a table."""
 
-    place: str
-    """Name of the file or object, for messages."""
-    base: str
-    """Fingerprint of all rows of the place."""
-    size: int
-    """Rows of the place."""
+    table_name: str
+    """File or object that has the rows, for messages."""
+    table_fingerprint: str
+    """Fingerprint of all rows of the table."""
+    table_size: int
+    """Number of rows of the table."""
     rows: Int[np.ndarray, " N"]
-    """Row numbers in the place."""
+    """Row numbers in the table."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Self:
-        """These samples alone, in this order; nothing is copied."""
+        """Return a subset in this order; nothing is copied."""
         return replace(self, rows=self.rows[indices])
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the content; two ways to the same rows of a place give the same."""
-        if len(self.rows) == self.size and np.array_equal(self.rows, np.arange(self.size)):
-            return self.base
-        return hashlib.sha256(self.base.encode() + self.rows.astype(np.int64).tobytes()).hexdigest()
+        """SHA-256 (hex) of the content; equal rows of a table have equal fingerprints, however they were taken."""
+        if len(self.rows) == self.table_size and np.array_equal(self.rows, np.arange(self.table_size)):
+            return self.table_fingerprint
+        return hashlib.sha256(self.table_fingerprint.encode() + self.rows.astype(np.int64).tobytes()).hexdigest()
 
     def describe(self, index: int) -> str:
-        """Where the sample stands, for messages; rows count from 0."""
-        return f"row {self.rows[index]} of {self.place}"
+        """Name the row of a sample for messages; rows count from 0."""
+        return f"row {self.rows[index]} of {self.table_name}"
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSamples(_Taken):
-    """Pictures in the cells of a column, or in files that a column names."""
+class ImageSamples(_TableSamples):
+    """Images whose content is in a column, or whose files a column names."""
 
-    cells: Cells | None
+    content: pa.ChunkedArray | None
+    """Encoded images (binary, null where the row has a path); None if all rows have paths."""
     paths: Shaped[np.ndarray, " size"] | None
-    """str, or None where the picture is in the cell."""
+    """Path of each row (str or None); None if no row has one."""
     folder: Path
-    """What relative paths start from."""
+    """Folder that relative paths start from."""
     kind: Literal["image"] = "image"
 
     def read(self, indices: Sequence[int]) -> list[Image | UnreadableImage]:
-        """The pictures as RGB, 8 bits a channel, turned as their EXIF says."""
+        """Decode images to upright RGB with 8 bits per channel."""
         return [self._read(int(self.rows[i])) for i in indices]
 
     def _read(self, row: int) -> Image | UnreadableImage:
-        content = self.cells[row] if self.cells is not None else None
+        content = None if self.content is None else self.content[row].as_py()
         if content is not None:
             return load_image(content)
-        path = self.paths[row] if self.paths is not None else None
-        return UnreadableImage("the row holds no image") if path is None else load_image(self.folder / path)
+        path = None if self.paths is None else self.paths[row]
+        return UnreadableImage("the row has no image") if path is None else load_image(self.folder / path)
 
     def describe(self, index: int) -> str:
-        """The image's file, or the row of the table it is in."""
+        """Name the file of an image, or the row that contains it."""
         row = int(self.rows[index])
-        in_file = self.paths is not None and self.paths[row] is not None
-        if in_file and (self.cells is None or self.cells[row] is None):
-            return str(self.folder / self.paths[row])  # type: ignore[index]
+        path = None if self.paths is None else self.paths[row]
+        if path is not None and (self.content is None or not self.content[row].is_valid):
+            return str(self.folder / path)
         return super().describe(index)
 
 
 @dataclass(frozen=True, eq=False)
-class TextSamples(_Taken):
-    """Strings of a column; a missing one is empty."""
+class TextSamples(_TableSamples):
+    """Texts of a column; a missing text is read as an empty one."""
 
-    cells: Cells
+    texts: pa.ChunkedArray
     kind: Literal["text"] = "text"
 
     def read(self, indices: Sequence[int]) -> list[str]:
-        """The texts at these indices."""
-        values = (self.cells[int(self.rows[i])] for i in indices)
-        return ["" if value is None else str(value, "utf-8") for value in values]
+        """Return texts."""
+        return [self.texts[int(self.rows[i])].as_py() or "" for i in indices]
 
-    def missing(self) -> int:
-        """How many of the texts are not there."""
-        return int(self.cells.null()[self.rows].sum())
+    def count_missing(self) -> int:
+        """Count the rows without a text."""
+        return int(self.texts.is_null().to_numpy()[self.rows].sum())
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureSamples(_Taken):
-    """Rows of a matrix."""
+class FeatureSamples(_TableSamples):
+    """Rows of a feature matrix."""
 
     matrix: Float[np.ndarray, "size D"]
     kind: Literal["features"] = "features"
 
     def read(self, indices: Sequence[int]) -> Float[np.ndarray, "B D"]:
-        """The features at these indices as float32."""
-        taken: np.ndarray = self.matrix[self.rows[np.asarray(indices, np.int64)]].astype(np.float32, copy=False)
-        return taken
+        """Return features as float32."""
+        features: np.ndarray = self.matrix[self.rows[np.asarray(indices, np.int64)]].astype(np.float32, copy=False)
+        return features
+
+
+def digest_column(column: pa.ChunkedArray) -> str:
+    """Return the SHA-256 (hex) of the values of a string or binary column, which does not depend on its chunks."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    lengths, content = hashlib.sha256(), hashlib.sha256()
+    for batch in pa.table({"": column.cast(pa.large_binary())}).to_batches(max_chunksize=BLOCK_ROWS):
+        values = batch.column(0).to_pylist()
+        lengths.update(np.array([-1 if value is None else len(value) for value in values], np.int64).tobytes())
+        content.update(b"".join(value for value in values if value is not None))
+    return hashlib.sha256(lengths.digest() + content.digest()).hexdigest()
 
 
 def digest_matrix(matrix: Float[np.ndarray, "N D"]) -> str:
-    """SHA-256 (hex) of shape, type and values."""
+    """Return the SHA-256 (hex) of shape, type and values."""
     digest = hashlib.sha256(f"{matrix.shape}{matrix.dtype}".encode())
-    for start in range(0, len(matrix), 65536):
-        digest.update(np.ascontiguousarray(matrix[start : start + 65536]).data)
+    for start in range(0, len(matrix), BLOCK_ROWS):
+        digest.update(np.ascontiguousarray(matrix[start : start + BLOCK_ROWS]).data)
     return digest.hexdigest()
 
 
 def digest_files(folder: Path, paths: Sequence[str | None]) -> tuple[str, int]:
-    """SHA-256 (hex) of path, size and time of change of every file, and how many of them exist."""
-    digest, found = hashlib.sha256(), 0
+    """Return the SHA-256 (hex) of path, size and modification time of each file, and the number of existing files."""
+    digest, num_files = hashlib.sha256(), 0
     for path in paths:
         if path is None:
             digest.update(b"\0")
             continue
         try:
             stat = (folder / path).stat()
-            place = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
-            found += 1
+            state = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0"
+            num_files += 1
         except OSError:
-            place = f"{path}\0missing\0"
-        digest.update(place.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest(), found
+            state = f"{path}\0missing\0"
+        digest.update(state.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest(), num_files

@@ -16,6 +16,7 @@ from cleantune.data.labels import read_labels
 from cleantune.data.load import assemble
 from cleantune.data.writers import write_table
 from cleantune.errors import UserError, did_you_mean
+from cleantune.utils.arrays import object_array
 
 
 def write_cleaned(
@@ -48,7 +49,7 @@ def write_cleaned(
     for part in parts:
         labels = read_labels(part, columns.label, [])
         words = labels.names if labels.declared else labels.values
-        given: Any = np.array([*words, None, 0], dtype=object)[:-1][labels.codes]
+        given: Any = object_array([*words, None])[labels.codes]
         keep = np.ones(len(part), dtype=bool)
         values = data.classes if labels.declared else data.class_values
         for key, (split, row) in place.items():

@@ -452,7 +452,7 @@ def extract_shard(
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     program = program or Encoder(backbone, precision)
     made = ((batch, seen.of(prepared, batch, precision.backend == "openvino")) for batch in batches)
-    for batch, f in program.stream(maybe_prefetch(made, prepared, program.in_turns)):
+    for batch, f in program.stream(maybe_prefetch(made, program.device.type == "cuda")):
         _refuse_non_finite(f.numpy(), batch, prepared)
         out[np.array(batch) - rows.start] = f.numpy()
     for i in prepared.unreadable:  # images decoded on demand show only now that they are bad

@@ -28,11 +28,6 @@ class Encoder:
         """Where the weights are."""
         return next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
 
-    @property
-    def in_turns(self) -> bool:
-        """Whether it computes by all threads of this processor, so that one beside would slow it."""
-        return self.precision.backend == "torch" and self.device.type == "cpu"
-
     def stream(self, items: Iterator[tuple[list[int], Inputs]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches with their features."""
         if self.precision.backend == "openvino":

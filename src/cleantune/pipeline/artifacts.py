@@ -15,6 +15,7 @@ from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.label_table import LABELED_SPLITS, Verdict, judge_labels, label_table, mixtures_of, witness
 from cleantune.storage.files import write_json, write_table
 from cleantune.storage.run_dir import RunDir
+from cleantune.utils.arrays import object_array
 
 GALLERY = 60
 """Most suspicious samples that the report shows."""
@@ -50,7 +51,7 @@ def write_artifacts(run_dir: RunDir, finished: FinishedRun, looks: dict[str, Ten
 
     data, run, parts = finished.inputs.data, finished.trainer, []
     mixtures: dict[str, Any] = {}
-    values = np.array([*data.class_values, None], dtype=object)[:-1]
+    values = object_array(data.class_values)
     for split, ledger in zip(LABELED_SPLITS, (run.ledger, run.validation_ledger), strict=True):
         if split not in data.rows:
             continue
@@ -109,7 +110,7 @@ def write_unlabeled(run_dir: RunDir, data: Data, p: Tensor) -> None:
     """Predictions for the rows that had no label."""
     import pandas as pd
 
-    values = np.array([*data.class_values, None], dtype=object)[:-1]
+    values = object_array(data.class_values)
     best = p.max(1)
     frame = pd.DataFrame(
         {

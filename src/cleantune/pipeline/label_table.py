@@ -14,6 +14,7 @@ from cleantune.data import Data
 from cleantune.functional.gmm import ClassMixtures, fit_class_mixtures
 from cleantune.label_quality.scores import cross_entropy_per_sample
 from cleantune.methods.ledger import Ledger
+from cleantune.utils.arrays import object_array
 
 LABELED_SPLITS = ("train", "validation")
 
@@ -83,7 +84,7 @@ def label_table(data: Data, verdict: Verdict) -> Any:
     import pandas as pd
 
     splits = [s for s in LABELED_SPLITS if s in data.rows]
-    values = np.array([*data.class_values, None], dtype=object)[:-1]
+    values = object_array(data.class_values)
     y = np.concatenate([data.rows[s].y for s in splits])
     columns: dict[str, Any] = {
         "id": np.concatenate([data.rows[s].ids for s in splits]),

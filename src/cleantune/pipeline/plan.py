@@ -13,7 +13,8 @@ import torch
 from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.config.run import Config
 from cleantune.data import Data
-from cleantune.data.model_inputs import MEMORY_FRACTION, ImageInputs, ModelInputs, make_model_inputs
+from cleantune.data.image_cache import MEMORY_FRACTION
+from cleantune.data.model_inputs import ImageInputs, ModelInputs, make_model_inputs
 from cleantune.errors import UserError
 from cleantune.features.openvino import rate, select_backend
 from cleantune.features.precision import Precision, probe_precision

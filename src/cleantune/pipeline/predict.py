@@ -24,6 +24,7 @@ from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.storage.files import cache_folder
 from cleantune.storage.run_dir import RunDir
 from cleantune.training.models import Net
+from cleantune.utils.arrays import object_array
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 
@@ -63,7 +64,7 @@ class Model:
         """
         self.nets = [net.to(device).eval() for net in nets]
         self.classes = tuple(classes)
-        self.class_values = np.array([*class_values, None], dtype=object)[:-1]
+        self.class_values = object_array(class_values)
         self.run = run
         self.device = device
 

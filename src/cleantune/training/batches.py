@@ -10,14 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cleantune.data.model_inputs import (
-    MEMORY_FRACTION,
-    ModelInputs,
-    maybe_prefetch,
-    prefetch,
-    raw_inputs,
-    sort_by_length,
-)
+from cleantune.data.image_cache import MEMORY_FRACTION
+from cleantune.data.model_inputs import ModelInputs, maybe_prefetch, raw_inputs, sort_by_length
 from cleantune.features.cache import Features
 from cleantune.methods.protocol import Inputs, View
 
@@ -42,7 +36,7 @@ class BatchSource(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
+        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, prefetch: bool = False
     ) -> Iterator[Item]:
         """These batches in this order, each with these views.
 
@@ -50,7 +44,7 @@ class BatchSource(Protocol):
             batches: Indices of each.
             views: Of each sample.
             seed: Of the views' luck.
-            in_turns: What lies in memory becomes a batch when it is asked for, not ahead (`inputs.maybe_prefetch`).
+            prefetch: Make the next batch in a background thread.
         """
         ...
 
@@ -108,7 +102,7 @@ class FeatureBatches:
         return torch.arange(self._count)
 
     def batches(
-        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
+        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, prefetch: bool = False
     ) -> Iterator[Item]:
         """Features of these batches; views other than plain take cached views at random, each sample its own.
 
@@ -118,7 +112,7 @@ class FeatureBatches:
             items = self._in_blocks(batches, len(views))
         else:
             items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return items if isinstance(self._features, Tensor) else prefetch(items)
+        return maybe_prefetch(items, prefetch and not isinstance(self._features, Tensor))
 
     def _in_blocks(self, batches: Iterable[Tensor], views: int) -> Iterator[Item]:
         """Batches whose rows are gathered together."""
@@ -199,15 +193,15 @@ class SampleBatches:
         return torch.tensor(sort_by_length(self.prepared, range(len(self))), dtype=torch.int64)
 
     def batches(
-        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, in_turns: bool = False
+        self, batches: Iterable[Int[Tensor, " B"]], views: Sequence[View], seed: int, *, prefetch: bool = False
     ) -> Iterator[Item]:
-        """Views of these batches, each drawn anew; in a thread while the batch before is in use, or in turns."""
+        """Yield augmented views of these batches, each freshly drawn."""
         items = ((index, self._of(index, views, seed, j)) for j, index in enumerate(batches))
-        return maybe_prefetch(items, self.prepared, in_turns)
+        return maybe_prefetch(items, prefetch)
 
     def raw_batches(self, batches: Iterable[Int[Tensor, " B"]]) -> Iterator[tuple[Tensor, Inputs]]:
-        """These batches for a network that normalizes by itself; each in a thread while the one before is in use."""
-        return prefetch((index, raw_inputs(self.prepared, index)) for index in batches)
+        """Yield these batches for a network with built-in normalization."""
+        return ((index, raw_inputs(self.prepared, index)) for index in batches)
 
     def _of(self, index: Tensor, views: Sequence[View], seed: int, j: int) -> tuple[Inputs, ...]:
         return tuple(self._view(index, view, seed, j, k) for k, view in enumerate(views))

@@ -372,7 +372,7 @@ class State:
         batches = split_batches(source.order(), source.look)
         own = self.ranks.mine(batches)
         with torch.no_grad(), self._looking_together(batches):
-            items = source.batches(own, ("plain",), 0, in_turns=self.device.type == "cpu")
+            items = source.batches(own, ("plain",), 0, prefetch=self.device.type == "cuda")
             found = (fn(index, to_device(xs[0], self.device)).cpu() for index, xs in items)
             rows = _joined(found, sum(map(len, own)))
         return self._in_order(batches, rows)

@@ -220,13 +220,11 @@ class Trainer(State):
             head = unwrap_head(net.head)
             if isinstance(head, MLPHead):
                 head.reseed(seed + k)
-        # A thread beside makes those wait that learn. Only where a loss guesses from several views before it learns do
-        # halves leave a core to it.
-        in_turns = self.device.type == "cpu" and not (self._halves() and (len(views) > 1 or unlabeled))
-        stream = self._samples(source.batches(batches, views, seed, in_turns=in_turns), batches, selection.weight)
+        prefetch = self.device.type == "cuda"
+        stream = self._samples(source.batches(batches, views, seed, prefetch=prefetch), batches, selection.weight)
         if not unlabeled:
             return stream
-        others = source.batches(unlabeled, views, seed + 1, in_turns=in_turns)
+        others = source.batches(unlabeled, views, seed + 1, prefetch=prefetch)
         beside = self._samples(others, unlabeled, torch.zeros(len(self.y)))
         return (batch._replace(unlabeled=other) for batch, other in zip(stream, beside, strict=True))
 

@@ -81,4 +81,4 @@ def _allowed(field: FieldInfo) -> str:
         return f"{field.allowed.low:g} to {field.allowed.high:g}"
     if isinstance(field.allowed, Choice):
         return " | ".join(str(v) for v in field.allowed.values)
-    return "true | false" if field.kind is bool else ""
+    return "true | false" if field.type is bool else ""

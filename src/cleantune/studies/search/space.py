@@ -124,7 +124,7 @@ def entry(key: str, field: FieldInfo) -> dict[str, Searchable]:
     """A field under its path."""
     allowed = field.allowed
     drawn = allowed.search if allowed is not None else None
-    whole = field.kind is int
+    whole = field.type is int
     chosen = drawn or (allowed if isinstance(allowed, Choice) else None)
     return {key: Searchable(key, chosen, whole, allowed, drawn is not None)}
 

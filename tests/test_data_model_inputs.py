@@ -10,7 +10,7 @@ from tiny import save_tiny
 
 from cleantune.backbones import open_backbone, read_image_preprocess
 from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
-from cleantune.data import image_cache, model_inputs
+from cleantune.data import image_cache
 from cleantune.data.model_inputs import make_model_inputs, prefetch, sort_by_length
 from cleantune.errors import UserError
 
@@ -28,9 +28,9 @@ def text(tmp_path_factory):
 def forced(monkeypatch, storage: str) -> None:
     """Memory for nothing, and for `decoder` no disk either."""
     if storage != "memory":
-        monkeypatch.setattr(model_inputs, "MEMORY_FRACTION", 0.0)
+        monkeypatch.setattr(image_cache, "MEMORY_FRACTION", 0.0)
     if storage == "decoder":
-        monkeypatch.setattr(model_inputs, "DISK_FRACTION", 0.0)
+        monkeypatch.setattr(image_cache, "DISK_FRACTION", 0.0)
 
 
 @pytest.mark.parametrize("storage", ["memory", "map", "decoder"])
@@ -123,7 +123,7 @@ def test_text_without_a_token_still_has_something_to_look_at(text, tmp_path):
 
 
 def test_views_of_texts_lose_words_but_no_special_token(text, tmp_path):
-    prepared = make_model_inputs(fake_texts(200), text, tmp_path, augment=TextAugmentation(weak=0.2, strong=0.6))
+    prepared = make_model_inputs(fake_texts(200), text, tmp_path, augmentation=TextAugmentation(weak=0.2, strong=0.6))
     index = torch.arange(200)
     counts = {}
     generator = torch.Generator().manual_seed(0)
@@ -143,7 +143,7 @@ def test_views_of_texts_lose_words_but_no_special_token(text, tmp_path):
 
 def test_augmentation_settings_reach_the_views(image, tmp_path):
     still = ImageAugmentation(flip=0.0, degrees=0.0, translate=0.0, scale=0.0, num_ops=0)
-    prepared = make_model_inputs(fake_images(4), image, tmp_path, augment=still)
+    prepared = make_model_inputs(fake_images(4), image, tmp_path, augmentation=still)
     index = torch.arange(4)
     for make in (prepared.weak_view, prepared.strong_view):
         torch.testing.assert_close(make(index, torch.Generator()), prepared.eval_view(index), rtol=0, atol=1e-3)
@@ -186,7 +186,7 @@ def test_ahead_leaves_no_thread_when_it_is_left_early():
 
 
 def test_a_quarter_of_free_memory_is_the_limit():
-    assert model_inputs.MEMORY_FRACTION == 0.25
+    assert image_cache.MEMORY_FRACTION == 0.25
     assert psutil.virtual_memory().available > 0
 
 
@@ -250,6 +250,6 @@ def test_pixels_that_are_not_kept_are_decoded_once_on_the_way(image, tmp_path, m
     for start in range(0, 50, 6):
         passing.eval_view(torch.arange(start, min(start + 6, 50)))
     assert sorted(samples.reads) == list(range(50))
-    assert len(passing._store._coming) <= 3
+    assert len(passing._store._blocks) <= 3
     again = pickle.loads(pickle.dumps(passing))
     assert torch.equal(again.pixels(torch.arange(5)), passing.pixels(torch.arange(5)))

@@ -75,7 +75,7 @@ def test_what_comes_in_from_outside_is_the_mirror_image():
 
 @pytest.mark.parametrize("degrees", [90, 30])
 def test_rotation_equals_pillows(degrees):
-    from cleantune.data.augmentation import _warp
+    from cleantune.data.augmentation import warp
 
     disc = np.hypot(*(np.mgrid[:41, :41] - 20)) < 15
     picture = np.asarray(Image.effect_noise((41, 41), 60).convert("RGB")) * disc[..., None]
@@ -84,21 +84,9 @@ def test_rotation_equals_pillows(degrees):
     angle = torch.tensor(degrees * np.pi / 180)
     matrix = torch.eye(3)[None].clone()
     matrix[0, :2, :2] = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])
-    ours = _warp(x, matrix)[0].permute(1, 2, 0)
+    ours = warp(x, matrix)[0].permute(1, 2, 0)
     theirs = np.asarray(Image.fromarray(picture).rotate(degrees, Image.Resampling.BILINEAR)).astype(np.float32)
     assert np.abs(ours.numpy() - theirs).mean() < 2
-
-
-@pytest.mark.parametrize("size", [(8, 8), (6, 11), (1, 5)])
-def test_places_of_pixels_are_those_of_torchs_affine_grid(size):
-    from cleantune.data.augmentation import _grid
-
-    high, wide = size
-    matrix = torch.randn(4, 2, 3, generator=seeded())
-    theta = matrix.clone()
-    theta[:, :, :2] *= torch.tensor([[1.0, high / wide], [wide / high, 1.0]])
-    theirs = torch.nn.functional.affine_grid(theta, [4, 3, high, wide], align_corners=False)
-    torch.testing.assert_close(_grid(matrix, high, wide), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_strong_view_strays_farther_than_the_weak_one():
@@ -114,12 +102,12 @@ def test_every_operation_of_randaugment_changes_an_image_but_the_identity():
 
     x = pixels(1).float() / 255 * 0.6 + 0.1
     changed = {
-        name: bool((augmentation._colored(x, name, torch.tensor([0.5]), 0.5) - x).abs().max() > 1e-3)
-        for name in augmentation._COLORS
+        name: bool((augmentation.apply_color_op(x, name, torch.tensor([0.5]), 0.5) - x).abs().max() > 1e-3)
+        for name in augmentation.COLOR_OPS
     }
-    assert changed == {name: name != "identity" for name in augmentation._COLORS}
-    drawn = torch.arange(len(augmentation._COLORS), augmentation._OPERATION_COUNT)
-    matrices = augmentation._drawn_geometry(drawn, torch.full((5,), 0.5))
+    assert changed == {name: name != "identity" for name in augmentation.COLOR_OPS}
+    drawn = torch.arange(len(augmentation.COLOR_OPS), augmentation.NUM_OPS)
+    matrices = augmentation.geometric_op_matrices(drawn, torch.full((5,), 0.5))
     assert len(torch.unique(matrices.view(5, 9), dim=0)) == 5
     assert not (matrices == torch.eye(3)).all((1, 2)).any()
 
