@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_main_job import code_of, colors
+from test_cli import exit_code
+from test_main_job import colors
 from tiny import save_tiny
 
 import cleantune
@@ -381,7 +382,7 @@ def test_bad_input_is_one_sentence_and_exit_code_two_and_leaves_no_folder(
     np.savez(tmp_path / "data.npz", **blobs(40))
     out = ["--out", str(tmp_path / "out")]
     fraction = [] if "--test-fraction" in args else ["--test-fraction", "0.25"]
-    assert code_of(["compare", str(tmp_path / "data.npz"), *out, *fraction, *args]) == 2
+    assert exit_code(["compare", str(tmp_path / "data.npz"), *out, *fraction, *args]) == 2
     said = capsys.readouterr().err
     assert word in said
     assert "Traceback" not in said

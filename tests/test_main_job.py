@@ -189,7 +189,7 @@ def test_embeddings_are_enough(method: str, tmp_path: Path) -> None:
     assert result.summary["accuracy"]["test"] > 0.9
     assert result.summary["issues"]["auroc"] > 0.9
     assert (result.model.predict(f) == y).mean() > 0.9
-    with pytest.raises(UserError, match="the features have 5 numbers a sample, the model takes 16"):
+    with pytest.raises(UserError, match="the features have 5 dimensions, the model takes 16"):
         result.model.predict(f[:, :5])
 
 

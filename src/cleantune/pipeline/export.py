@@ -1,4 +1,4 @@
-"""Models on disk: the native form of transformers where it computes the same function, else our own."""
+"""Models on disk: the native form of transformers where it computes the same function, otherwise our own form."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _FORMAT = 1
 
 ModelFormat = Literal["native", "folder", "module", "head", "ensemble"]
 """A classifier of transformers; a backbone folder and a head; weights of a user's module and a head; a head alone;
-several models in folders of their own, whose probabilities are averaged."""
+several models, each in a folder of its own, whose probabilities are averaged."""
 MEMBER_PREFIX = "net-"
-"""Folders of an ensemble's models: net-0, net-1, …; each is a model by itself."""
+"""Prefix of the folders of an ensemble: net-0, net-1, …; each of them is a complete model."""
 
 
 def save_models(
     folder: Path, nets: Sequence[Net], *, classes: Sequence[str], class_values: Sequence[Any]
 ) -> ModelFormat:
-    """Write one net as `save_model` does, or several as an ensemble; the folder appears whole or not at all.
+    """Write one model as `save_model` does, or several as an ensemble; the folder appears complete or not at all.
 
     Args:
-        folder: To be made.
-        nets: On any device; what they predict together is the mean of their probabilities.
-        classes: Names, in the order of the scores.
-        class_values: The labels as the data hold them, in the same order; JSON values.
+        folder: Folder to create.
+        nets: Models on any device; an ensemble predicts the mean of their probabilities.
+        classes: Names of the classes, in the order of the scores.
+        class_values: Labels as the data write them, in the same order; JSON values.
 
     Returns:
-        The form that was chosen.
+        The format that was chosen.
     """
     if len(nets) == 1:
         return save_model(folder, nets[0], classes=classes, class_values=class_values)
@@ -61,10 +61,10 @@ def save_models(
 
 
 def load_models(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Net], dict[str, Any]]:
-    """The nets of a saved model, of which an ensemble has several, and its note.
+    """Load the members of a saved model and its description; only an ensemble has several members.
 
     Raises:
-        UserError: As `load_model`.
+        UserError: As in `load_model`.
     """
     note = _read_note(folder)
     if note["form"] != "ensemble":
@@ -75,10 +75,10 @@ def load_models(folder: Path, *, backbone: Backbone | None = None) -> tuple[list
 
 
 def _read_note(folder: Path) -> dict[str, Any]:
-    """What stands beside a model.
+    """Read the description of a model.
 
     Raises:
-        UserError: No model there, or a newer format.
+        UserError: There is no model, or its format is newer.
     """
     path = folder / MODEL_FILE
     if not path.is_file():
@@ -99,22 +99,22 @@ def save_model(
     class_values: Sequence[Any],
     extra: Mapping[str, Any] | None = None,
 ) -> ModelFormat:
-    """Write a model so that `load_model` opens it; where possible `transformers.pipeline` does too.
+    """Write a model so that `load_model` opens it, and `transformers.pipeline` too where possible.
 
     A linear head on an architecture with a native classifier is written as that classifier, with the
-    standardization folded into its weights. The folder appears whole or not at all, in the place of an older one.
+    standardization folded into its weights. The folder appears complete or not at all, and replaces an older one.
 
     Args:
-        folder: To be made.
-        net: On any device.
-        classes: Names, in the order of the scores.
-        class_values: The labels as the data hold them, in the same order; JSON values.
-        extra: Whatever else belongs to the model, as JSON values.
+        folder: Folder to create.
+        net: Model on any device.
+        classes: Names of the classes, in the order of the scores.
+        class_values: Labels as the data write them, in the same order; JSON values.
+        extra: Further values that belong to the model; JSON values.
 
     Returns:
-        The form that was chosen.
+        The format that was chosen.
     """
-    net = _delivered(net)
+    net = _without_projection(net)
     form = _form(net)
     note = _note(net, form) | {
         "classes": list(classes),
@@ -134,17 +134,17 @@ def save_model(
     return form
 
 
-def _delivered(net: Net) -> Net:
-    """The net without what only training needed: a projection beside the classifier."""
+def _without_projection(net: Net) -> Net:
+    """Return the model without the projection head, which only training needs."""
     if unwrap_head(net.head) is net.head:
         return net
-    plain = copy.copy(net)
-    plain._modules = {**net._modules, "head": unwrap_head(net.head)}
-    return plain
+    stripped = copy.copy(net)
+    stripped._modules = {**net._modules, "head": unwrap_head(net.head)}
+    return stripped
 
 
 def _note(net: Net, form: ModelFormat) -> dict[str, Any]:
-    """What `load_model` must know of a net."""
+    """Return the description that `load_model` needs."""
     note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": head_to_config(net.head)}
     backbone = net.backbone
     if backbone is not None:
@@ -159,8 +159,8 @@ def _form(net: Net) -> ModelFormat:
         return "head"
     if net.backbone.pooling is None:
         return "module"
-    own = net.backbone.pooling == net.backbone.architecture.pooling
-    return "native" if own and net.backbone.architecture.native and type(net.head) is LinearHead else "folder"
+    is_default = net.backbone.pooling == net.backbone.architecture.pooling
+    return "native" if is_default and net.backbone.architecture.native and type(net.head) is LinearHead else "folder"
 
 
 def _write(folder: Path, net: Net, form: ModelFormat, classes: Sequence[str]) -> None:
@@ -169,21 +169,21 @@ def _write(folder: Path, net: Net, form: ModelFormat, classes: Sequence[str]) ->
         native_classifier(net, classes).save_pretrained(folder)  # type: ignore[operator]
         net.backbone.save_preprocess(folder)
         return
-    save_file(_plain(net.head.state_dict()), folder / "head.safetensors")
+    save_file(_contiguous(net.head.state_dict()), folder / "head.safetensors")
     if form == "folder":
         assert net.backbone is not None
         net.backbone.save(folder / "backbone")
     elif form == "module":
         assert net.backbone is not None
-        save_file(_plain(net.backbone.state_dict()), folder / "backbone.safetensors")
+        save_file(_contiguous(net.backbone.state_dict()), folder / "backbone.safetensors")
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
 def _swap(draft: Path, folder: Path) -> None:
-    """Put the draft in the folder's place; a model that stood there goes only after that."""
+    """Replace the folder by the draft; an older model is removed only after that."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -193,11 +193,11 @@ def _swap(draft: Path, folder: Path) -> None:
 
 
 def native_classifier(net: Net, classes: Sequence[str]) -> nn.Module:
-    """The classifier of transformers that gives the scores of a net with a linear head.
+    """Return the classifier of transformers that computes the scores of a model with a linear head.
 
     Args:
-        net: Its architecture must name a native class.
-        classes: Names, which become `id2label`.
+        net: Model whose architecture names a native class.
+        classes: Names of the classes, which become `id2label`.
     """
     import transformers
 
@@ -228,14 +228,14 @@ def native_classifier(net: Net, classes: Sequence[str]) -> nn.Module:
 
 
 def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, dict[str, Any]]:
-    """A saved model and its note: `classes`, `class_values`, `extra`.
+    """Load a saved model and its description: `classes`, `class_values`, `extra`.
 
     Args:
-        folder: That `save_model` wrote.
-        backbone: The user's module again, where the model was trained on one; its weights come from the folder.
+        folder: Folder that `save_model` wrote.
+        backbone: The user's module, where the model was trained on one; its weights are read from the folder.
 
     Raises:
-        UserError: No model there, a newer format, or a module that is missing.
+        UserError: There is no model, its format is newer, or the module is missing.
     """
     path, note = folder / MODEL_FILE, _read_note(folder)
     form: ModelFormat = note["form"]
@@ -265,12 +265,12 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
 
 
 def _native_head(folder: Path, width: int) -> LinearHead:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  # the handle is no mapping
                 if name.startswith("classifier."):
-                    found[name.rsplit(".", 1)[-1]] = file.get_tensor(name)
-    head = LinearHead(width, len(found["bias"]), init="zeros")
-    head.linear.load_state_dict(found)
+                    tensors[name.rsplit(".", 1)[-1]] = file.get_tensor(name)
+    head = LinearHead(width, len(tensors["bias"]), init="zeros")
+    head.linear.load_state_dict(tensors)
     return head

@@ -1,4 +1,4 @@
-"""A finished run's model: predictions of files, texts and arrays, and the features of its data."""
+"""The model of a finished run: predictions for files, texts and arrays, and the features of its data."""
 
 from __future__ import annotations
 
@@ -28,143 +28,159 @@ from cleantune.utils.arrays import object_array
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 
-BATCH = 64
-"""Samples of a forward."""
+BATCH_SIZE = 64
+"""Samples of a forward pass."""
 
 
 def load(path: str | Path, *, device: str = "auto") -> Model:
-    """The model of a run, or of a model folder.
+    """Load the model of a run, or of a model folder.
+
+    Args:
+        path: Folder of a run, or its folder `model/`.
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no model.
     """
     folder = Path(path)
-    run = folder if (folder / "model").is_dir() else None
     if not folder.is_dir():
         raise UserError(f"no run {folder}: name the folder that --out was")
-    nets, note = load_models(folder / "model" if run else folder)
-    return Model(nets, note["classes"], note["class_values"], run, pick_device(device))
+    run = folder if (folder / RunDir.MODEL).is_dir() else None
+    models, note = load_models(folder / RunDir.MODEL if run else folder)
+    return Model(models, note["classes"], note["class_values"], run, pick_device(device))
 
 
 class Model:
-    """Predicts labels; opened with `cleantune.load`."""
+    """A classifier of a finished run; `cleantune.load` opens it."""
 
     def __init__(
-        self, nets: Sequence[Net], classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str
+        self, members: Sequence[Net], classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str
     ) -> None:
-        """Nets with the names of their classes.
+        """Create a classifier.
 
         Args:
-            nets: Of backbone and head, or a head alone where the run's data were features; of several the mean of
-                their probabilities is taken.
+            members: Models of backbone and head, or a head alone where the run's data were features. The probabilities
+                of several are averaged.
             classes: Names of the classes, in the order of the scores.
-            class_values: The labels as the data hold them.
-            run: The run's folder, for the features of its data.
-            device: Where it computes.
+            class_values: Labels as the data write them.
+            run: Folder of the run, for the features of its data.
+            device: Device that the models compute on.
         """
-        self.nets = [net.to(device).eval() for net in nets]
+        self.members = [member.to(device).eval() for member in members]
         self.classes = tuple(classes)
         self.class_values = object_array(class_values)
         self.run = run
         self.device = device
 
     def predict(self, data: Any, **columns: Any) -> Shaped[np.ndarray, " N"]:
-        """The most probable label of each sample, as the training data write labels.
+        """Predict the label of each sample, as the training data write labels.
 
         Args:
-            data: Anything that `fit` takes, labels not needed; also a list of texts, of image paths or of Pillow
-                images, an array of features, or one image file.
+            data: Anything that `fit` takes, without labels; also a list of texts, of image paths or of Pillow images,
+                an array of features, or one image file.
             **columns: `text`, `image` or `id`, by name.
+
+        Raises:
+            UserError: As in `predict_proba`.
         """
         labels = self.class_values[self.predict_proba(data, **columns).argmax(1)]
         return np.array(labels.tolist())
 
     def predict_proba(self, data: Any, **columns: Any) -> Float[np.ndarray, "N C"]:
-        """Probability of every class for each sample, in the order of `classes`; rows sum to 1.
+        """Predict the probability of every class for each sample, in the order of `classes`.
+
+        Args:
+            data: As in `predict`.
+            **columns: As in `predict`.
 
         Raises:
             UserError: The data do not fit the model, or a sample cannot be read; the sentence names it.
         """
-        return self.probabilities(self.rows(data, **columns))
+        return self.probabilities(self.read(data, **columns))
 
-    def rows(self, data: Any, **columns: Any) -> Rows:
-        """The data as rows with ids."""
-        backbone = self.nets[0].backbone
+    def read(self, data: Any, **columns: Any) -> Rows:
+        """Read data as rows with ids; arguments as in `predict`."""
+        backbone = self.members[0].backbone
         kind: Any = "features" if backbone is None else backbone.architecture.kind
         return load_unlabeled(data, kind=kind, **columns)
 
     def probabilities(self, rows: Rows, *, cached: bool = False) -> Float[np.ndarray, "N C"]:
-        """`predict_proba` of rows.
+        """Predict the probability of every class for rows.
 
         Args:
-            rows: Of the kind that the model reads.
-            cached: Take features from the cache and keep them there: for models that share a backbone which was not
-                trained.
-        """
-        backbone = self.nets[0].backbone
-        if backbone is None:
-            f = torch.as_tensor(np.asarray(rows.samples.read(range(len(rows))), np.float32))
-            width = self.nets[0].head.settings()["width"]  # type: ignore[operator]
-            if f.shape[1] != width:
-                raise UserError(f"the features have {f.shape[1]} numbers a sample, the model takes {width}")
-            return self._softmax([f])
-        cache = cache_folder(None)
-        assert backbone.preprocess is not None
-        prepared = make_model_inputs(rows.samples, backbone.preprocess, cache)
-        if prepared.unreadable:
-            place = next(iter(prepared.unreadable.values()))
-            raise UserError(
-                f"{len(prepared.unreadable)} of {len(rows)} samples cannot be read, the first is {place};"
-                " repair or remove them"
-            )
-        first = prepared.eval_view(torch.arange(min(BATCH, len(rows))))
-        for net in self.nets:
-            net.eval_precision = probe_precision(backbone, first, memory=cache / "precision")
-        if cached:
-            key = features_key(backbone, rows.samples.fingerprint, self.nets[0].eval_precision)
-            kept = extract(backbone, prepared, self.nets[0].eval_precision, cache, key)
-            blocks = (torch.from_numpy(kept[start : start + SHARD_ROWS]) for start in range(0, len(kept), SHARD_ROWS))
-            return self._softmax(blocks, heads=True)
-        order = torch.tensor(sort_by_length(prepared, range(len(rows))))
-        batches = torch.split(order, BATCH)
-        found = self._softmax(prepared.eval_view(batch) for batch in batches)
-        out = np.empty_like(found)
-        out[order.numpy()] = found
-        return out
-
-    def _softmax(self, batches: Iterable[Inputs], heads: bool = False) -> Float[np.ndarray, "N C"]:
-        device = torch.device(self.device)
-        with torch.no_grad():
-            out = [self._mean(to_device(x, device), heads).cpu() for x in batches]
-        return torch.cat(out).numpy()
-
-    def _mean(self, x: Inputs, heads: bool) -> Float[torch.Tensor, "B C"]:
-        parts = [net.head if heads else net for net in self.nets]
-        return torch.stack([part(x).logits.softmax(1) for part in parts]).mean(0)
-
-    def features(self, ids: Iterable[Any] | None = None) -> Float[np.ndarray, "N D"]:
-        """The frozen backbone's features of the run's data, before any fine-tuning.
-
-        Args:
-            ids: Of rows of train and validation (then of unlabeled and test), in the order wanted; None gives
-                train and validation as they stand.
+            rows: Rows of the kind that the model takes.
+            cached: Keep the features in the cache, for models that share a backbone which was not fine-tuned.
 
         Raises:
-            UserError: The model was opened without its run, or an id is unknown.
+            UserError: As in `predict_proba`.
+        """
+        backbone = self.members[0].backbone
+        if backbone is None:
+            return self._softmax([self._read_features(rows)])
+        cache = cache_folder(None)
+        assert backbone.preprocess is not None
+        inputs = make_model_inputs(rows.samples, backbone.preprocess, cache)
+        if inputs.unreadable:
+            raise UserError(
+                f"{len(inputs.unreadable)} of {len(rows)} samples cannot be read, the first is"
+                f" {next(iter(inputs.unreadable.values()))}; repair or remove them"
+            )
+        first = inputs.eval_view(torch.arange(min(BATCH_SIZE, len(rows))))
+        for member in self.members:
+            member.eval_precision = probe_precision(backbone, first, memory=cache / "precision")
+        if cached:
+            precision = self.members[0].eval_precision
+            features = extract(
+                backbone, inputs, precision, cache, features_key(backbone, rows.samples.fingerprint, precision)
+            )
+            starts = range(0, len(features), SHARD_ROWS)
+            blocks = (torch.from_numpy(features[start : start + SHARD_ROWS]) for start in starts)
+            return self._softmax(blocks, heads_only=True)
+        order = torch.tensor(sort_by_length(inputs, range(len(rows))))
+        sorted_p = self._softmax(inputs.eval_view(batch) for batch in torch.split(order, BATCH_SIZE))
+        p = np.empty_like(sorted_p)
+        p[order.numpy()] = sorted_p
+        return p
+
+    def _read_features(self, rows: Rows) -> Float[torch.Tensor, "N D"]:
+        f = torch.as_tensor(np.asarray(rows.samples.read(range(len(rows))), np.float32))
+        width = self.members[0].head.settings()["width"]  # type: ignore[operator]
+        if f.shape[1] != width:
+            raise UserError(f"the features have {f.shape[1]} dimensions, the model takes {width}")
+        return f
+
+    def _softmax(self, batches: Iterable[Inputs], heads_only: bool = False) -> Float[np.ndarray, "N C"]:
+        device = torch.device(self.device)
+        modules = [member.head if heads_only else member for member in self.members]
+        means = []
+        with torch.no_grad():
+            for batch in batches:
+                x = to_device(batch, device)
+                means.append(torch.stack([module(x).logits.softmax(1) for module in modules]).mean(0).cpu())
+        return torch.cat(means).numpy()
+
+    def features(self, ids: Iterable[Any] | None = None) -> Float[np.ndarray, "N D"]:
+        """Return the pre-trained backbone's features of the run's data, before any fine-tuning.
+
+        Args:
+            ids: Ids of rows, in the order of the result; None: all rows of train and validation. An id that occurs in
+                several splits is taken from train, validation, unlabeled, test, in this order.
+
+        Raises:
+            UserError: The model was loaded without its run, or an id is unknown.
         """
         if self.run is None:
-            raise UserError("features are of a run's data: open the run's folder, not its model folder")
-        console, stored = Console(quiet=True), stored_precisions(RunDir(self.run, resume=True))
+            raise UserError("features are those of a run's data: open the run's folder, not its model folder")
+        console, precisions = Console(quiet=True), stored_precisions(RunDir(self.run, resume=True))
         run = resolve(configure_table(read_config(self.run / RunDir.CONFIG)), console)
-        inputs = prepare_inputs(run.config, run.data, run.backbone, console, precisions=stored)
+        inputs = prepare_inputs(run.config, run.data, run.backbone, console, precisions=precisions)
         place: dict[Any, tuple[str, int]] = {}
         for split in ("test", "unlabeled", "validation", "train"):
             if split in inputs.data.rows:
                 place |= {i: (split, k) for k, i in enumerate(inputs.data.rows[split].ids.tolist())}
-        wanted = (
-            list(ids) if ids is not None else [i for i, (split, _) in place.items() if split in ("train", "validation")]
-        )
-        unknown = next((i for i in wanted if i not in place), None)
+        labeled = [i for i, (split, _) in place.items() if split in ("train", "validation")]
+        ids = labeled if ids is None else list(ids)
+        unknown = next((i for i in ids if i not in place), None)
         if unknown is not None:
             raise UserError(f"the run has no row with the id {unknown!r}")
-        return np.stack([np.asarray(inputs.features[place[i][0]][place[i][1]]) for i in wanted])
+        return np.stack([np.asarray(inputs.features[place[i][0]][place[i][1]]) for i in ids])

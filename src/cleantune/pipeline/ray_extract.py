@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,12 +36,12 @@ from cleantune.features.encoder import Encoder
 from cleantune.features.precision import Precision
 from cleantune.pipeline.inputs import check_modality
 from cleantune.pipeline.precision import PROBED, extraction_precision
-from cleantune.pipeline.ray_train import first_line, ray_session, worker_environment
+from cleantune.pipeline.ray_train import first_line, ray_session
 from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import cache_folder
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
-from cleantune.utils.malloc import keep_pages
+from cleantune.utils.worker import WorkerEnvironment
 
 
 @dataclass(frozen=True)
@@ -50,18 +49,15 @@ class ExtractionJob:
     """Arguments of a worker."""
 
     config: Config
-    environment: dict[str, Any]
-    """Working directory and cache of the process that starts the workers."""
+    environment: WorkerEnvironment
     split: str = "train"
     key: str = ""
     """Key of the split's features in the cache."""
     precision: Precision | None = None
 
     def open(self) -> Backbone:
-        """Enter the working directory and open the backbone on its device; paths are the same on every machine."""
-        keep_pages()  # a worker is a process of its own, like the command line
-        if Path(self.environment["cwd"]).is_dir():
-            os.chdir(self.environment["cwd"])
+        """Enter the environment and open the backbone on its device; paths are the same on every machine."""
+        self.environment.enter()
         backbone = open_model(self.config.model, features_only=False)
         assert backbone is not None
         return backbone.to(pick_device(self.config.model.device)).eval()
@@ -91,7 +87,7 @@ def extract_all(config: Config, workers: int, quiet: bool = False) -> dict[str, 
     cache, dtype = cache_folder(config.run.cache).resolve(), config.run.feature_dtype
     num_gpus = int(pick_device(config.model.device) == "cuda")
     with ray_session(workers) as ray:
-        job = ExtractionJob(replace(config, run=replace(config.run, cache=str(cache))), worker_environment())
+        job = ExtractionJob(replace(config, run=replace(config.run, cache=str(cache))), WorkerEnvironment.capture())
         measured = ray.remote(num_gpus=num_gpus)(measure_precision).remote(job)
         job = replace(job, precision=Precision(**ray.get(measured)))
         assert job.precision is not None

@@ -7,10 +7,10 @@ import os
 import shutil
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
@@ -23,6 +23,8 @@ from cleantune.storage.files import atomic_write, json_line, read_json, to_json,
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 CHECKPOINT_TIME_FRACTION = 0.02
 """Largest share of the running time that goes into checkpoints; one after each epoch of a head would take a third."""
@@ -269,7 +271,7 @@ class RunDir:
         """Samples that could not be read, None where there were none."""
         return self._optional(self.UNREADABLE, readers.read_csv_rows)
 
-    def _optional(self, name: str, reader: Any) -> Any:
+    def _optional(self, name: str, reader: Callable[[Path], T]) -> T | None:
         path = self.path / name
         return readers.read_checked(path, reader, "remove it and rebuild") if path.is_file() else None
 

@@ -153,7 +153,7 @@ def _numbers(targets: Sequence[str]) -> Float[np.ndarray, " C"] | None:
 
 
 def _kind(model: Model) -> Any:
-    backbone = model.nets[0].backbone
+    backbone = model.members[0].backbone
     return "features" if backbone is None else backbone.architecture.kind
 
 

@@ -30,7 +30,7 @@ def predict(run: Path, data: str, out: Path | None, **columns: str | None) -> No
 
     check_table_path(out)
     model = load(run)
-    rows = model.rows(data, **options.drop_unset(columns))
+    rows = model.read(data, **options.drop_unset(columns))
     p = model.probabilities(rows)
     labels = model.class_values[p.argmax(1)].tolist()
     frame = pd.DataFrame({"id": rows.ids, "predicted_label": labels, "probability": p.max(1).astype("float64")})
