@@ -13,7 +13,7 @@ from cleantune.noise import parse, spell
 from cleantune.pipeline.arguments import load_table, merge_arguments, option_paths
 from cleantune.studies.compare.matrix import OURS, SCOPES, TUNINGS, Cell, Entry, Matrix
 
-KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "views")
+KNOWN = ("preset", "matrix", "data", "model", "method", "settings", "run", "augmentation")
 AXES = ("methods", "scopes", "noises", "models", "seeds", "tune", "entries")
 ENTRY = ("name", "method", "scope", "preset", "settings")
 
