@@ -1,4 +1,4 @@
-"""Estimators on arrays: scikit-learn's own checks, and what they share with the project's loop."""
+"""Estimators on arrays: scikit-learn's checks, invariances, and the claims of NMTune."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALL = [LinearProbe, RobustProbe, MLPTune, NMTune]
     ]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_scikit_learns_own_checks_pass(estimator: Any, check: Any) -> None:
+def test_estimators_pass_the_checks_of_scikit_learn(estimator: Any, check: Any) -> None:
     check(estimator)
 
 
@@ -55,16 +55,16 @@ def blobs(seed: int = 0, size: int = 400, width: int = 24, classes: int = 4) -> 
     return r.normal(size=(classes, width))[y] * 1.2 + r.normal(size=(size, width)), y
 
 
-def test_they_work_in_a_pipeline_a_grid_search_and_cross_val_predict() -> None:
+def test_estimators_work_in_pipeline_and_grid_search() -> None:
     x, y = digits()
-    found = cross_val_predict(make_pipeline(StandardScaler(), NMTune()), x, y, cv=2)
-    assert (found == y).mean() > 0.8
+    predicted = cross_val_predict(make_pipeline(StandardScaler(), NMTune()), x, y, cv=2)
+    assert (predicted == y).mean() > 0.8
     grid = GridSearchCV(NMTune(settings=SHORT, epochs=3), {"cov_weight": [0.0, 0.1]}, cv=2).fit(x, y)
     assert set(grid.best_params_) == {"cov_weight"}
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_half_single_double_and_memory_mapped_features_give_the_same_predictions(cls: Any, tmp_path: Path) -> None:
+def test_predictions_do_not_depend_on_dtype_or_memory_map(cls: Any, tmp_path: Path) -> None:
     x, y = blobs()
     x = x.astype(np.float16)
     np.save(tmp_path / "x.npy", x)
@@ -75,7 +75,7 @@ def test_half_single_double_and_memory_mapped_features_give_the_same_predictions
 
 
 @pytest.mark.parametrize("cls", ALL)
-def test_a_label_without_weight_is_not_learned_and_order_changes_nothing(cls: Any) -> None:
+def test_zero_weights_and_order_have_no_effect(cls: Any) -> None:
     x, y = blobs()
     wrong = np.random.default_rng(1).random(len(y)) < 0.4
     given = np.where(wrong, (y + 1) % 4, y)
@@ -84,14 +84,14 @@ def test_a_label_without_weight_is_not_learned_and_order_changes_nothing(cls: An
     np.testing.assert_array_equal(right.predict_proba(x), alone.predict_proba(x))
 
 
-def test_check_4_weights_of_zero_reproduce_mlp_tuning_bit_for_bit() -> None:
+def test_nmtune_without_terms_equals_mlp_tuning_bitwise() -> None:
     x, y = blobs()
     zeros = NMTune(mse_weight=0.0, cov_weight=0.0, svd_weight=0.0, settings=SHORT).fit(x, y)
     np.testing.assert_array_equal(zeros.transform(x), MLPTune(settings=SHORT).fit(x, y).transform(x))
 
 
-def test_check_7_nmtune_uses_more_directions_than_mlp_tuning_and_its_dominant_one_is_stronger() -> None:
-    """The published claims (nmtune spec 8, no. 25), of the preset that its authors ran."""
+def test_nmtune_raises_sve_and_lowers_lsvr() -> None:
+    """The claims of arXiv:2309.17002, section 3, with the preset `official`."""
     x, y = digits(1797)
     for seed in range(2):
         mlp, nm = (
@@ -102,8 +102,8 @@ def test_check_7_nmtune_uses_more_directions_than_mlp_tuning_and_its_dominant_on
         assert lsvr(nm, normalize=None, center=None) < lsvr(mlp, normalize=None, center=None)
 
 
-def test_check_7_more_noise_in_the_pre_training_spreads_the_spectrum_of_its_features() -> None:
-    """Upstream noise on a small network: the SVE of its features does not fall from gamma 0 to 60 %."""
+def test_pretraining_noise_spreads_the_spectrum() -> None:
+    """The SVE of the features of a small network does not fall as its label noise rises from 0 to 60 %."""
     x, y = digits(1000)
     r = np.random.default_rng(0)
     spread = []
@@ -115,7 +115,7 @@ def test_check_7_more_noise_in_the_pre_training_spreads_the_spectrum_of_its_feat
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])
-def test_the_rows_of_a_fit_hold_every_component_of_its_loss(preset: str) -> None:
+def test_history_has_every_component_of_the_loss(preset: str) -> None:
     x, y = blobs()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -126,7 +126,7 @@ def test_the_rows_of_a_fit_hold_every_component_of_its_loss(preset: str) -> None
     assert row["loss"] == pytest.approx(row["loss_gce"] + sum(w * p for w, p in zip(weights, parts, strict=True)), 1e-5)
 
 
-def test_features_of_a_large_scale_are_warned_of_and_standardizing_them_helps() -> None:
+def test_unscaled_features_warn_and_standardizing_helps() -> None:
     x, y = blobs()
     with pytest.warns(UserWarning, match="the covariance term is .* at the first step"):
         NMTune(standardize=False, epochs=1, settings=SHORT).fit(100 * x, y)
@@ -135,8 +135,8 @@ def test_features_of_a_large_scale_are_warned_of_and_standardizing_them_helps() 
         assert NMTune(standardize=True).fit(100 * x, y).score(100 * x, y) > 0.95
 
 
-def test_a_robust_loss_helps_nmtune_where_labels_are_wrong() -> None:
-    """The mean over three draws of the noise, of which half a point is chance."""
+def test_robust_losses_help_nmtune_on_noisy_labels() -> None:
+    """Mean accuracy over three draws of the noise."""
     x, y = blobs(size=1200)
     accuracy = {"ce": 0.0, "gce": 0.0, "elr": 0.0}
     for seed in range(3):
@@ -149,7 +149,7 @@ def test_a_robust_loss_helps_nmtune_where_labels_are_wrong() -> None:
 
 
 @pytest.mark.parametrize("cls", [MLPTuneRegressor, NMTuneRegressor])
-def test_numbers_are_predicted_on_their_own_scale(cls: Any) -> None:
+def test_regressors_predict_on_the_scale_of_the_labels(cls: Any) -> None:
     x, y = make_regression(300, 10, noise=1.0, random_state=0)
     y = 3.0 + 0.02 * y
     model = cls(epochs=30).fit(x[:200], y[:200])
@@ -158,7 +158,7 @@ def test_numbers_are_predicted_on_their_own_scale(cls: Any) -> None:
     assert model.transform(x).shape == x.shape
 
 
-def test_the_generator_of_the_caller_is_left_alone() -> None:
+def test_fit_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
@@ -166,7 +166,7 @@ def test_the_generator_of_the_caller_is_left_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_turns_cleansing_is_a_robust_probe() -> None:
+def test_robust_probe_is_not_below_the_linear_probe() -> None:
     x, y = blobs(size=800)
     r = np.random.default_rng(0)
     given = np.where(r.random(400) < 0.5, r.integers(4, size=400), y[:400])
@@ -175,7 +175,7 @@ def test_turns_cleansing_is_a_robust_probe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (NMTune(preset="papers"), 'no preset "papers"; did you mean "paper"'),
         (NMTune(loss="mse"), 'key "method.loss" is "mse"'),
@@ -183,7 +183,7 @@ def test_turns_cleansing_is_a_robust_probe() -> None:
         (RobustProbe(method="gcee"), 'unknown method "gcee"; did you mean "gce"'),
     ],
 )
-def test_a_wrong_parameter_is_refused_in_one_sentence(model: Any, said: str) -> None:
+def test_invalid_parameter_is_refused_by_name(model: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         model.fit(*blobs(size=40))
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""What the scikit-learn estimators share: parameters to a method, arrays to a head, a head to predictions."""
+"""Base classes of the scikit-learn estimators: from parameters to a method, from arrays to a head, to predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STAGE = ("epochs", "learning_rate", "weight_decay", "batch_size")
 
 
 class ProbeEstimator(BaseEstimator):  # type: ignore[misc]
-    """What all estimators share: parameters to a method, arrays to a head, a head to predictions."""
+    """Base of all estimators."""
 
     _method = ""
     preset: str | None
@@ -38,8 +38,8 @@ class ProbeEstimator(BaseEstimator):  # type: ignore[misc]
     device: str
     settings: Mapping[str, Any] | None
 
-    def _configured(self) -> Method:
-        """The method with what was set; parameters that are None are the method's own.
+    def _make_method(self) -> Method:
+        """Return the configured method; parameters that are None are the method's own.
 
         Raises:
             UserError: A name or a value is refused; the sentence names it.
@@ -55,64 +55,66 @@ class ProbeEstimator(BaseEstimator):  # type: ignore[misc]
             table = merge(table, nest(name.split("."), value))
         return build_method(given.get("method", self._method), self.preset, table, None, True)
 
-    def _learn(self, x: Any, y: np.ndarray, weight: Any, classes: int, method: Method) -> None:
-        given = _weights(weight, len(x))
+    def _fit_head(self, x: Any, y: np.ndarray, weight: Any, num_classes: int, method: Method) -> None:
+        weights = _check_weights(weight, len(x))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.head_, self.history_ = fit_arrays.trained(method, x, y, given, classes, seed, self.device)
+        self.head_, self.history_ = fit_arrays.fit_head(method, x, y, weights, num_classes, seed, self.device)
 
-    def _seen(self, X: Any) -> Any:
+    def _check_features(self, X: Any) -> Any:
         check_is_fitted(self)
         return validate_data(self, X, reset=False, dtype=DTYPES)
 
     def _scores(self, X: Any) -> np.ndarray:
-        x = self._seen(X)
-        return np.concatenate([logits for logits, _ in fit_arrays.outputs(self.head_, x)])
+        x = self._check_features(X)
+        return np.concatenate([logits for logits, _ in fit_arrays.predict_head(self.head_, x)])
 
 
 class ProbeClassifier(ClassifierMixin, ProbeEstimator):  # type: ignore[misc]
-    """Classes of any kind."""
+    """Base of the classifiers; labels may be of any kind."""
 
     def fit(
         self, X: Shaped[np.ndarray, "N D"], y: Shaped[np.ndarray, " N"],
         sample_weight: Float[np.ndarray, " N"] | None = None,
     ) -> Any:  # fmt: skip
-        """Learn from features and given labels.
+        """Train on features and given labels.
 
         Args:
             X: Features.
             y: Labels of any kind; the classes are their distinct values.
-            sample_weight: How far each label counts, not below zero; None: all alike. The terms of NMTune that need no
-                label do not weigh.
+            sample_weight: Weight of each label, not below zero; None: equal weights. The terms of NMTune that need no
+                label are not weighted.
+
+        Returns:
+            The estimator.
 
         Raises:
-            ValueError: Shapes, values or weights that scikit-learn refuses.
+            ValueError: Shapes, values or weights are refused by scikit-learn.
             UserError: A parameter is refused; the sentence names it.
         """
         X, y = validate_data(self, X, y, dtype=DTYPES)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        self._learn(X, codes, sample_weight, len(self.classes_), self._configured())
+        self._fit_head(X, codes, sample_weight, len(self.classes_), self._make_method())
         return self
 
     def predict_proba(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, "N C"]:
-        """Probability of every class, in the order of `classes_`; rows sum to 1."""
+        """Predict the probability of every class, in the order of `classes_`."""
         p: np.ndarray = softmax(self._scores(X), axis=1)
         return p
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Shaped[np.ndarray, " N"]:
-        """The most probable label of each sample."""
-        codes = self._scores(X).argmax(1)
-        found: np.ndarray = self.classes_[codes]
-        return found
+        """Predict the label of each sample."""
+        labels: np.ndarray = self.classes_[self._scores(X).argmax(1)]
+        return labels
 
 
 class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ProbeEstimator):  # type: ignore[misc]
-    """Estimators whose head makes features of its own."""
+    """Base of the estimators whose head computes an embedding."""
 
     def transform(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-        """The reshaped features Z, what the classifier sees."""
-        x = self._seen(X)
-        return np.concatenate([z for _, z in fit_arrays.outputs(self.head_, x)])
+        """Return the embedding Z, the input of the linear classifier."""
+        x = self._check_features(X)
+        return np.concatenate([z for _, z in fit_arrays.predict_head(self.head_, x)])
 
     @property
     def _n_features_out(self) -> int:
@@ -120,39 +122,46 @@ class EmbeddingTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Pr
 
 
 class ProbeRegressor(RegressorMixin, ProbeEstimator):  # type: ignore[misc]
-    """Numbers: the only score of the head, on labels that are standardized while it learns."""
+    """Base of the regressors: a head with a single score, trained on standardized labels."""
 
     def fit(
         self, X: Shaped[np.ndarray, "N D"], y: Shaped[np.ndarray, " N"],
         sample_weight: Float[np.ndarray, " N"] | None = None,
     ) -> Any:  # fmt: skip
-        """Learn from features and numbers by the squared error, with the same three terms; arguments as a classifier's.
+        """Train on features and numbers by the squared error and the terms of the method.
+
+        Args:
+            X: Features.
+            y: Numbers.
+            sample_weight: As in `ProbeClassifier.fit`.
+
+        Returns:
+            The estimator.
 
         Raises:
-            ValueError: Shapes, values or weights that scikit-learn refuses.
+            ValueError: Shapes, values or weights are refused by scikit-learn.
             UserError: A parameter is refused; the sentence names it.
         """
         X, y = validate_data(self, X, y, dtype=DTYPES, y_numeric=True)
-        weight = _weights(sample_weight, len(X))
+        weight = _check_weights(sample_weight, len(X))
         self.mean_ = float(np.average(y, weights=weight))
         deviation = float(np.sqrt(np.average((y - self.mean_) ** 2, weights=weight)))
         self.deviation_ = deviation if deviation > 0 else 1.0
-        method = fit_arrays.regression(self._configured())
-        self._learn(X, (y - self.mean_) / self.deviation_, sample_weight, 1, method)
+        method = fit_arrays.as_regression(self._make_method())
+        self._fit_head(X, (y - self.mean_) / self.deviation_, sample_weight, 1, method)
         return self
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, " N"]:
-        """The number of each sample."""
-        scores = self._scores(X)[:, 0]
-        numbers: np.ndarray = self.mean_ + self.deviation_ * scores
-        return numbers
+        """Predict the number of each sample."""
+        y: np.ndarray = self.mean_ + self.deviation_ * self._scores(X)[:, 0]
+        return y
 
 
-def _weights(weight: Any, count: int) -> Float[np.ndarray, " N"]:
-    """Sample weights as float64; None is one each.
+def _check_weights(weight: Any, count: int) -> Float[np.ndarray, " N"]:
+    """Return sample weights as float64; None means equal weights.
 
     Raises:
-        ValueError: They are not one each, below zero, not finite or all zero.
+        ValueError: Their shape is wrong, or they are negative, not finite or all zero.
     """
     if weight is None:
         return np.ones(count)

@@ -1,9 +1,8 @@
-"""scikit-learn estimators on arrays of features: linear probe, MLP tuning, NMTune, and probes against wrong labels.
+"""scikit-learn estimators on arrays of features: linear probe, MLP tuning, NMTune, and robust probes.
 
-They train through the same loop as `fit`. Features [N, D] may be float16, float32 or float64, in memory or
-memory-mapped; nothing else of the data is needed, so a model behind an interface will do. Samples that are equal in
-features and label are one with the sum of their weights, so a weight of 3 is a sample three times, and the order of
-the samples changes nothing.
+They use the same trainer as `fit`. Features [N, D] may be float16, float32 or float64, in memory or memory-mapped.
+Nothing but features is needed, so they also work with models behind an API. Samples with equal features and labels
+are merged and their weights added, so a weight of 3 equals three copies, and the order of the samples has no effect.
 """
 
 from __future__ import annotations
@@ -17,19 +16,23 @@ __all__ = ["LinearProbe", "MLPTune", "MLPTuneRegressor", "NMTune", "NMTuneRegres
 
 
 class LinearProbe(ProbeClassifier):
-    """A linear classifier on standardized features, by cross-entropy.
+    """Linear classifier on standardized features, trained by cross-entropy.
 
-    Parameters that are None are those of the method `ce` (`cleantune methods`).
+    Parameters that are None keep the defaults of the method `ce` (see `cleantune methods ce`).
 
     Args:
         preset: Named settings of the method, such as `paper`.
         epochs: Passes over the samples.
-        learning_rate: Of AdamW; it falls by a cosine to zero.
-        weight_decay: Of AdamW.
-        batch_size: Samples a step.
-        settings: Any other field of the method by path, `{"probe.min_steps": 0}`.
+        learning_rate: Initial learning rate of AdamW, with cosine decay to zero.
+        weight_decay: Weight decay of AdamW.
+        batch_size: Samples of an optimizer step.
+        settings: Further fields of the method by path, `{"probe.min_steps": 0}`.
         random_state: Seed of initial weights and order.
         device: `auto`, `cpu` or `cuda`.
+
+    Example:
+        >>> from cleantune.estimators import LinearProbe
+        >>> LinearProbe(epochs=5).fit(features, labels).predict(features)  # doctest: +SKIP
     """
 
     _method = "ce"
@@ -54,7 +57,7 @@ class RobustProbe(LinearProbe):
 
     Args:
         method: `gce`, `elr` or `robust`.
-        preset: As of `LinearProbe`, and so are the others.
+        preset: As in `LinearProbe`, like the other parameters.
     """
 
     def __init__(
@@ -70,14 +73,14 @@ class RobustProbe(LinearProbe):
 
 
 class MLPTune(EmbeddingTransformer, ProbeClassifier):
-    """The MLP head of NMTune with its label loss alone. Parameters that are None are those of the method `mlp`.
+    """MLP head of NMTune with its label loss alone. Parameters that are None keep the defaults of the method `mlp`.
 
     Args:
         preset: `paper` or `official`.
-        loss: `ce`, or against wrong labels `gce` or `elr`.
+        loss: `ce`, or a robust loss, `gce` or `elr`.
         q: Exponent of GCE.
-        standardize: Standardize features by dimension before the MLP.
-        epochs: As of `LinearProbe`, and so are the others.
+        standardize: Standardize each dimension of the features before the MLP.
+        epochs: As in `LinearProbe`, like the other parameters.
     """
 
     _method = "mlp"
@@ -102,16 +105,16 @@ class MLPTune(EmbeddingTransformer, ProbeClassifier):
 
 
 class NMTune(MLPTune):
-    """NMTune on features: arXiv:2309.17002. Parameters that are None are those of the method `nmtune`.
+    """NMTune (arXiv:2309.17002) on features. Parameters that are None keep the defaults of the method `nmtune`.
 
     Args:
         preset: `paper` or `official`.
-        loss: `ce`, or against wrong labels `gce` or `elr`.
+        loss: `ce`, or a robust loss, `gce` or `elr`.
         q: Exponent of GCE.
-        mse_weight: Of the distance between features and reshaped features.
-        cov_weight: Of the covariance of different dimensions.
-        svd_weight: Of the share of the largest singular values.
-        standardize: As of `MLPTune`, and so are the others.
+        mse_weight: Weight of the distance between features and embedding (L_MSE).
+        cov_weight: Weight of the covariance between dimensions (L_COV).
+        svd_weight: Weight of the share of the largest singular values (L_SVD).
+        standardize: As in `MLPTune`, like the other parameters.
     """
 
     _method = "nmtune"
@@ -134,10 +137,10 @@ class NMTune(MLPTune):
 
 
 class MLPTuneRegressor(EmbeddingTransformer, ProbeRegressor):
-    """The MLP head of NMTune on numbers, such as the similarity of two texts, by the squared error alone.
+    """MLP head of NMTune on numbers, such as the similarity of two texts, trained by the squared error alone.
 
     Args:
-        preset: As of `MLPTune`, and so are the others.
+        preset: As in `MLPTune`, like the other parameters.
     """
 
     _method = "mlp"
@@ -159,10 +162,10 @@ class MLPTuneRegressor(EmbeddingTransformer, ProbeRegressor):
 
 
 class NMTuneRegressor(MLPTuneRegressor):
-    """NMTune on numbers: the squared error and the three terms (nmtune spec 8, no. 20).
+    """NMTune on numbers: the squared error and the three regularization terms.
 
     Args:
-        preset: As of `NMTune`, and so are the others.
+        preset: As in `NMTune`, like the other parameters.
     """
 
     _method = "nmtune"

@@ -1,10 +1,9 @@
-"""A method on arrays: features, labels and weights in, a trained head out, through the project's one loop."""
+"""Training of a head on arrays: features, labels and weights, by the same trainer as `fit`."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any
@@ -26,130 +25,129 @@ from cleantune.training.trainer import Trainer
 from cleantune.utils.device import pick_device
 
 BLOCK_ROWS = 8192
-"""Rows that pass through a head at a time."""
+"""Rows of a forward pass through a head."""
 
 
 @dataclass(frozen=True)
 class Regression(NMTune):
-    """NMTune on numbers instead of classes: the label loss is the squared error of the only score (spec 8, no. 20)."""
+    """NMTune on numbers instead of classes: its label loss is the squared error of a single score."""
 
     def label_loss(self) -> str:
-        """The name in rows."""
+        """Return the name of the label loss in metrics."""
         return "squared_error"
 
     def each(self, run: Any, logits: Tensor, batch: Batch) -> Tensor:
-        """Squared error of every sample [B]."""
+        """Return the squared error of every sample [B]."""
         return (logits[:, 0] - batch.y).square()
 
 
 @dataclass(frozen=True)
 class LinearRegression(Regression):
-    """The squared error of a linear head: what `Regression` is compared with."""
+    """The squared error of a linear head, the baseline of `Regression`."""
 
     def phases(self) -> tuple[Phase, ...]:
-        """`probe`, without an MLP."""
+        """Return the phase `probe`, without an MLP."""
         return (Phase("probe", "head", self.probe, self.epoch),)
 
 
-def regression(method: Method) -> Regression:
-    """A method for numbers in the place of one for classes: with the MLP and terms of NMTune, or linear."""
+def as_regression(method: Method) -> Regression:
+    """Return the method for numbers that corresponds to one for classes: with MLP and terms of NMTune, or linear."""
     [phase] = method.phases()
-    learns: Any = phase.epoch.__self__  # type: ignore[attr-defined]
-    if isinstance(learns, NMTune):
-        return Regression(**{f.name: getattr(learns, f.name) for f in fields(learns)})
+    inner: Any = phase.epoch.__self__  # type: ignore[attr-defined]
+    if isinstance(inner, NMTune):
+        return Regression(**{f.name: getattr(inner, f.name) for f in fields(inner)})
     return LinearRegression(mse_weight=0.0, cov_weight=0.0, svd_weight=0.0, probe=phase.stage)
 
 
 @dataclass(frozen=True)
 class UniqueSamples:
-    """The different samples of a set, in an order that does not depend on theirs."""
+    """Distinct samples of a set, in an order that does not depend on the order of the set."""
 
     rows: Int[np.ndarray, " K"]
-    """The first row of each."""
+    """First row of each sample."""
     weight: Float[np.ndarray, " K"]
-    """The sums of their weights, above zero."""
+    """Sum of the weights of equal samples, above zero."""
 
 
-class WeightedLoop(Trainer):
-    """A loop in which every plan's weights are times those of the samples."""
+def merge_duplicates(x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"]) -> UniqueSamples:
+    """Merge samples with equal features and labels, and drop samples without weight.
 
-    def __init__(self, *args: Any, weight: Float[Tensor, " N"], **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.weight = weight
-
-    def learn(self, nets: Any, loss: Any, selection: Selection | None = None, **how: Any) -> None:
-        """As the loop's."""
-        selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
-        super().learn(nets, loss, replace(selection, weight=selection.weight * self.weight), **how)
-
-
-def distinct(x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"]) -> UniqueSamples:
-    """Equal samples with equal labels as one with the sum of their weights; samples of weight zero are left out.
-
-    A sample of weight 3 and three equal samples are then the same, to the bit, and so are all orders of the samples.
+    A sample of weight 3 and three equal samples are thus bitwise the same, and so are all orders of the samples.
 
     Args:
-        x: Features [N, D]; compared as float32.
+        x: Features [N, D], compared as float32.
         y: Labels, numbers.
-        weight: Not below zero.
+        weight: Weights of the samples, not below zero.
     """
-    marks = np.empty((len(y), 2), np.uint64)
+    digests = np.empty((len(y), 2), np.uint64)
     for start in range(0, len(y), BLOCK_ROWS):
-        part = np.ascontiguousarray(x[start : start + BLOCK_ROWS], np.float32) + np.float32(0)  # no negative zero
+        f = np.ascontiguousarray(x[start : start + BLOCK_ROWS], np.float32) + np.float32(0)  # no negative zero
         labels = np.ascontiguousarray(y[start : start + BLOCK_ROWS], np.float64)
-        for k, row in enumerate(part):
-            mark = blake2b(row.tobytes() + labels[k].tobytes(), digest_size=16).digest()
-            marks[start + k] = np.frombuffer(mark, np.uint64)
-    _, first, number = np.unique(marks, axis=0, return_index=True, return_inverse=True)
-    total = np.bincount(number.reshape(-1), weight)
+        for k, row in enumerate(f):
+            digest = blake2b(row.tobytes() + labels[k].tobytes(), digest_size=16).digest()
+            digests[start + k] = np.frombuffer(digest, np.uint64)
+    _, first, index = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    total = np.bincount(index.reshape(-1), weight)
     return UniqueSamples(first[total > 0], total[total > 0])
 
 
-def trained(
-    method: Method, x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"], classes: int,
+class WeightedTrainer(Trainer):
+    """A trainer that multiplies the weights of every selection by those of the samples."""
+
+    def __init__(self, *args: Any, weight: Float[Tensor, " N"], **kwargs: Any) -> None:
+        """Create a trainer; arguments as in `Trainer`, and the weights of the training samples."""
+        super().__init__(*args, **kwargs)
+        self.weight = weight
+
+    def learn(self, nets: Any, loss: Any, selection: Selection | None = None, **kwargs: Any) -> None:
+        """Train one pass; arguments as in `Trainer.learn`."""
+        selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
+        super().learn(nets, loss, replace(selection, weight=selection.weight * self.weight), **kwargs)
+
+
+def fit_head(
+    method: Method, x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"], num_classes: int,
     seed: int = 0, device: str = "auto",
 ) -> tuple[nn.Module, list[EpochMetrics]]:  # fmt: skip
-    """The head that a method ends with, on the CPU, and its rows.
+    """Train a head by a method.
+
+    Torch's global generator is left as it was.
 
     Args:
-        method: Of scope `head`, with one net.
+        method: Method of scope `head` with one model.
         x: Features [N, D], in memory or memory-mapped.
-        y: Class numbers, or numbers to predict where `classes` is 1.
-        weight: Of the samples, not below zero and not all zero; only proportions count.
-        classes: C.
-        seed: Of initial weights and order.
+        y: Class numbers, or numbers to predict where `num_classes` is 1.
+        weight: Weights of the samples, not below zero and not all zero; only proportions count.
+        num_classes: Number of scores.
+        seed: Seed of initial weights and order.
         device: `auto`, `cpu` or `cuda`.
+
+    Returns:
+        The head on the CPU in float64, and the metrics of its epochs.
     """
-    kept = distinct(x, y, weight)
-    rows, shares = kept.rows, kept.weight
-    if len(rows) == 1:  # BatchNorm cannot train on one
+    unique = merge_duplicates(x, y, weight)
+    rows, shares = unique.rows, unique.weight
+    if len(rows) == 1:  # BatchNorm cannot train on a single sample
         rows, shares = np.repeat(rows, 2), np.repeat(shares, 2)
-    source = FeatureBatches(Features([x], rows, {}))
+    batches = FeatureBatches(Features([x], rows, {}))
     labels = torch.as_tensor(y[rows])
-    heads, where = HeadFactory(classes, "zeros", seed), pick_device(device)
-    split = {"train": SplitData(labels.float() if labels.is_floating_point() else labels.long(), source, None)}
-    with _untouched_generator():
-        run = WeightedLoop(
-            [Net(None, heads(source.plain, 0))], split, classes, seed, heads, where,
-            weight=torch.as_tensor(shares / shares.mean()).float(),
-        )  # fmt: skip
-        told = list(train(phases(method, 0.0), run, lambda run, looks: {}, look=lambda run: {}))
-    for words in dict.fromkeys(words for row in told for words in row.get("warnings", ())):
-        warnings.warn(words, UserWarning, stacklevel=4)
-    return run.whole[0].head.cpu().eval().double(), told
-
-
-@contextmanager
-def _untouched_generator() -> Iterator[None]:
-    """The loop seeds torch's global generator; whoever calls from Python keeps theirs."""
+    labels = labels.float() if labels.is_floating_point() else labels.long()
+    heads = HeadFactory(num_classes, "zeros", seed)
     with torch.random.fork_rng(devices=[]):
-        yield
+        trainer = WeightedTrainer(
+            [Net(None, heads(batches.plain, 0))], {"train": SplitData(labels, batches, None)}, num_classes, seed, heads,
+            pick_device(device), weight=torch.as_tensor(shares / shares.mean()).float(),
+        )  # fmt: skip
+        history = list(train(phases(method, 0.0), trainer, lambda run, looks: {}, look=lambda run: {}))
+    for message in dict.fromkeys(message for row in history for message in row.get("warnings", ())):
+        warnings.warn(message, UserWarning, stacklevel=4)
+    return trainer.whole[0].head.cpu().eval().double(), history
 
 
-def outputs(head: nn.Module, x: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scores [b, C] and what the classifier sees [b, Z] of rows in blocks, in float64.
+def predict_head(head: nn.Module, x: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield scores [b, C] and embeddings [b, Z] of the rows in blocks, in float64.
 
-    In double precision a sample's prediction does not depend on which others are asked for with it.
+    In double precision a sample's prediction does not depend on the other samples of its block.
     """
     with torch.no_grad():
         for start in range(0, len(x), BLOCK_ROWS):

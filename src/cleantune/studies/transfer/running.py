@@ -202,13 +202,13 @@ def trained(cell: Cell, sets: Sets, features: Features, bank: BackboneFeatures) 
         warnings.simplefilter("always", UserWarning)
         if cell.task.regression:
             y, back = _standardized(sets.numbers()[rows])
-            head, history = fit_arrays.trained(fit_arrays.regression(method), x, y, np.ones(len(y)), 1, cell.seed)
+            head, history = fit_arrays.fit_head(fit_arrays.as_regression(method), x, y, np.ones(len(y)), 1, cell.seed)
         else:
             labels = flip(parse(cell.noise), sets.y[rows], classes, cell.seed, x=x, names=sets.classes)
-            head, history = fit_arrays.trained(method, x, labels, np.ones(len(labels)), classes, cell.seed)
+            head, history = fit_arrays.fit_head(method, x, labels, np.ones(len(labels)), classes, cell.seed)
     out = []
     for place, (tested, given) in enumerate(zip(sets.tested, features.tested, strict=True)):
-        scores, z = (np.concatenate(part) for part in zip(*fit_arrays.outputs(head, given), strict=True))
+        scores, z = (np.concatenate(part) for part in zip(*fit_arrays.predict_head(head, given), strict=True))
         found = _numbers(back * scores[:, 0], tested) if cell.task.regression else _classes(scores, sets, tested)
         for domain, row in found.items():
             role = "id" if place == 0 else "ood"
