@@ -91,7 +91,7 @@ def test_nmtune_without_terms_equals_mlp_tuning_bitwise() -> None:
 
 
 def test_nmtune_raises_sve_and_lowers_lsvr() -> None:
-    """The claims of arXiv:2309.17002, section 3, with the preset `official`."""
+    """The claims of arXiv:2309.17002 on SVE and LSVR, with the preset `official`."""
     x, y = digits(1797)
     for seed in range(2):
         mlp, nm = (
