@@ -14,7 +14,7 @@ from cleantune.config.run import config_to_dict, configure, load_toml, read_conf
 from cleantune.config.schema import MISSING, describe_fields, from_dict, merge, nest, parse_assignment, to_dict
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, MLPHeadConfig, Range, Stage
+from cleantune.methods.protocol import Categorical, MLPHeadConfig, Range, Stage
 from cleantune.studies import transfer
 from cleantune.studies.evaluate import read_map
 from cleantune.studies.turn_paper import experiment
@@ -39,7 +39,7 @@ class Sample:
 def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
     rate, count, kind, on, _ = describe_fields(Sample)
     assert (rate.name, rate.default, rate.allowed, rate.help) == ("rate", 0.5, Range(0.0, 1.0), "How much.")
-    assert kind.allowed == Choice(("a", "b"))
+    assert kind.allowed == Categorical(("a", "b"))
     assert count.help == "How many."
     assert on.type is bool
 

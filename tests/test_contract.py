@@ -135,7 +135,7 @@ def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None
 
 def loop_for(method: Method, problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Trainer:
     """A run with as many nets as the method trains."""
-    return loop_on(problem, scope, seed, body, method.phases()[0].nets)
+    return loop_on(problem, scope, seed, body, method.phases()[0].num_nets)
 
 
 def quick(name: str, scope: Scope, **changes: Any) -> Method:

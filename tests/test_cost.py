@@ -102,7 +102,7 @@ def slow(phase: Phase) -> Phase:
 def test_one_batch_of_each_pass_counts_as_all_of_them_do(method: str, scope: str) -> None:
     todo = [slow(p) for p in phases(METHODS[method](scope=scope), 1e-3)]  # type: ignore[call-arg]
     sizes = Workload(397, 40, 40, 5)
-    whole = Whole(sizes, 0.4, sizes.train, todo[0].nets)
+    whole = Whole(sizes, 0.4, sizes.train, todo[0].num_nets)
     for phase in todo:
         whole.rehearse(phase)
     found = estimate_cost(todo, sizes, 0.4)

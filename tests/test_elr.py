@@ -115,8 +115,8 @@ def test_targets_live_in_the_ledger_and_sum_to_one_at_most(changes: dict[str, An
 
 def test_a_row_that_is_not_in_the_ledger_and_a_table_that_does_not_fit_are_said() -> None:
     ledger = Ledger(4)
-    ledger.begin("t", 2)
+    ledger.allocate("t", 2)
     with pytest.raises(ValueError, match="rows 1 to 4 of 4"):
         ledger.update("t", torch.tensor([1, 4]), torch.ones(2, 2))
     with pytest.raises(UserError, match=r"takes .* GiB, but .* GiB are free; take fewer samples"):
-        Ledger(10**9).begin("t", 10**6)
+        Ledger(10**9).allocate("t", 10**6)

@@ -52,9 +52,9 @@ def test_scores_are_those_of_the_standardized_features():
     x = torch.randn(20, 6) * 50 + 7
     head = LinearHead(6, 3, standardize=mean_and_std(x), generator=torch.Generator().manual_seed(0))
     output = head(x)
-    torch.testing.assert_close(output.z, (x - x.mean(0)) / x.std(0, correction=0), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(output.logits, output.z @ head.linear.weight.T + head.linear.bias)
-    assert torch.equal(output.f, x)
+    torch.testing.assert_close(output.embedding, (x - x.mean(0)) / x.std(0, correction=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.logits, output.embedding @ head.linear.weight.T + head.linear.bias)
+    assert torch.equal(output.features, x)
 
 
 def test_scores_that_are_only_looked_at_are_those_that_are_learned_from():
@@ -151,7 +151,7 @@ def test_every_precision_gives_nearly_the_scores_of_float32_as_float32(precision
     head = LinearHead(16, 3)
     plain = Net(copy.deepcopy(backbone), head).eval()(X)
     other = Net(copy.deepcopy(backbone), head, precision).eval()(X)
-    assert other.logits.dtype == other.f.dtype == torch.float32
+    assert other.logits.dtype == other.features.dtype == torch.float32
     torch.testing.assert_close(
         other.logits, plain.logits, rtol=0.05, atol=0.02 if precision.dtype == "bfloat16" else 1e-4
     )
@@ -161,7 +161,7 @@ def test_head_stays_in_float32_under_an_outer_autocast():
     head = LinearHead(6, 3)
     with torch.autocast("cpu", torch.bfloat16):
         output = head(torch.randn(2, 6).bfloat16())
-    assert output.logits.dtype == output.z.dtype == output.f.dtype == torch.float32
+    assert output.logits.dtype == output.embedding.dtype == output.features.dtype == torch.float32
 
 
 def test_net_without_backbone_takes_features():

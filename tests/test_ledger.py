@@ -16,7 +16,7 @@ def test_running_mean_is_the_plain_mean_also_across_a_reload() -> None:
             state = {name: column.clone() for name, column in ledger.state_dict().items()}
             ledger = Ledger(5)
             ledger.load_state_dict(state)
-        mean = ledger.average("p", value)
+        mean = ledger.update_mean("p", value)
         torch.testing.assert_close(mean, values[: k + 1].mean(0))
         assert torch.equal(mean, ledger["p"])
 
@@ -24,20 +24,20 @@ def test_running_mean_is_the_plain_mean_also_across_a_reload() -> None:
 def test_reloaded_means_go_on_to_the_same_bits() -> None:
     one, two = Ledger(4), Ledger(4)
     for value in torch.rand(3, 4):
-        one.average("p", value)
+        one.update_mean("p", value)
     two.load_state_dict(one.state_dict())
     value = torch.rand(4)
-    assert torch.equal(one.average("p", value), two.average("p", value))
+    assert torch.equal(one.update_mean("p", value), two.update_mean("p", value))
 
 
 def test_a_forgotten_mean_begins_anew() -> None:
     ledger = Ledger(3)
-    ledger.average("a", torch.ones(3))
-    ledger.average("b", torch.ones(3))
-    ledger.forget("a", "never there")
+    ledger.update_mean("a", torch.ones(3))
+    ledger.update_mean("b", torch.ones(3))
+    ledger.remove("a", "never there")
     assert "a" not in ledger
-    assert torch.equal(ledger.average("a", torch.full((3,), 5.0)), torch.full((3,), 5.0))
-    assert torch.equal(ledger.average("b", torch.full((3,), 5.0)), torch.full((3,), 3.0))
+    assert torch.equal(ledger.update_mean("a", torch.full((3,), 5.0)), torch.full((3,), 5.0))
+    assert torch.equal(ledger.update_mean("b", torch.full((3,), 5.0)), torch.full((3,), 3.0))
 
 
 def test_what_is_written_is_a_copy_without_gradient() -> None:
@@ -65,5 +65,5 @@ def test_a_missing_column_is_named_with_those_that_are_there() -> None:
 
 def test_an_empty_ledger_takes_means() -> None:
     ledger = Ledger(0)
-    ledger.average("p", torch.zeros(0))
-    assert ledger.average("p", torch.zeros(0)).shape == (0,)
+    ledger.update_mean("p", torch.zeros(0))
+    assert ledger.update_mean("p", torch.zeros(0)).shape == (0,)

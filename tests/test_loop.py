@@ -36,7 +36,7 @@ def entered(scope: Scope, problem: Problem | None = None, stage: Stage = STAGE, 
 
 
 def plain_loss(net: Callable[..., Any], batch: Batch) -> Tensor:
-    return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
+    return losses.weighted_mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
 
 
 def ce(y: Tensor, logits: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Spy:
         self.batches: list[Tensor] = []
 
     def __call__(self, net: Callable[..., Any], batch: Batch) -> Tensor:
-        self.batches.append(batch.rows.clone())
+        self.batches.append(batch.indices.clone())
         return plain_loss(net, batch)
 
     @property
@@ -184,7 +184,7 @@ def test_only_what_the_plan_keeps_is_seen() -> None:
 def test_a_drawn_plan_sees_as_many_as_it_keeps_and_none_of_no_weight() -> None:
     run, spy = entered("head"), Spy()
     keep, draw = torch.arange(N) < 50, (torch.arange(N) < 10).float()
-    run.learn(run.net, spy, Selection(keep, keep.float(), draw=draw))
+    run.learn(run.net, spy, Selection(keep, keep.float(), sampling_weights=draw))
     assert len(spy.seen) == 50
     assert set(spy.seen) <= set(range(10))
 
@@ -195,9 +195,9 @@ def test_the_rest_comes_beside_in_equal_number_and_without_weight() -> None:
 
     def loss(net: Any, batch: Batch) -> Tensor:
         assert batch.unlabeled is not None
-        assert len(batch.unlabeled.rows) == len(batch.rows)
+        assert len(batch.unlabeled.indices) == len(batch.indices)
         assert not batch.unlabeled.weight.any()
-        met.extend(batch.unlabeled.rows.tolist())
+        met.extend(batch.unlabeled.indices.tolist())
         return plain_loss(net, batch)
 
     run.learn(run.net, loss, Selection(keep, keep.float(), unlabeled=~keep))
@@ -279,7 +279,7 @@ def test_phases_that_share_a_schedule_run_through_one_cosine() -> None:
     whole = rates(loop_on(blobs(0.0, size=N), "head"), Phase("a", "head", stage, lambda run: None))
     run = loop_on(blobs(0.0, size=N), "head")
     halves = []
-    for head, span in (("new", (0.0, 0.5)), ("own", (0.5, 1.0))):
+    for head, span in (("new", (0.0, 0.5)), ("resume", (0.5, 1.0))):
         halves += rates(run, Phase("a", "head", stage, lambda run: None, head, span), passes=0.5)  # type: ignore[arg-type]
     assert halves == pytest.approx(whole)
     two = rates(loop_on(blobs(0.0, size=N), "head"), Phase("a", "head", replace(stage, epochs=2), lambda run: None))
@@ -302,7 +302,7 @@ def test_own_head_goes_on_with_the_head_and_the_optimizer_that_the_phase_left() 
     run.enter(Phase("probe", "head", STAGE, lambda run: None))
     assert run.whole[0].head is not head
     run.learn(run.net, plain_loss)
-    run.enter(Phase("tune", "all", STAGE, lambda run: None, "own"))
+    run.enter(Phase("tune", "all", STAGE, lambda run: None, "resume"))
     assert run.whole[0].head is head
     assert run.left["tune"][0][1] is optimizer
     run.learn(run.net, plain_loss)

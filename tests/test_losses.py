@@ -80,5 +80,5 @@ def test_no_gradient_flows_into_a_soft_target() -> None:
 
 
 def test_a_label_that_is_not_trusted_does_not_count_in_the_mean() -> None:
-    value = losses.mean(torch.tensor([2.0, 100.0]), torch.tensor([1.0, 0.0]))
+    value = losses.weighted_mean(torch.tensor([2.0, 100.0]), torch.tensor([1.0, 0.0]))
     assert value == 1.0

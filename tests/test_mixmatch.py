@@ -337,9 +337,9 @@ def test_unicon_trusts_a_label_fully_below_half_and_takes_more_of_the_rest_the_f
     run = cast(Any, SimpleNamespace(y=y, classes=4, ledger=Ledger(40)))
     divergence = torch.cat([torch.full((8,), 0.1), torch.full((32,), 0.6)])
     selection = UNICON().selection(run, divergence)
-    assert torch.bincount(y[selection.keep], minlength=4).tolist() == [2] * 4
-    assert selection.weight[selection.keep].tolist() == [1.0] * 8
-    assert selection.weight[~selection.keep].tolist() == pytest.approx([0.4] * 32)
+    assert torch.bincount(y[selection.mask], minlength=4).tolist() == [2] * 4
+    assert selection.weight[selection.mask].tolist() == [1.0] * 8
+    assert selection.weight[~selection.mask].tolist() == pytest.approx([0.4] * 32)
     assert selection.unlabeled_ratio == pytest.approx(1 / (2 * 0.2))
     assert UNICON().selection(run, torch.full((40,), 0.3)).unlabeled_ratio == 8.0, "nothing below the mean"
     half = torch.cat([torch.full((30,), 0.1), torch.full((10,), 0.6)])
@@ -349,7 +349,7 @@ def test_unicon_trusts_a_label_fully_below_half_and_takes_more_of_the_rest_the_f
 def test_dividemix_fills_a_side_that_would_be_empty() -> None:
     method = DivideMix(tau=0.5)
     p = torch.linspace(0.0, 0.4, 100)
-    assert int(method.selection(p).keep.sum()) == 64
+    assert int(method.selection(p).mask.sum()) == 64
     sure = method.selection(torch.ones(100))
     assert sure.keep.all()
     assert sure.unlabeled is None

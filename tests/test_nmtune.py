@@ -55,9 +55,9 @@ def test_the_head_equals_the_formulas_of_the_paper(layers: int, norm: Any, resid
         u = layer(u)
     z = 0.5 * u + f if residual else u
     out = model(f)
-    torch.testing.assert_close(out.z, z)
+    torch.testing.assert_close(out.embedding, z)
     torch.testing.assert_close(out.logits, z @ model.linear.weight.T + model.linear.bias)
-    torch.testing.assert_close(out.f, f)
+    torch.testing.assert_close(out.features, f)
     linear = [m for m in model.layers if isinstance(m, torch.nn.Linear)]
     assert [m.out_features for m in linear] == [24] * layers + [6]
     assert sum(isinstance(m, torch.nn.ReLU) for m in model.layers) == layers
@@ -76,20 +76,20 @@ def test_features_of_any_scale_are_the_same_to_a_head_that_standardizes() -> Non
     f = torch.randn(40, 6) * 100 + 7
     model = MLPHead(6, 3, MLPHeadConfig(standardize=True), standardize=mean_and_std(f),
                     generator=torch.Generator().manual_seed(0)).eval()  # fmt: skip
-    torch.testing.assert_close(model(f).f, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model(f).features, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn_from_the_seed() -> None:
     model, f = head(MLPHeadConfig(dropout=0.25), width=64), torch.rand(200, 64) + 1
     model.reseed(1)
-    first, second = model.train()(f).f, model(f).f
+    first, second = model.train()(f).features, model(f).features
     kept = first != 0
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
     torch.testing.assert_close(first[kept], f[kept] / 0.75)
     assert not torch.equal(first, second)
     model.reseed(1)
-    assert torch.equal(model(f).f, first)
-    assert torch.equal(model.eval()(f).f, f)
+    assert torch.equal(model(f).features, first)
+    assert torch.equal(model.eval()(f).features, f)
 
 
 def test_a_saved_head_is_loaded_to_the_same_scores(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
     out = model(f)
     expected = (
         losses.cross_entropy(out.logits, y).mean()
-        + 0.3 * losses.consistency(out.f, out.z)
-        + 0.2 * losses.covariance(out.z)
-        + 0.1 * losses.dominant_singular_value(out.z)
+        + 0.3 * losses.consistency(out.features, out.embedding)
+        + 0.2 * losses.covariance(out.embedding)
+        + 0.1 * losses.dominant_singular_value(out.embedding)
     )
     torch.testing.assert_close(value.total, expected)
     assert set(value.components) == {"ce", "consistency", "covariance", "dominance"}
@@ -121,12 +121,12 @@ def test_two_views_pass_together_and_the_authors_compare_the_first_with_the_seco
     model, one, two, y = head(), torch.randn(8, 6), torch.randn(8, 6), torch.randint(3, (8,))
     outputs = forward_views(model, (one, two))
     both = model(torch.cat([one, two]))
-    torch.testing.assert_close(torch.cat([o.z for o in outputs]), both.z)
+    torch.testing.assert_close(torch.cat([o.embedding for o in outputs]), both.embedding)
     across = NMTune.presets["official"]("").regularizers(outputs)  # type: ignore[attr-defined]
-    torch.testing.assert_close(across["consistency"], losses.consistency(one, outputs[1].z, "element_mean"))
-    torch.testing.assert_close(across["covariance"], losses.covariance(both.z))
+    torch.testing.assert_close(across["consistency"], losses.consistency(one, outputs[1].embedding, "element_mean"))
+    torch.testing.assert_close(across["covariance"], losses.covariance(both.embedding))
     same = NMTune().regularizers(outputs)
-    torch.testing.assert_close(same["consistency"], losses.consistency(both.f, both.z))
+    torch.testing.assert_close(same["consistency"], losses.consistency(both.features, both.embedding))
     assert len(forward_views(model, (one, one))) == 1, "cached features are one view"
     del y
 

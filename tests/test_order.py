@@ -81,8 +81,8 @@ def test_robust_selects_labels_more_probably_right_than_wrong() -> None:
     METHODS["robust"]().phases()[1].epoch(run)  # type: ignore[arg-type]
     (selection,) = run.selections
     assert selection is not None
-    assert selection.keep.tolist() == [w < 0.5 for w in run.p_wrong().tolist()]
-    assert 0 < int(selection.keep.sum()) < len(selection.keep)
+    assert selection.mask.tolist() == [w < 0.5 for w in run.p_wrong().tolist()]
+    assert 0 < int(selection.mask.sum()) < len(selection.mask)
 
 
 def test_robust_probes_selects_twice_and_probes_again() -> None:
@@ -95,7 +95,7 @@ def epochs(name: str, count: int, **settings: Any) -> list[list[str]]:
     """What the first epochs of a method with one phase do."""
     run, out = Recording(), []
     (phase,) = METHODS[name](**settings).phases()
-    assert phase.nets == 2
+    assert phase.num_nets == 2
     for run.epoch in range(count):
         run.transcript = []
         phase.epoch(run)  # type: ignore[arg-type]

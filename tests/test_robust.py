@@ -74,19 +74,19 @@ def test_tuning_selects_by_posterior_within_class_quotas() -> None:
     rank = torch.tensor([int((run.wrong[run.y == c] < w).sum()) for w, c in zip(run.wrong, run.y, strict=True)])
     torch.testing.assert_close(run.ledger["p_clean"], (1 - run.wrong) * (rank < 3))
     assert run.posterior_arguments == (1.0, 0.45)
-    torch.testing.assert_close(run.selection.weight, balanced(run.selection.keep.float(), run.y))
+    torch.testing.assert_close(run.selection.weight, balanced(run.selection.mask.float(), run.y))
 
 
 def test_a_round_spends_its_part_of_the_visits() -> None:
     run: Any = FakeRun()
     Robust(tune_visits=2.0).tune_round(run, 0.3)
-    assert run.passes * int(run.selection.keep.sum()) == pytest.approx(0.3 * 2.0 * N)
+    assert run.passes * int(run.selection.mask.sum()) == pytest.approx(0.3 * 2.0 * N)
 
 
 def test_without_a_selection_every_label_is_trusted() -> None:
     run: Any = FakeRun()
     Robust(select="all", class_balance=0.0).tune_round(run, 1.0)
-    assert run.selection.keep.all()
+    assert run.selection.mask.all()
     assert torch.equal(run.selection.weight, torch.ones(N))
     assert torch.equal(run.ledger["p_clean"], torch.ones(N))
 
@@ -142,11 +142,11 @@ def test_rounds_cover_the_schedule(rounds: int) -> None:
     method = Robust()
     phases = [p for p in Robust(tune=replace(TUNE, epochs=rounds)).phases() if p.name == "tune"]
     assert len(phases) == rounds
-    assert phases[0].span[0] == 0.0
-    assert phases[-1].span[1] == pytest.approx(1.0)
-    assert all(a.span[1] == b.span[0] for a, b in itertools.pairwise(phases))
+    assert phases[0].schedule_span[0] == 0.0
+    assert phases[-1].schedule_span[1] == pytest.approx(1.0)
+    assert all(a.schedule_span[1] == b.schedule_span[0] for a, b in itertools.pairwise(phases))
     if rounds > 1:
-        assert phases[0].span[1] == method.first_round_fraction
+        assert phases[0].schedule_span[1] == method.first_round_fraction
 
 
 def test_the_final_probe_can_be_left_out() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, Range, Scope
+from cleantune.methods.protocol import Categorical, Range, Scope
 from cleantune.studies.search.ranking import importances, rank, sentences
 from cleantune.studies.search.space import Dimension, points_of, scaled, space_of
 
@@ -69,8 +69,8 @@ def test_a_file_narrows_widens_and_holds(tmp_path: Path) -> None:
     )
     found = space(chosen=str(path))
     assert found["method.probe.learning_rate"].range == Range(1e-4, 1e-3, log=True)
-    assert found["method.probe.schedule"].range == Choice(("constant", "cosine"))
-    assert found["method.q"].range == Choice((0.5,))
+    assert found["method.probe.schedule"].range == Categorical(("constant", "cosine"))
+    assert found["method.q"].range == Categorical((0.5,))
     assert "method.probe.weight_decay" in found
     path.write_text("only = true\n" + path.read_text())
     assert set(space(chosen=str(path))) == {"method.q", "method.probe.learning_rate", "method.probe.schedule"}
@@ -94,10 +94,10 @@ def test_a_bad_space_is_one_sentence(table: dict[str, Any], words: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.floats(0, 1), st.sampled_from([Range(1e-5, 1e-2, log=True), Range(0.3, 0.9), Choice((32, 64, 128))]))
-def test_a_draw_lies_in_its_range(share: float, within: Range | Choice) -> None:
+@given(st.floats(0, 1), st.sampled_from([Range(1e-5, 1e-2, log=True), Range(0.3, 0.9), Categorical((32, 64, 128))]))
+def test_a_draw_lies_in_its_range(share: float, within: Range | Categorical) -> None:
     value = Dimension("method.x", within).at(share)
-    assert value in within.values if isinstance(within, Choice) else within.low <= value <= within.high
+    assert value in within.values if isinstance(within, Categorical) else within.low <= value <= within.high
 
 
 def test_the_same_seed_draws_the_same_and_fills_each_range_evenly() -> None:
@@ -170,7 +170,7 @@ def test_importance_finds_what_matters_and_is_silent_where_nothing_does() -> Non
 def test_values_are_scaled_for_plots() -> None:
     log = Dimension("method.a", Range(1e-4, 1e-2, log=True))
     assert scaled(log, [1e-4, 1e-3, 1e-2]).tolist() == pytest.approx([0, 0.5, 1])
-    words = Dimension("method.b", Choice(("sgd", "adamw")))
+    words = Dimension("method.b", Categorical(("sgd", "adamw")))
     assert scaled(words, ["sgd", "adamw", "sgd"]).tolist() == [0, 1, 0]
     assert scaled(log, [1e-3, 1e-3]).tolist() == [0.5, 0.5]
 

@@ -45,7 +45,7 @@ class FakeRun:
 def test_the_mixture_selects_exactly_the_consistent_labels() -> None:
     run: Any = FakeRun()
     TURN(balance="all").tune_epoch(run)
-    assert torch.equal(run.selection.keep, ~run.is_wrong)
+    assert torch.equal(run.selection.mask, ~run.is_wrong)
     assert ((run.ledger["p_clean"] > 0.3) == ~run.is_wrong).all()
 
 
@@ -53,8 +53,8 @@ def test_strict_balance_selects_equally_many_of_every_class() -> None:
     run: Any = FakeRun()
     run.y[:6] = 0
     TURN().tune_epoch(run)
-    assert len(set(torch.bincount(run.y[run.selection.keep]).tolist())) == 1
-    assert torch.equal(run.selection.weight, run.selection.keep.float())
+    assert len(set(torch.bincount(run.y[run.selection.mask]).tolist())) == 1
+    assert torch.equal(run.selection.weight, run.selection.mask.float())
 
 
 def test_probe_minimizes_gce_and_tuning_cross_entropy() -> None:

@@ -79,7 +79,7 @@ class Counting:
 
         def spy(nets: Any, loss: Any, selection: Any = None, **how: Any) -> None:
             if selection is not None:
-                self.kept.append(int(selection.keep.sum()))
+                self.kept.append(int(selection.mask.sum()))
                 self.beside.append(selection.unlabeled_ratio)
             learn(run, nets, loss, selection, **how)
 
@@ -162,7 +162,7 @@ def test_no_class_count_stops_a_method(name: str, shape: str) -> None:
         changes["contrast_head"] = True
     method = METHODS[name](scope="head", probe=stage, tune=replace(stage, epochs=1), **changes)
     make = uneven(SHAPES[shape])
-    rows: list[EpochMetrics] = list(train(phases(method, 0.0), make(method.phases()[0].nets), nothing))
+    rows: list[EpochMetrics] = list(train(phases(method, 0.0), make(method.phases()[0].num_nets), nothing))
     assert len(rows) >= 3
     assert all(np.isfinite(row["loss"]) for row in rows)
 
@@ -296,4 +296,4 @@ def test_contrast_moves_the_projection_in_scope_all_and_can_be_switched_off(chan
     run, _ = trained(problem, method, loop_for(method, problem, "all"))
     assert all(isinstance(net.head, ProjectedHead) != bool(changes) for net in run.whole)
     off = quick("unicon", "head").phases()[0]
-    assert off.projection == 0
+    assert off.projection_dim == 0

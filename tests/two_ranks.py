@@ -65,7 +65,7 @@ def numbers(loop: Trainer) -> dict[str, torch.Tensor]:
     """Everything that a run has learned and remembers, and the last plan."""
     tensors, _ = loop.state()
     assert loop.plan is not None
-    return {k: v.float() for k, v in tensors.items() if k != "rng"} | {"plan": loop.plan.keep.float()}
+    return {k: v.float() for k, v in tensors.items() if k != "rng"} | {"plan": loop.selection.mask.float()}
 
 
 def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

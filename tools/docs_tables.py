@@ -19,7 +19,7 @@ from cleantune.config.data import DataConfig
 from cleantune.config.run import ModelConfig, RunConfig
 from cleantune.config.schema import describe_fields
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, Range
+from cleantune.methods.protocol import Categorical, Range
 
 ASKED = re.compile(r"^<!-- table: (.+?) -->$", re.MULTILINE)
 SPECS = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
@@ -73,7 +73,7 @@ def spelled(value: Any) -> str:
     return "needed"
 
 
-def allowed(limits: Range | Choice | None) -> str:
+def allowed(limits: Range | Categorical | None) -> str:
     if isinstance(limits, Range):
         return f"{limits.low:g} to {limits.high:g}"
     return ", ".join(f"`{value}`" for value in limits.values) if limits else ""

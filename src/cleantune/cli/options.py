@@ -13,7 +13,7 @@ import click
 from cleantune.cli.process import enable_logging
 from cleantune.config.schema import FieldInfo, describe_fields
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice
+from cleantune.methods.protocol import Categorical
 
 Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Decorator that adds an option to the function of a command."""
@@ -106,7 +106,7 @@ def from_field(field: FieldInfo) -> Option:
     text = f"{field.help} [default: {'none' if field.default is None else field.default}]"
     if kinds == [bool]:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=text)
-    if isinstance(field.allowed, Choice):
+    if isinstance(field.allowed, Categorical):
         return click.option(name, type=click.Choice([str(v) for v in field.allowed.values]), default=None, help=text)
     kind = {int: int, float: float}.get(kinds[0], str)
     return click.option(name, type=kind, default=None, help=text, metavar=_metavar(field, kind))

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
-from cleantune.methods.protocol import Choice, Range
+from cleantune.methods.protocol import Categorical, Range
 
 T = TypeVar("T")
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -29,7 +29,7 @@ class FieldInfo:
     """Type annotation without its `Annotated` marks."""
     default: Any
     """Default value, or `MISSING` for a required field."""
-    allowed: Range | Choice | None
+    allowed: Range | Categorical | None
     """Allowed values; None where the type is the only restriction."""
     help: str
     """String literal below the field, on one line."""
@@ -41,7 +41,7 @@ _descriptions: dict[type, tuple[FieldInfo, ...]] = {}
 def describe_fields(cls: type) -> tuple[FieldInfo, ...]:
     """Describe each field of a dataclass.
 
-    Allowed values come from `Annotated[..., Range | Choice]` and `Literal`, help from the string literal below a field.
+    Allowed values come from `Annotated[..., Range | Categorical]` and `Literal`, help from the string literal below a field.
     """
     if cls not in _descriptions:
         _descriptions[cls] = tuple(_describe_fields(cls))
@@ -56,8 +56,8 @@ def _describe_fields(cls: type) -> Iterator[FieldInfo]:
         if get_origin(annotation) is Annotated:
             annotation, *marks = get_args(annotation)
         if get_origin(annotation) is Literal:
-            marks = [Choice(get_args(annotation))]
-        allowed = next((mark for mark in marks if isinstance(mark, Range | Choice)), None)
+            marks = [Categorical(get_args(annotation))]
+        allowed = next((mark for mark in marks if isinstance(mark, Range | Categorical)), None)
         default = field.default if field.default_factory is MISSING else field.default_factory()
         yield FieldInfo(field.name, annotation, default, allowed, help_texts.get(field.name, ""))
 
@@ -118,7 +118,7 @@ def _parse(info: FieldInfo, value: Any, key: str, current: Any) -> Any:
         return from_dict(record, value, key, current if isinstance(current, record) else None)
     value = _convert([str if get_origin(m) is Literal else m for m in members if m is not types.NoneType], value, key)
     allowed = info.allowed
-    if isinstance(allowed, Choice) and value not in allowed.values:
+    if isinstance(allowed, Categorical) and value not in allowed.values:
         raise UserError(f'key "{key}" is "{value}"{did_you_mean(str(value), map(str, allowed.values))}')
     if isinstance(allowed, Range) and not allowed.low <= value <= allowed.high:
         raise UserError(f'key "{key}" is {value}, outside {allowed.low:g} to {allowed.high:g}')

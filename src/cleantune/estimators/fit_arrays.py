@@ -152,4 +152,4 @@ def predict_head(head: nn.Module, x: Any) -> Iterator[tuple[np.ndarray, np.ndarr
     with torch.no_grad():
         for start in range(0, len(x), BLOCK_ROWS):
             out = head(torch.from_numpy(np.array(x[start : start + BLOCK_ROWS], np.float64)))
-            yield out.logits.numpy(), out.z.numpy()
+            yield out.logits.numpy(), out.embedding.numpy()

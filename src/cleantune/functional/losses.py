@@ -64,7 +64,7 @@ def soft_cross_entropy(logits: Float[Tensor, "B C"], target: Float[Tensor, "B C"
     return -(target.detach() * functional.log_softmax(logits.float(), dim=1)).sum(dim=1)
 
 
-def mean(losses: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+def weighted_mean(losses: Float[Tensor, " B"], weight: Float[Tensor, " B"]) -> Float[Tensor, ""]:
     """Mean over the batch of the losses times how far each label is trusted.
 
     The divisor is the number of samples, not the sum of the weights: a batch of little trusted labels moves

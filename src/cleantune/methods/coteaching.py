@@ -58,12 +58,12 @@ class CoTeaching:
     def phases(self) -> tuple[Phase, ...]:
         """One phase: `probe` in scope `head`, `tune` in scope `all`."""
         name, stage = ("probe", self.probe) if self.scope == "head" else ("tune", self.tune)
-        return (Phase(name, self.scope, stage, self.epoch, nets=2),)
+        return (Phase(name, self.scope, stage, self.epoch, num_nets=2),)
 
     def epoch(self, run: Run) -> None:
         """One pass over every sample, both nets at once."""
         if run.epoch == 0:
-            run.ledger.begin(SEEN, 4)
+            run.ledger.allocate(SEEN, 4)
         rate = self.estimated(run) if run.epoch else self.noise_rate or 0.0
         run.learn(run.nets, self.loss(run, rate))
 
@@ -87,7 +87,7 @@ class CoTeaching:
             logits = [n(batch.views[0]).logits for n in (net, peer)]
             each = [losses.cross_entropy(scores, batch.y) for scores in logits]
             disagrees = [(scores.argmax(1) != batch.y).float() for scores in logits]
-            run.ledger.update(SEEN, batch.rows, torch.stack(each + disagrees, 1))
+            run.ledger.update(SEEN, batch.indices, torch.stack(each + disagrees, 1))
             kept = max(1, round((1 - self.left_out(run, rate)) * len(batch.y)))
             easy = [loss.detach().argsort(stable=True)[:kept] for loss in each]
             return each[0][easy[1]].mean() + each[1][easy[0]].mean()

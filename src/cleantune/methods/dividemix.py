@@ -97,7 +97,7 @@ class DivideMix:
     def phases(self) -> tuple[Phase, ...]:
         """One phase, with one optimizer a net: warm-up, then epochs that split."""
         name = "probe" if self.scope == "head" else "tune"
-        return (Phase(name, self.scope, self.stage, self.epoch, nets=2, views=("weak",)),)
+        return (Phase(name, self.scope, self.stage, self.epoch, num_nets=2, views=("weak",)),)
 
     def epoch(self, run: Run) -> None:
         """Warm up, or: both verdicts first, then each net learns by the other's."""

@@ -70,7 +70,7 @@ class ELR:
     def epoch(self, run: Run) -> None:
         """One pass over every sample."""
         if run.epoch == 0:
-            run.ledger.begin(TARGET, run.classes)
+            run.ledger.allocate(TARGET, run.classes)
             if run.probe_statistics is not None:
                 run.ledger.write(TARGET, run.probe_statistics.late_probabilities)
         run.learn(run.net, self.loss(run))
@@ -79,14 +79,14 @@ class ELR:
         """The loss of a batch, which updates the targets of its samples first."""
 
         def of(net: Callable[..., Output], batch: Batch) -> Tensor:
-            return losses.mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
+            return losses.weighted_mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
 
         return of
 
     def each(self, run: Run, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of every sample [B], after the targets of the samples were moved."""
         p = torch.softmax(logits.float(), dim=1).clamp(self.clamp, 1 - self.clamp)
-        target = self.target(run, batch.rows, p.detach())
+        target = self.target(run, batch.indices, p.detach())
         return losses.cross_entropy(logits, batch.y) + self.elr_lambda * losses.elr_regularizer(p, target)
 
     def target(self, run: Run, rows: Tensor, p: Tensor) -> Tensor:

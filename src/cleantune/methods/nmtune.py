@@ -132,7 +132,7 @@ class NMTune:
     def begin(self, run: Run) -> None:
         """What the label loss needs before its first epoch."""
         if run.epoch == 0 and self.loss == "elr":
-            run.ledger.begin(TARGET, run.classes)
+            run.ledger.allocate(TARGET, run.classes)
 
     def loss_fn(self, run: Run) -> Callable[..., LossOutput]:
         """The loss of a batch, with its components."""
@@ -158,7 +158,7 @@ class NMTune:
 
     def labels(self, run: Run, outputs: list[Output], batch: Batch) -> Tensor:
         """The label loss, the mean over the views."""
-        return torch.stack([losses.mean(self.each(run, o.logits, batch), batch.weight) for o in outputs]).mean()
+        return torch.stack([losses.weighted_mean(self.each(run, o.logits, batch), batch.weight) for o in outputs]).mean()
 
     def each(self, run: Run, logits: Tensor, batch: Batch) -> Tensor:
         """The label loss of every sample of one view [B]."""
@@ -171,14 +171,14 @@ class NMTune:
     def regularizers(self, outputs: list[Output]) -> dict[str, Tensor]:
         """The terms that have a weight, over the rows of all views; none of a single row."""
         own = self.scope == "all" and not self.mlp.standardize
-        z = torch.cat([o.f if own else o.z for o in outputs])
+        z = torch.cat([o.features if own else o.embedding for o in outputs])
         parts: dict[str, Tensor] = {}
         if len(z) < 2:
             return parts
         if self.mse_weight and self.scope == "head":
-            f = torch.cat([o.f for o in outputs])
+            f = torch.cat([o.features for o in outputs])
             if self.view_pairing == "across" and len(outputs) > 1:
-                parts["consistency"] = losses.consistency(outputs[0].f, outputs[1].z, self.consistency)
+                parts["consistency"] = losses.consistency(outputs[0].features, outputs[1].embedding, self.consistency)
             else:
                 parts["consistency"] = losses.consistency(f, z, self.consistency)
         if self.cov_weight:

@@ -1,4 +1,4 @@
-"""The nouns of the project: what networks return, what an epoch learns from, what a method is made of."""
+"""Types shared by methods, training and configuration: batches, selections, phases, and the protocols of runs."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ if TYPE_CHECKING:
     from cleantune.methods.ledger import Ledger
 
 Scope = Literal["head", "all"]
-"""What learns: `head` on cached features (linear probing), `all` of backbone and head on samples (full fine-tuning)."""
+"""Trained part: `head` on cached features (linear probing), or `all` of backbone and head (full fine-tuning)."""
 
 ModelSelection = Literal["last", "noisy-val", "clean-val"]
-"""Which epoch's model a run ends with: the last, or the best on a validation split by its given or its true labels."""
+"""Epoch of the selected model: the last, or the best on the validation split by its given or its true labels."""
 
 View = Literal["plain", "weak", "strong"]
-"""An augmentation of a sample, by strength; `plain` is the evaluation preprocessing."""
+"""Augmentation of a sample by strength; `plain` is the evaluation preprocessing."""
 
 Inputs = Tensor | Mapping[str, Tensor]
-"""What a network takes: pixels [B, 3, H, W], features [B, D], or a tokenizer's tensors [B, T] by name."""
+"""Input of a network: pixels [B, 3, H, W], features [B, D], or the tensors [B, T] of a tokenizer by name."""
 
 
 class Output(NamedTuple):
-    """What every network of ours returns."""
+    """Output of a network."""
 
     logits: Float[Tensor, "B C"]
-    z: Float[Tensor, "B Z"]
-    """What the classifier sees."""
-    f: Float[Tensor, "B D"]
-    """What the backbone gave."""
+    embedding: Float[Tensor, "B Z"]
+    """Input of the classifier."""
+    features: Float[Tensor, "B D"]
+    """Output of the backbone."""
 
 
 class Batch(NamedTuple):
-    """What a loss sees of the samples of one step."""
+    """Samples of one training step."""
 
-    rows: Int[Tensor, " B"]
-    """Rows of the training split, for the ledger."""
+    indices: Int[Tensor, " B"]
+    """Rows of the training split and of the ledger."""
     y: Int[Tensor, " B"]
     """Given labels."""
     weight: Float[Tensor, " B"]
-    """How far the plan trusts each label, 0..1."""
+    """Weight of each sample in the loss."""
     views: tuple[Inputs, ...]
-    """First the weak views, then the strong ones."""
+    """Weak views, then strong views."""
     unlabeled: Batch | None = None
-    """Samples of the plan's rest, whose labels are not to be read; None where the plan has no rest."""
+    """Samples whose labels are not to be read; None if the selection has none."""
 
 
 class LossOutput(NamedTuple):
@@ -80,82 +80,96 @@ class ProbeStatistics:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which samples an epoch learns from, and how far it trusts each label."""
+    """Training samples of an epoch and their weights."""
 
-    keep: Bool[Tensor, " N"]
+    mask: Bool[Tensor, " N"]
+    """Samples that are trained on with their label."""
     weight: Float[Tensor, " N"]
+    """Weight of each sample in the loss."""
     unlabeled: Bool[Tensor, " N"] | None = None
-    """Learned from without their label."""
+    """Samples that are trained on without their label."""
     unlabeled_ratio: float = 1.0
-    """Samples of the rest beside each kept sample of a batch."""
-    draw: Float[Tensor, " N"] | None = None
-    """With it, as many samples as are kept are drawn with replacement, in proportion to these numbers."""
+    """Unlabeled samples per labeled sample of a batch."""
+    sampling_weights: Float[Tensor, " N"] | None = None
+    """Weights for drawing as many samples as the mask has, with replacement; None for a permutation of the mask."""
 
     @classmethod
-    def of(cls, keep: Bool[Tensor, " N"]) -> Selection:
-        """A plan that trusts what it keeps fully."""
-        return cls(keep, keep.float())
+    def of(cls, mask: Bool[Tensor, " N"]) -> Selection:
+        """Return a selection that gives its samples weight 1."""
+        return cls(mask, mask.float())
 
 
 @dataclass(frozen=True)
 class Range:
-    """The range of a hyper-parameter: what a value outside is refused by."""
+    """Valid range of a numeric setting, bounds included."""
 
     low: float
     high: float
     log: bool = False
-    search: Range | Choice | None = None
-    """What a search draws from; none: it leaves the field alone unless its space names it."""
+    """Draw on a logarithmic scale."""
+    search: Range | Categorical | None = None
+    """Range that a search draws from; None leaves the setting alone unless the search space names it."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The values a hyper-parameter can take."""
+class Categorical:
+    """Valid values of a setting."""
 
     values: tuple[Any, ...]
-    search: Range | Choice | None = None
-    """As of an interval."""
+    search: Range | Categorical | None = None
+    """Range that a search draws from; None leaves the setting alone unless the search space names it."""
 
 
 class EpochMetrics(dict[str, Any]):
-    """One epoch's numbers; `phase` and `epoch` are always there."""
+    """Metrics of one epoch by name; `phase` and `epoch` are always present."""
 
 
 class Run(Protocol):
-    """What a method may use: nets, given labels, the ledger, a generator, and three verbs.
+    """Interface of the trainer for methods: networks, given labels, ledger, generator, and three operations.
 
-    There is no true label, optimizer, device, rank, loader or file here, and none can be reached from here.
+    A method cannot reach true labels, optimizers, devices, ranks, loaders or files from here.
     """
 
     y: Int[Tensor, " N"]
+    """Given labels of the training split."""
     classes: int
+    """Number of classes C."""
     ledger: Ledger
+    """Per-sample memory of the method, saved with the checkpoint."""
     rng: torch.Generator
+    """The only source of random numbers that a checkpoint restores."""
     epoch: int
     """Epoch of the phase, from 0."""
     progress: float
-    """The same with the part of the epoch that is done, at each step of `learn`."""
-    backbone_changed: bool
-    """True once the backbone differs from the pre-trained one."""
-    probe_statistics: ProbeStatistics | None
-    """Statistics of the last probe; None before the first one has ended an epoch."""
+    """Epoch of the phase with the finished fraction of the current one, updated at each step of `learn`."""
+
+    @property
+    def probe_statistics(self) -> ProbeStatistics | None:
+        """Return the statistics of the last probe; None before the first one has ended an epoch."""
+        ...
 
     @property
     def nets(self) -> list[nn.Module]:
-        """What learns in this phase: heads, which take features, or whole nets, which take samples."""
+        """Return the networks of the phase: heads, which take features, or whole networks, which take samples."""
         ...
 
     @property
     def net(self) -> nn.Module:
-        """The only net of a method that trains one."""
+        """Return the network of a method that trains a single one."""
         ...
 
     def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
-        """`fn(y, *logits)` of every training sample, without gradient, in the order of the rows: [N, ...]."""
+        """Return `fn(y, *logits)` of every training sample in the order of the split [N, ...], without gradient."""
         ...
 
     def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
-        """The probability that each given label is wrong, from the features of the moment (`opinions.p_wrong`)."""
+        """Return the probability that each given label is wrong, estimated from the current features.
+
+        Args:
+            class_balance: Exponent of the class balance in the prior: 1 makes all classes equally probable.
+            flip_concentration_threshold: Concentration of the label flips above which only the main targets of each
+                class remain in the noise model; 1 disables the rule.
+        """
         ...
 
     def learn(
@@ -168,7 +182,7 @@ class Run(Protocol):
         strong: int = 0,
         passes: float = 1.0,
     ) -> None:
-        """Run SGD over the selected samples.
+        """Train on the selected samples by stochastic gradient descent.
 
         Args:
             nets: Networks to train, each with its own optimizer.
@@ -183,97 +197,95 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """How long and how fast a phase learns.
-
-    A rate of None is the backbone's own recommendation; the resolved config states it as a number.
-    """
+    """Training schedule of a phase."""
 
     epochs: Annotated[int, Range(0, 1000)] = 20
     """Epochs of the phase; 0 leaves the phase out."""
     learning_rate: Annotated[float, Range(1e-6, 10.0, log=True, search=Range(1e-5, 1e-2, log=True))] = 1e-3
     """Learning rate of the head."""
-    backbone_learning_rate: Annotated[float | None, Range(1e-7, 1.0, log=True, search=Range(1e-6, 1e-2, log=True))] = (
-        None
-    )
-    """Learning rate of the backbone where it learns; none: the recommendation for its architecture, which is for 64
-    samples a step, times the root of `batch_size` / 64."""
+    backbone_learning_rate: Annotated[
+        float | None, Range(1e-7, 1.0, log=True, search=Range(1e-6, 1e-2, log=True))
+    ] = None
+    """Learning rate of the backbone in scope `all`. If it is not set: the recommendation for the architecture, which is
+    for batches of 64, times the root of `batch_size` / 64. The resolved config states the number."""
     weight_decay: Annotated[float, Range(0.0, 10_000.0, search=Range(1e-6, 1e-1, log=True))] = 1e-4
     """Weight decay of head and backbone."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with momentum 0.9."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """How the learning rate moves over the phase; cosine and linear end at zero."""
+    """Learning-rate schedule over the phase; cosine and linear end at zero."""
     warmup: Annotated[float, Range(0.0, 0.9)] = 0.0
-    """Share of the phase over which the learning rate rises from zero."""
-    batch_size: Annotated[int, Range(1, 65536, log=True, search=Choice((32, 64, 128)))] = 128
-    """Samples a step."""
+    """Fraction of the phase over which the learning rate rises linearly from zero."""
+    batch_size: Annotated[int, Range(1, 65536, log=True, search=Categorical((32, 64, 128)))] = 128
+    """Samples per step."""
     lr_reference_dim: Annotated[int, Range(0, 1_000_000)] = 0
-    """Length of features that `learning_rate` is meant for; shorter ones raise it in proportion, to 0.01; 0: never."""
+    """Feature dimension that `learning_rate` is meant for; shorter features raise it in proportion, up to 0.01; 0
+    disables the rule."""
     min_steps: Annotated[int, Range(0, 1_000_000)] = 0
-    """Steps of the phase at the least: few samples are passed over again and again until there are as many."""
+    """Minimum number of steps of the phase; small data sets are repeated until it is reached."""
     freeze_batchnorm: bool = True
-    """Keep BatchNorm's running statistics as pre-trained while the backbone learns."""
+    """Keep the pre-trained running statistics of BatchNorm in fine-tuning."""
 
 
 @dataclass(frozen=True)
 class MLPHeadConfig:
-    """An MLP of a head between the features and the classifier, from D numbers to D numbers."""
+    """MLP between the features and the classifier of a head, from D dimensions to D dimensions."""
 
     ratio: Annotated[float, Range(0.01, 64.0)] = 4.0
-    """Length of a hidden layer, in multiples of D."""
+    """Width of a hidden layer in multiples of D."""
     layers: Annotated[int, Range(1, 8)] = 1
-    """Hidden layers, each with a ReLU."""
+    """Number of hidden layers, each with a ReLU."""
     norm: Literal["none", "batch"] = "batch"
-    """What stands before each ReLU: nothing as in the paper, or BatchNorm as in the authors' code."""
+    """Normalization before each ReLU: none (paper of NMTune) or BatchNorm (its official code)."""
     residual: bool = True
-    """Add the features to what the MLP gives, as the authors' code does and the paper does not."""
+    """Add the features to the output of the MLP, as in the official code but not in the paper."""
     residual_scale: Annotated[float, Range(-10.0, 10.0)] = 1.0
-    """What the MLP's part is multiplied with at first, by dimension; it is learned. With the residual only."""
+    """Initial value of the learned scale per dimension of the MLP's output; with `residual` only."""
     classifier: Literal["kaiming", "zeros"] = "kaiming"
-    """Initial weights of the classifier: Kaiming-uniform as in the authors' code, or zeros."""
+    """Initial weights of the classifier: Kaiming-uniform (official code) or zeros."""
     standardize: bool = False
     """Standardize features by dimension before the MLP; the strength of the covariance term depends on their scale."""
     dropout: Annotated[float, Range(0.0, 0.95)] = 0.0
-    """Share of a sample's dimensions that the MLP does not see in a step (0 in their place), drawn anew each time."""
+    """Dropout probability of the dimensions before the MLP."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A named part of a method."""
+    """A named part of the training of a method."""
 
     name: str
     scope: Scope
     stage: Stage
     epoch: Callable[[Run], None] = field(compare=False)
-    head: Literal["new", "same", "own"] = "new"
-    """Begin with a new head, with the head of the phase before, or with the head and the optimizer that the last
-    phase of this name left."""
-    span: tuple[float, float] = (0.0, 1.0)
-    """The part of the stage's schedule that the phase runs through, where phases of one name share a schedule."""
-    nets: int = 1
-    """How many nets learn; all phases of a method name the same number."""
+    """Function that trains for one epoch."""
+    head: Literal["new", "same", "resume"] = "new"
+    """Initial head: a new one, that of the previous phase, or head and optimizer of the last phase of this name."""
+    schedule_span: tuple[float, float] = (0.0, 1.0)
+    """Part of the stage's schedule that the phase runs through, if phases of one name share a schedule."""
+    num_nets: int = 1
+    """Number of networks, the same in all phases of a method."""
     views: tuple[View, ...] = ()
-    """Kinds of augmented views that scope `head` draws from a cache; without them the plain features serve."""
-    projection: int = 0
-    """Length of a projection beside the classifier of a new head, for contrastive losses; 0: none."""
+    """Augmented views that scope `head` draws from a cache; empty for plain features."""
+    projection_dim: int = 0
+    """Dimension of a projection next to the classifier of a new head, for contrastive losses; 0 for none."""
     mlp: MLPHeadConfig | None = None
-    """A new head reshapes the features by an MLP before its classifier; none: it is linear."""
+    """MLP of a new head before its classifier; None for a linear head."""
 
 
 class Method(Protocol):
-    """A method is a frozen dataclass of its hyper-parameters, and the phases they make.
+    """Interface of a method: a frozen dataclass of its settings that returns its phases.
 
-    The field `scope` says what learns in its last phase. `presets` are named settings by the type of the backbone
-    ("vit", "resnet", …), such as those of the paper.
+    The field `scope` is the scope of its last phase. `presets` maps names of settings, such as `paper`, to functions
+    from the type of the backbone ("vit", "resnet", …) to the method with these settings.
     """
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]]
 
     @property
     def scope(self) -> Scope:
-        """What learns in the last phase."""
+        """Return the scope of the last phase."""
         ...
 
     def phases(self) -> tuple[Phase, ...]:
-        """The phases in their order."""
+        """Return the phases in their order."""
         ...

@@ -104,7 +104,7 @@ class Robust:
                 "all",
                 round_stage,
                 partial(self.tune_round, part=end - start),
-                "own" if k else "new",
+                "resume" if k else "new",
                 (start, end),
             )
             for k, (start, end) in enumerate(self.spans())
@@ -135,7 +135,7 @@ class Robust:
         """
         mask = self.select_labels(run)
         if TARGET not in run.ledger:
-            run.ledger.begin(TARGET, run.classes)
+            run.ledger.allocate(TARGET, run.classes)
         passes = part * self.tune_visits * len(run.y) / int(mask.sum())
         run.learn(run.net, self.elr.loss(run), self.selection(run, mask), passes=passes)
 
@@ -210,7 +210,7 @@ def weighted_loss(loss: Loss, weight: Float[Tensor, " N"], warning: str | None =
     """
 
     def of(net: Callable[..., Output], batch: Batch) -> Tensor | LossOutput:
-        value = loss(net, batch._replace(weight=weight[batch.rows].to(batch.weight.device)))
+        value = loss(net, batch._replace(weight=weight[batch.indices].to(batch.weight.device)))
         if warning is None or (isinstance(value, LossOutput) and value.warning is not None):
             return value
         return value._replace(warning=warning) if isinstance(value, LossOutput) else LossOutput(value, {}, warning)

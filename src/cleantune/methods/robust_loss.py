@@ -52,7 +52,7 @@ class CE:
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the batch."""
-        return losses.mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
+        return losses.weighted_mean(losses.cross_entropy(net(batch.views[0]).logits, batch.y), batch.weight)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class GCE:
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
         """Return the mean generalized cross-entropy of the batch."""
-        return losses.mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
+        return losses.weighted_mean(losses.gce(net(batch.views[0]).logits, batch.y, self.q), batch.weight)
 
 
 def single_phase(scope: Scope, probe: Stage, tune: Stage, epoch: Callable[[Run], None]) -> Phase:

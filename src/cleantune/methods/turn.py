@@ -103,6 +103,6 @@ class TURN:
         )  # fmt: skip
         p_clean = mixtures.posterior(loss, run.y, enforce_monotone=self.enforce_monotone)
         if self.average_posterior:
-            p_clean = run.ledger.average("p_clean", p_clean)
+            p_clean = run.ledger.update_mean("p_clean", p_clean)
         run.ledger.write("p_clean", p_clean)
         return rescue_small_classes(p_clean > self.tau, loss, run.y, run.classes)

@@ -67,7 +67,7 @@ class UNICON:
     """The contrastive loss in scope `head` too, where it cannot help."""
     contrast_temperature: Annotated[float, Range(0.01, 1.0)] = 0.05
     """Divides the similarities of the contrastive loss."""
-    projection: Annotated[int, Range(2, 4096)] = 128
+    projection_dim: Annotated[int, Range(2, 4096)] = 128
     """Length of the projection that the contrastive loss sees."""
     rest_factor: Annotated[float, Range(0.1, 4.0)] = 0.5
     """Samples of the rest beside a labeled one, times the share kept; the authors advise 1 at heavy noise."""
@@ -105,9 +105,9 @@ class UNICON:
 
     def phases(self) -> tuple[Phase, ...]:
         """One phase, with one optimizer a net: warm-up, then epochs that select."""
-        name, length = "probe" if self.scope == "head" else "tune", self.projection if self.contrast else 0
+        name, length = "probe" if self.scope == "head" else "tune", self.projection_dim if self.contrast else 0
         views: tuple[View, ...] = ("weak", "strong")
-        return (Phase(name, self.scope, self.stage, self.epoch, nets=2, views=views, projection=length),)
+        return (Phase(name, self.scope, self.stage, self.epoch, num_nets=2, views=views, projection_dim=length),)
 
     def epoch(self, run: Run) -> None:
         """Warm up, or: judge, learn, judge anew, and the other net learns."""
@@ -163,9 +163,9 @@ class UNICON:
     def contrasted(self, net: nn.Module, unlabeled: Batch) -> Tensor:
         """The contrastive loss of the two strong views of the rest."""
         if isinstance(unlabeled.views[2], Tensor):
-            z = net(torch.cat(cast(tuple[Tensor, ...], unlabeled.views[2:4]))).z
+            z = net(torch.cat(cast(tuple[Tensor, ...], unlabeled.views[2:4]))).embedding
         else:
-            z = torch.cat([net(x).z for x in unlabeled.views[2:4]])
+            z = torch.cat([net(x).embedding for x in unlabeled.views[2:4]])
         one, two = net.project(z).chunk(2)  # type: ignore[operator]
         return losses.nt_xent(one, two, self.contrast_temperature)
 

@@ -89,7 +89,7 @@ def estimate_cost(
     """
     count = min(sizes.train, rows or max(ROWS, ROWS_A_CLASS * sizes.classes))
     with torch.random.fork_rng(devices=[]):
-        run = DryRun(sizes, wrong, count, todo[0].nets)
+        run = DryRun(sizes, wrong, count, todo[0].num_nets)
         for phase in todo:
             run.rehearse(phase)
     own = sizes.train * (any(phase.scope == "head" for phase in todo) + views)
@@ -174,11 +174,11 @@ class DryRun(Trainer):
         part, size = min(1.0, passes - done), self.phase.stage.batch_size
         order = self._draw(selection)
         order = order[: max(1, round(part * len(order)))]
-        whole = max(1, round(part * round(int(selection.keep.sum()) * self.scale)))
+        whole = max(1, round(part * round(int(selection.mask.sum()) * self.scale)))
         batches = [order[:size]]
         batch = next(self._batches(batches, self._rest(selection, batches), selection, views))
         self.progress = self.epoch + done / passes
-        with self._counted(modules[0], whole / len(batch.rows)), torch.enable_grad():
+        with self._counted(modules[0], whole / len(batch.indices)), torch.enable_grad():
             made = loss(*modules, batch)
         steps = -(-whole // size) - (whole > size and 0 < whole % size < min_batch_size(size))
         self.cost.training_samples += whole

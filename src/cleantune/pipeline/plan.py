@@ -109,7 +109,7 @@ def _bytes(run: ResolvedRun, everything: int, views: int) -> tuple[int, int]:
     features = (everything + views * len(data.rows["train"])) * width
     features *= 2 if run.config.run.feature_dtype == "float16" else 4
     pixels = _pixel_bytes(backbone, everything)
-    weights = 0 if backbone is None else 4 * backbone.num_parameters * run.phases[0].nets
+    weights = 0 if backbone is None else 4 * backbone.num_parameters * run.phases[0].num_nets
     # The checkpoint has the weights and two moments; the model has the weights again.
     disk = 3 * weights * trains + weights + 12 * width * len(data.classes) + (0 if backbone is None else features)
     limit = MEMORY_FRACTION * _available_bytes()

@@ -48,7 +48,7 @@ def train_and_select(
     seed, evaluator = config.run.train_seed, Evaluator(inputs.data, config.run.test_every_epoch)
     heads = HeadFactory(inputs.num_classes, config.model.head_init, seed)
     baseline = baseline or train_baseline_probe(inputs, heads)
-    count = phases[0].nets
+    count = phases[0].num_nets
     if count > 1 and phases[0].scope == "head":  # heads that begin alike would stay alike
         heads = HeadFactory(inputs.num_classes, "normal", seed)
     make_models = partial(inputs.make_models, count, heads)

@@ -115,7 +115,7 @@ def exact(noise: str) -> str:
 
 def _refuse_other_methods(config: Config) -> None:
     todo = config.method.phases()
-    if any(phase.scope != "all" or phase.nets != 1 for phase in todo):
+    if any(phase.scope != "all" or phase.num_nets != 1 for phase in todo):
         raise UserError(f"pretrain: the method {config.name} does not train a whole net from the start; take ce or gce")
 
 

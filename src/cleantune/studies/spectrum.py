@@ -139,7 +139,7 @@ def reshaped(opened: tuple[Config, Data], run: Path, console: Console) -> Any:
     head = net.head.cpu().eval()
     with torch.no_grad():
         blocks = [torch.from_numpy(np.asarray(x[i : i + BLOCK], np.float32)) for i in range(0, len(x), BLOCK)]
-        return torch.cat([head(block).z for block in blocks])
+        return torch.cat([head(block).embedding for block in blocks])
 
 
 def _joined(parts: list[Any]) -> Any:

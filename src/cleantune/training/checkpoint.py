@@ -142,8 +142,8 @@ class State:
 
     def enter(self, phase: Phase) -> None:
         """Begin a phase: what learns, from what, and with which heads and optimizers."""
-        assert phase.nets == len(self.whole), (
-            f"phase {phase.name} trains {phase.nets} nets, the run has {len(self.whole)}"
+        assert phase.num_nets == len(self.whole), (
+            f"phase {phase.name} trains {phase.num_nets} nets, the run has {len(self.whole)}"
         )
         if phase.scope == "all" and self.splits["train"].samples is None:
             raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
@@ -163,7 +163,7 @@ class State:
                     shard(net.backbone, self.ranks)
                 if not net.freeze_batchnorm:
                     SharedBatchNorm.become(net.backbone, self.ranks)
-        if phase.head == "own":
+        if phase.head == "resume":
             for net, (head, _) in zip(self.whole, self.left[phase.name], strict=True):
                 net.head = head
             return
@@ -177,7 +177,7 @@ class State:
         head = self.new_head(self.splits["train"].features.plain, k)  # type: ignore[attr-defined]
         if phase.mlp is not None:
             head = self._reshaped(head, phase.mlp, k)
-        return ProjectedHead(head, phase.projection, self.seed + k) if phase.projection else head
+        return ProjectedHead(head, phase.projection_dim, self.seed + k) if phase.projection_dim else head
 
     def _reshaped(self, head: Any, mlp: MLPHeadConfig, k: int) -> nn.Module:
         """A head with an MLP in the place of a linear one of net k, of the same sizes and standardization."""

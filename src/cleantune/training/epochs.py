@@ -111,7 +111,7 @@ def remember(run: Trainer) -> dict[str, Tensor]:
     """
     assert run.phase is not None
     looks = {"validation": run.probabilities("validation")} if "validation" in run.splits else {}
-    if run.phase.scope == "all" or run.selection is None or not bool(run.selection.keep.all()):
+    if run.phase.scope == "all" or run.selection is None or not bool(run.selection.mask.all()):
         return looks
     looks["train"] = run.probabilities("train")
     for split, ledger in (("train", run.ledger), ("validation", run.validation_ledger)):
@@ -120,11 +120,11 @@ def remember(run: Trainer) -> dict[str, Tensor]:
         p, y = looks[split], run.splits[split].y
         loss = cross_entropy_per_sample(p, y)
         if run.epoch == 0:
-            ledger.forget(*EVIDENCE)
-        ledger.average("loss", loss)
+            ledger.remove(*EVIDENCE)
+        ledger.update_mean("loss", loss)
         if run.epoch >= run.phase.stage.epochs // 2:
-            ledger.average("late_loss", loss)
-            ledger.average("late_p", p)
+            ledger.update_mean("late_loss", loss)
+            ledger.update_mean("late_p", p)
             if not run.backbone_changed:
                 for name in EVIDENCE:
                     ledger.write(f"first_{name}", ledger[name])

@@ -78,7 +78,7 @@ class Evaluator:
         selection = run.selection
         if selection is None or run.row.get("selected") is None:
             return {"selected": None}
-        keep, y = selection.keep, run.y
+        keep, y = selection.mask, run.y
         counts = torch.bincount(y[keep], minlength=run.classes)[torch.bincount(y, minlength=run.classes) > 0]
         said: dict[str, Any] = {
             "selected": int(keep.sum()),

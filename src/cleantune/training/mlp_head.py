@@ -19,7 +19,7 @@ class MLPHead(nn.Module):
     """Features into reshaped features of the same length, and these into scores, in float32.
 
     x = (f - mean) / std, u = W2 relu(norm(W1 x)), z = scale * u + x with the residual and u without it. Standardized or
-    not is decided by `mean` and `std`; `Output.f` is x, what the MLP takes, so that z is compared with its own input.
+    not is decided by `mean` and `std`; `Output.features` is x, what the MLP takes, so that z is compared with its own input.
     While it learns, dropout sets dimensions of x to zero and scales up the rest.
 
     Source: NMTune (arXiv:2309.17002), section 3.1, and the authors' code; nmtune spec 3.1. Differs: dropout, which

@@ -71,9 +71,9 @@ class Trainer(State):
         self.looks = {}
         modules = nets if isinstance(nets, list) else [nets]
         optimizers = [self.left[self.phase.name][self.nets.index(module)][1] for module in modules]
-        self.row["selected"] = None if selection is None else int(selection.keep.sum())
+        self.row["selected"] = None if selection is None else int(selection.mask.sum())
         self.selection = selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
-        if not selection.keep.any():
+        if not selection.mask.any():
             raise UserError(
                 f"phase {self.phase.name}, epoch {self.epoch}: the plan keeps none of {len(self.y)} samples;"
                 " lower method.tau or use more data"
@@ -81,7 +81,7 @@ class Trainer(State):
         weakly: tuple[View, ...] = ("weak",)
         strongly: tuple[View, ...] = ("strong",)
         views = weakly * weak + strongly * strong
-        passes = max(passes, self._least_passes(int(selection.keep.sum())))
+        passes = max(passes, self._least_passes(int(selection.mask.sum())))
         with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forward_passes"):
             for module in modules:
                 module.train()
@@ -169,7 +169,7 @@ class Trainer(State):
     def _along(self, share: float) -> float:
         """The place in the schedule at a share of this epoch."""
         assert self.phase is not None
-        start, end = self.phase.span
+        start, end = self.phase.schedule_span
         return start + (end - start) * (self.epoch + share) / self.phase.stage.epochs
 
     def _note(self, means: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
@@ -190,10 +190,10 @@ class Trainer(State):
 
     def _draw(self, selection: Selection) -> Tensor:
         """The samples of one pass in their order."""
-        if selection.draw is not None:
-            count = int(selection.keep.sum())
-            return torch.multinomial(selection.draw.double(), count, replacement=True, generator=self.rng)
-        kept = selection.keep.nonzero().flatten()
+        if selection.sampling_weights is not None:
+            count = int(selection.mask.sum())
+            return torch.multinomial(selection.sampling_weights.double(), count, replacement=True, generator=self.rng)
+        kept = selection.mask.nonzero().flatten()
         return kept[torch.randperm(len(kept), generator=self.rng)]
 
     def _rest(self, selection: Selection, batches: list[Tensor]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import click
 from cleantune.config.schema import FieldInfo, describe_fields
 from cleantune.errors import UserError, did_you_mean
 from cleantune.methods import METHODS
-from cleantune.methods.protocol import Choice, MLPHeadConfig, Range, Stage
+from cleantune.methods.protocol import Categorical, MLPHeadConfig, Range, Stage
 
 
 class Setting(NamedTuple):
@@ -79,6 +79,6 @@ def _first_line(cls: type) -> str:
 def _allowed(field: FieldInfo) -> str:
     if isinstance(field.allowed, Range):
         return f"{field.allowed.low:g} to {field.allowed.high:g}"
-    if isinstance(field.allowed, Choice):
+    if isinstance(field.allowed, Categorical):
         return " | ".join(str(v) for v in field.allowed.values)
     return "true | false" if field.type is bool else ""

@@ -14,7 +14,7 @@ import numpy as np
 from cleantune.config.run import read_config
 from cleantune.config.schema import FieldInfo, describe_fields
 from cleantune.errors import UserError, did_you_mean
-from cleantune.methods.protocol import Choice, Method, Phase, Range, Stage
+from cleantune.methods.protocol import Categorical, Method, Phase, Range, Stage
 
 DIGITS = 3
 """Significant digits of a drawn number."""
@@ -33,7 +33,7 @@ class Dimension:
 
     key: str
     """Its path, such as `method.probe.learning_rate`."""
-    range: Range | Choice
+    range: Range | Categorical
     whole: bool = False
     """Whether it is a whole number."""
     also: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Dimension:
 
     def at(self, share: float) -> Any:
         """The value at a share 0..1 of the range."""
-        if isinstance(self.range, Choice):
+        if isinstance(self.range, Categorical):
             return self.range.values[min(int(share * len(self.range.values)), len(self.range.values) - 1)]
         low, high = self.range.low, self.range.high
         value = low * (high / low) ** share if self.range.log else low + (high - low) * share
@@ -96,9 +96,9 @@ class Searchable:
     """A field that a space may name."""
 
     key: str
-    range: Range | Choice | None
+    range: Range | Categorical | None
     whole: bool
-    bounds: Range | Choice | None
+    bounds: Range | Categorical | None
     """What its values are refused by."""
     searched: bool
     """Whether a search draws it unless told otherwise."""
@@ -125,7 +125,7 @@ def entry(key: str, field: FieldInfo) -> dict[str, Searchable]:
     allowed = field.allowed
     drawn = allowed.search if allowed is not None else None
     whole = field.type is int
-    chosen = drawn or (allowed if isinstance(allowed, Choice) else None)
+    chosen = drawn or (allowed if isinstance(allowed, Categorical) else None)
     return {key: Searchable(key, chosen, whole, allowed, drawn is not None)}
 
 
@@ -141,7 +141,7 @@ def flat(table: Mapping[str, Any], known: set[str], path: str = "") -> list[tupl
     return out
 
 
-def read_range(field: Searchable, value: Any) -> Range | Choice:
+def read_range(field: Searchable, value: Any) -> Range | Categorical:
     """The range that a space gives a field.
 
     Raises:
@@ -151,7 +151,7 @@ def read_range(field: Searchable, value: Any) -> Range | Choice:
         extra = set(value) - {"low", "high", "log"}
         if extra or "high" not in value:
             raise UserError(f"--space: {field.key}: write {{low = 1e-4, high = 1e-2, log = true}} or a list of values")
-        read: Range | Choice = Range(value["low"], value["high"], bool(value.get("log", False)))
+        read: Range | Categorical = Range(value["low"], value["high"], bool(value.get("log", False)))
         ends = [value["low"], value["high"]]
         if not value["low"] < value["high"] or (value.get("log") and value["low"] <= 0):
             raise UserError(f"--space: {field.key}: low = {value['low']} and high = {value['high']} are no range")
@@ -159,7 +159,7 @@ def read_range(field: Searchable, value: Any) -> Range | Choice:
         ends = value if isinstance(value, list) else [value]
         if not ends:
             raise UserError(f"--space: {field.key}: the list has no value")
-        read = Choice(tuple(ends))
+        read = Categorical(tuple(ends))
     for end in ends:
         refuse_outside(field, end)
     return read
@@ -174,7 +174,7 @@ def refuse_outside(field: Searchable, value: Any) -> None:
     bounds = field.bounds
     if isinstance(bounds, Range) and (not isinstance(value, int | float) or not bounds.low <= value <= bounds.high):
         raise UserError(f"--space: {field.key}: {value} is outside {bounds.low:g} to {bounds.high:g}")
-    if isinstance(bounds, Choice) and value not in bounds.values:
+    if isinstance(bounds, Categorical) and value not in bounds.values:
         raise UserError(f"--space: {field.key}: {value!r} is none of {', '.join(map(str, bounds.values))}")
 
 
@@ -186,7 +186,7 @@ def paper_space(method: Method, phases: Sequence[Phase]) -> list[Dimension]:
     out = []
     for field, values in PAPER.items():
         also = (f"method.{name}.backbone_learning_rate",) if field == "learning_rate" and method.scope == "all" else ()
-        out.append(Dimension(f"method.{name}.{field}", Choice(values), isinstance(values[0], int), also))
+        out.append(Dimension(f"method.{name}.{field}", Categorical(values), isinstance(values[0], int), also))
     return out
 
 
@@ -203,8 +203,8 @@ def points_of(space: Sequence[Dimension], trials: int | None, seed: int, scope: 
         scope: What learns.
     """
     count = (trials or (32 if scope == "head" else 16)) - 1
-    if all(isinstance(d.range, Choice) for d in space):
-        grid = list(itertools.product(*(d.range.values for d in space if isinstance(d.range, Choice))))
+    if all(isinstance(d.range, Categorical) for d in space):
+        grid = list(itertools.product(*(d.range.values for d in space if isinstance(d.range, Categorical))))
         if count < len(grid) and not (trials is None and scope == "head"):
             keep = np.sort(np.random.default_rng(seed).permutation(len(grid))[:count])
             grid = [grid[i] for i in keep]
@@ -217,7 +217,7 @@ def points_of(space: Sequence[Dimension], trials: int | None, seed: int, scope: 
 
 def scaled(dimension: Dimension, values: Sequence[Any]) -> np.ndarray:
     """Values as numbers between 0 and 1 over what was tried, for plots and importance; choices by their place."""
-    if isinstance(dimension.range, Choice) and not all(isinstance(v, int | float) for v in dimension.range.values):
+    if isinstance(dimension.range, Categorical) and not all(isinstance(v, int | float) for v in dimension.range.values):
         names = [str(v) for v in dimension.range.values]
         places = [names.index(str(v)) if str(v) in names else len(names) for v in values]
         return np.asarray(places, float) / max(1, max(places))

@@ -258,7 +258,7 @@ def _check(made: Study) -> None:
         _ = task.targets
     for tuning, model in itertools.product(made.tunings, made.models):
         phases = tuning.configured(model.architecture).phases()
-        if any(phase.scope != "head" or phase.nets != 1 for phase in phases):
+        if any(phase.scope != "head" or phase.num_nets != 1 for phase in phases):
             raise UserError(f'tuning "{tuning.name}": only heads on features are trained; set scope = "head"')
     for name, things in (("task", made.tasks), ("tuning", made.tunings)):
         names = [thing.name for thing in things]

@@ -70,7 +70,7 @@ class CellRunner:
         todo = phases(method, material.learning_rate)
         heads = HeadFactory(material.num_classes, config.model.head_init, cell.seed)
         loop = Trainer(
-            material.make_models(todo[0].nets, heads),
+            material.make_models(todo[0].num_nets, heads),
             material.splits(),
             material.num_classes,
             cell.seed,
