@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from factories import color_table
 from test_cli import exit_code
-from test_main_job import colors
 from tiny import save_tiny
 
 import cleantune
@@ -78,7 +78,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
         patch.setattr(estimate, "BUDGET", 0.1)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
         return cleantune.compare(
-            colors(folder), folder / "model", out=folder / "out", methods=["ce", "robust"], scopes=["head", "all"],
+            color_table(folder), folder / "model", out=folder / "out", methods=["ce", "robust"], scopes=["head", "all"],
             noises=["none", "symmetric:0.4"], seeds=2, true_label="true", test_fraction=0.3, settings=QUICK,
             quiet=True, precision="float32",
         )  # fmt: skip

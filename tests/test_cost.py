@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_main_job import colors
+from factories import color_table
 from tiny import save_tiny
 
 import cleantune
@@ -54,7 +54,8 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estim
         settings = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2,
                     "method.tune.batch_size": 16, "method.probe.batch_size": 16}  # fmt: skip
         done = cleantune.compare(
-            colors(folder, 200), folder / "model", out=folder / "out", methods=list(METHODS), scopes=["head", "all"],
+            color_table(folder, 200), folder / "model", out=folder / "out", methods=list(METHODS),
+            scopes=["head", "all"],
             seeds=1, true_label="true", test_fraction=0.2, settings=settings, quiet=True, precision="float32",
         )  # fmt: skip
     return done.table, plans[0]
@@ -185,7 +186,7 @@ def test_the_probe_of_a_backbone_looks_and_learns(tmp_path: Path) -> None:
 
     save_tiny("resnet", tmp_path / "model")
     backbone = open_backbone(tmp_path / "model")
-    data = load(DataConfig(colors(tmp_path, 40), true_label="true"))
+    data = load(DataConfig(color_table(tmp_path, 40), true_label="true"))
     samples = make_model_inputs(data.rows["train"].samples, backbone.preprocess, tmp_path)  # type: ignore[arg-type]
     net = Net(backbone, LinearHead(backbone.width, 3, init="zeros"))
     before = net.head.linear.weight.clone()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from factories import color_table
 from fake_samples import fake_images
 from test_contract import (  # noqa: F401 - a fixture
     CLASSES,
@@ -22,7 +23,6 @@ from test_contract import (  # noqa: F401 - a fixture
     quick,
     trained,
 )
-from test_main_job import colors
 from tiny import save_tiny
 from torch import Tensor
 
@@ -224,7 +224,7 @@ QUICK = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    colors(folder, 60)
+    color_table(folder, 60)
     save_tiny("resnet", folder / "model")
     return folder
 
