@@ -104,7 +104,8 @@ class ProbeClassifier(ClassifierMixin, ProbeEstimator):  # type: ignore[misc]
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Shaped[np.ndarray, " N"]:
         """Predict the label of each sample."""
-        labels: np.ndarray = self.classes_[self._scores(X).argmax(1)]
+        codes = self._scores(X).argmax(1)  # an estimator that is not fitted has no classes
+        labels: np.ndarray = self.classes_[codes]
         return labels
 
 
@@ -153,7 +154,8 @@ class ProbeRegressor(RegressorMixin, ProbeEstimator):  # type: ignore[misc]
 
     def predict(self, X: Shaped[np.ndarray, "N D"]) -> Float[np.ndarray, " N"]:
         """Predict the number of each sample."""
-        y: np.ndarray = self.mean_ + self.deviation_ * self._scores(X)[:, 0]
+        scores = self._scores(X)[:, 0]
+        y: np.ndarray = self.mean_ + self.deviation_ * scores
         return y
 
 
