@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 import cleantune
 from cleantune.audit.score_labels import score_features, score_probabilities
 from cleantune.label_quality import noise_model
-from cleantune.noise import flip, parse
+from cleantune.noise import flip_labels, parse_noise
 
 ARRAYS = {
     "cifar10n-aggregate-swin": (0.92, 0.02),
@@ -288,7 +288,7 @@ def sets(said: argparse.Namespace) -> Any:
         labels = labels[~labels.index.duplicated()].loc[[str(i) for i in ids]]
         true = pd.factorize(labels, sort=True)[0].astype(np.int64)
         for noise in ("symmetric:0.2", "pair:0.3", "symmetric:0.6"):
-            yield f"{file} {noise}", x, flip(parse(noise), true, int(true.max()) + 1, 0), true
+            yield f"{file} {noise}", x, flip_labels(parse_noise(noise), true, int(true.max()) + 1, 0), true
 
 
 def encoder(said: argparse.Namespace) -> Path:

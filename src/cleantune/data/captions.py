@@ -11,7 +11,7 @@ from cleantune.data.corrupt import relocate_image_paths, set_column
 from cleantune.data.readers import read_single_table
 from cleantune.data.writers import write_table
 from cleantune.errors import UserError
-from cleantune.noise.pairs import swap
+from cleantune.noise.pairs import swap_pairs
 
 KIND = "captions:"
 """How noise of this kind is spelled: `captions:0.2`."""
@@ -40,7 +40,7 @@ def write_swapped(
     part = read_single_table(data, "train", [])
     part.need(caption, "--text")
     values = part.table.column(caption).to_pylist()
-    swapped = [values[k] for k in swap(len(values), rate, seed).tolist()]
+    swapped = [values[k] for k in swap_pairs(len(values), rate, seed).tolist()]
     table = set_column(set_column(part.table, caption, pa.array(swapped)), f"true_{caption}", pa.array(values))
     table = table.replace_schema_metadata(None)
     if image is not None:

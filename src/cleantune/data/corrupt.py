@@ -20,7 +20,7 @@ from cleantune.data.load import assemble
 from cleantune.data.raw_table import RawTable
 from cleantune.data.split_assembly import SplitPart
 from cleantune.data.writers import write_table
-from cleantune.noise import flip, measure, parse, spell
+from cleantune.noise import flip_labels, format_noise, measure_noise, parse_noise
 from cleantune.utils.arrays import object_array
 
 CORRUPTED = ("train", "validation")
@@ -37,7 +37,7 @@ def corrupt(data: Data, noise: str, seed: int) -> tuple[Data, dict[str, Any]]:
 
     Args:
         data: As `load` gives it.
-        noise: As `symmetric:0.6`; see `cleantune.noise.parse`.
+        noise: As `symmetric:0.6`; see `cleantune.noise.parse_noise`.
         seed: Same data, noise and seed: same labels.
 
     Returns:
@@ -47,7 +47,7 @@ def corrupt(data: Data, noise: str, seed: int) -> tuple[Data, dict[str, Any]]:
     Raises:
         UserError: Where the noise is unknown or does not fit the data.
     """
-    model = parse(noise)
+    model = parse_noise(noise)
     if model.kind == "none":  # labels as they are: nothing says that they are the true ones
         return data, {"noise": "none", "seed": seed}
     splits = [split for split in CORRUPTED if split in data.rows]
@@ -55,17 +55,17 @@ def corrupt(data: Data, noise: str, seed: int) -> tuple[Data, dict[str, Any]]:
     known = np.concatenate([data.truth.get(split, np.full(len(data.rows[split]), -1)) for split in splits])
     seen = model.kind == "instance" and data.kind != "text"
     x = np.concatenate([_vectors(data.rows[split].samples) for split in splits]) if seen else None
-    after = flip(model, before, len(data.classes), seed, x=x, names=data.classes)
+    after = flip_labels(model, before, len(data.classes), seed, x=x, names=data.classes)
     truth = np.where(known >= 0, known, before)
     rows, truths = dict(data.rows), dict(data.truth)
     cuts = np.cumsum([len(rows[split]) for split in splits])[:-1]
     for split, own, own_truth in zip(splits, np.split(after, cuts), np.split(truth, cuts), strict=True):
         rows[split], truths[split] = replace(rows[split], y=own), own_truth
-    measured = measure(after, truth, len(data.classes))
+    measured = measure_noise(after, truth, len(data.classes))
     by_name = {key: dict(zip(data.classes, measured[key], strict=True)) for key in ("class_histogram", "class_purity")}  # type: ignore[arg-type]
     mark = compute_fingerprint(data.classes, rows, truths)
     return replace(data, rows=rows, truth=truths, fingerprint=mark), {
-        "noise": spell(model),
+        "noise": format_noise(model),
         "seed": seed,
         **measured,
         **by_name,

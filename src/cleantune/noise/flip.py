@@ -1,4 +1,4 @@
-"""Labels before to labels after, and what the noise came to."""
+"""Label flips by a noise model, transition matrices, and measurement of the resulting noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Real
 
 from cleantune.errors import UserError, did_you_mean
-from cleantune.noise.instance import draw_from, instance
+from cleantune.noise.instance import draw_from, instance_noise
 from cleantune.noise.model import Noise
 
 CIFAR10_MAP = ((9, 1), (2, 0), (4, 7), (3, 5), (5, 3))
@@ -22,11 +22,11 @@ CIFAR100_SUPERCLASS = (
     12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
     13,
 )
-"""Superclass of each of CIFAR-100's fine classes, which stand in alphabetical order."""
+"""Superclass of each of CIFAR-100's fine classes, in alphabetical order of the classes."""
 # fmt: on
 
 
-def flip(
+def flip_labels(
     noise: Noise,
     y: Int[np.ndarray, " N"],
     classes: int,
@@ -35,18 +35,21 @@ def flip(
     x: Real[np.ndarray, "N L"] | None = None,
     names: Sequence[str] | None = None,
 ) -> Int[np.ndarray, " N"]:
-    """Labels after the noise; `y` itself is left as it is.
+    """Return noisy labels; `y` is not changed.
 
     Args:
-        noise: The model.
-        y: Labels before, 0..C-1.
-        classes: C.
-        seed: Same seed, same labels.
-        x: Flattened samples (pixels 0..255 in the order height, width, channel, or features); instance noise alone.
-        names: Names of the classes, by which `map` is read; None takes their numbers.
+        noise: Noise model.
+        y: True labels, 0..C-1.
+        classes: Number of classes C.
+        seed: Seed of all draws.
+        x: Flattened samples (pixels 0..255 in the order height, width, channel, or features), for instance noise only.
+        names: Names of the classes in `map`; None for their numbers.
+
+    Returns:
+        Labels after the noise.
 
     Raises:
-        UserError: Where the model does not fit these classes, or instance noise lacks the samples.
+        UserError: The model does not fit these classes, or instance noise has no samples.
     """
     rng = np.random.default_rng(seed)
     if noise.kind == "none" or len(y) == 0:
@@ -56,17 +59,22 @@ def flip(
     if noise.kind == "instance":
         if x is None:
             raise UserError("instance noise needs images or features; for text take symmetric, asymmetric or pair")
-        return instance(y, x, classes, noise, rng)
+        return instance_noise(y, x, classes, noise, rng)
     if noise.kind == "asymmetric" and noise.groups in ("cifar10", "map"):
         return _by_map(y, _pairs(noise, classes, names), noise.rate, rng)
-    return draw_from(transition(noise, classes)[y], rng)
+    return draw_from(transition_matrix(noise, classes)[y], rng)
 
 
-def transition(noise: Noise, classes: int, names: Sequence[str] | None = None) -> Float[np.ndarray, "C C"]:
-    """Probability of each label after (column) given the label before (row), of every model but `instance`.
+def transition_matrix(noise: Noise, classes: int, names: Sequence[str] | None = None) -> Float[np.ndarray, "C C"]:
+    """Return the probability of each given label (column) by true label (row), for all kinds but `instance`.
+
+    Args:
+        noise: Noise model.
+        classes: Number of classes C.
+        names: Names of the classes in `map`; None for their numbers.
 
     Raises:
-        UserError: For instance noise, which has no such matrix, and where the model does not fit these classes.
+        UserError: The noise depends on the sample, or the model does not fit these classes.
     """
     unchanged = np.eye(classes)
     if noise.kind == "none":
@@ -89,33 +97,44 @@ def transition(noise: Noise, classes: int, names: Sequence[str] | None = None) -
     return (1 - noise.rate) * unchanged + noise.rate * unchanged[to]
 
 
-def measure(
+def measure_noise(
     y: Int[np.ndarray, " N"], y_true: Int[np.ndarray, " N"], classes: int
 ) -> dict[str, float | list[int] | list[float | None]]:
-    """What the noise came to: `rate` (share wrong), `class_histogram`, `class_purity` (share right of each given
-    class, None where it is empty) and `largest_share` (of all samples in the largest given class).
+    """Measure label noise against true labels.
 
-    Rows whose true label is unknown (negative) count in the histogram alone.
+    Args:
+        y: Given labels.
+        y_true: True labels; samples with a negative one count in the histogram only.
+        classes: Number of classes C.
+
+    Returns:
+        `rate` (fraction of wrong labels), `class_histogram` (sizes of the given classes), `class_purity` (fraction of
+        right labels of each given class, None for an empty one) and `largest_share` (fraction of all samples in the
+        largest given class).
     """
     size = np.bincount(y, minlength=classes)
-    known = y_true >= 0
-    judged = np.bincount(y[known], minlength=classes)
-    right = np.bincount(y[known & (y == y_true)], minlength=classes)
+    has_truth = y_true >= 0
+    checked = np.bincount(y[has_truth], minlength=classes)
+    right = np.bincount(y[has_truth & (y == y_true)], minlength=classes)
     return {
-        "rate": float((y != y_true)[known].mean()) if known.any() else 0.0,
+        "rate": float((y != y_true)[has_truth].mean()) if has_truth.any() else 0.0,
         "class_histogram": [int(n) for n in size],
-        "class_purity": [float(r / n) if n else None for r, n in zip(right, judged, strict=True)],
+        "class_purity": [float(r / n) if n else None for r, n in zip(right, checked, strict=True)],
         "largest_share": float(size.max() / max(size.sum(), 1)),
     }
 
 
 def _others(classes: int) -> Float[np.ndarray, "C C"]:
+    """Return uniform probabilities of the other classes."""
     return (1 - np.eye(classes)) / max(classes - 1, 1)
 
 
 def _symmetric(y: np.ndarray, classes: int, noise: Noise, rng: np.random.Generator) -> np.ndarray:
-    # Conventions of the field: a fixed number redrawn over all classes, each flipped by itself to another, or (as the
-    # study of noise in pre-training, arXiv:2309.17002) a fixed number of each class flipped to another.
+    """Flip labels uniformly by one of three conventions of the field.
+
+    A fixed number of labels is redrawn over all classes (`include_self`), each label is flipped independently to
+    another class, or a fixed number of each class is flipped to other classes (`exact`, arXiv:2309.17002).
+    """
     if noise.exact:
         return _exactly(y, classes, noise.rate, rng)
     if not noise.include_self:
@@ -128,6 +147,7 @@ def _symmetric(y: np.ndarray, classes: int, noise: Noise, rng: np.random.Generat
 
 
 def _exactly(y: np.ndarray, classes: int, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """Flip the same fraction of every class, rounded, to other classes."""
     drawn = y.copy()
     for c in range(classes if classes > 1 else 0):
         members = np.flatnonzero(y == c)
@@ -137,7 +157,7 @@ def _exactly(y: np.ndarray, classes: int, rate: float, rng: np.random.Generator)
 
 
 def _by_map(y: np.ndarray, pairs: Sequence[tuple[int, int]], rate: float, rng: np.random.Generator) -> np.ndarray:
-    # As ELR: exactly this share of each mapped class.
+    """Flip exactly a fraction of each mapped class, as ELR does."""
     drawn = y.copy()
     for before, after in pairs:
         members = np.flatnonzero(y == before)
@@ -146,28 +166,30 @@ def _by_map(y: np.ndarray, pairs: Sequence[tuple[int, int]], rate: float, rng: n
 
 
 def _pairs(noise: Noise, classes: int, names: Sequence[str] | None) -> list[tuple[int, int]]:
+    """Return the pairs of true and given class of an asymmetric map."""
     if noise.groups == "cifar10":
         if classes != 10:
             raise UserError(
                 f"asymmetric noise with groups=cifar10 needs 10 classes, here are {classes}; give map=a>b+c>d"
             )
         return list(CIFAR10_MAP)
-    known = {name: c for c, name in enumerate(names or map(str, range(classes)))}
+    number = {name: c for c, name in enumerate(names or map(str, range(classes)))}
     pairs = []
     for pair in noise.map.split("+"):
         before, arrow, after = (piece.strip() for piece in pair.partition(">"))
         if not arrow:
             raise UserError(f'asymmetric noise: "{pair}" is no pair of classes; write map=cat>dog+dog>cat')
         for name in (before, after):
-            if name not in known:
-                raise UserError(f'asymmetric noise: there is no class "{name}"{did_you_mean(name, known)}')
-        pairs.append((known[before], known[after]))
+            if name not in number:
+                raise UserError(f'asymmetric noise: there is no class "{name}"{did_you_mean(name, number)}')
+        pairs.append((number[before], number[after]))
     if len({before for before, _ in pairs}) < len(pairs):
-        raise UserError(f'asymmetric noise: a class stands twice before ">" in map={noise.map}; give each one target')
+        raise UserError(f'asymmetric noise: a class occurs twice before ">" in map={noise.map}; give each one target')
     return pairs
 
 
 def _next_in_group(groups: str, classes: int) -> Int[np.ndarray, " C"]:
+    """Return for each class the next one of its group."""
     if groups == "superclass" and classes != len(CIFAR100_SUPERCLASS):
         raise UserError(f"asymmetric noise with groups=superclass needs CIFAR-100's 100 classes, here are {classes}")
     group = np.array(CIFAR100_SUPERCLASS) if groups == "superclass" else np.arange(classes) // 5
@@ -179,6 +201,7 @@ def _next_in_group(groups: str, classes: int) -> Int[np.ndarray, " C"]:
 
 
 def _matrix(file: Path, classes: int) -> Float[np.ndarray, "C C"]:
+    """Read a transition matrix from a CSV file and validate it."""
     try:
         matrix = np.loadtxt(file, delimiter=",", ndmin=2)
     except FileNotFoundError:

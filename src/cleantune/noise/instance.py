@@ -1,4 +1,4 @@
-"""Instance-dependent noise: what a label turns into depends on what the sample looks like."""
+"""Instance-dependent noise: flip probability and target of a label depend on the input."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from cleantune.errors import UserError
 from cleantune.noise.model import Noise
 
 
-def instance(
+def instance_noise(
     y: np.ndarray, x: np.ndarray, classes: int, noise: Noise, rng: np.random.Generator
 ) -> Int[np.ndarray, " N"]:
-    """Labels after instance-dependent noise: each sample's own rate, and targets by its projection.
+    """Flip labels with a rate per sample and targets by a random projection of the sample.
 
     Args:
-        y: Labels before, 0..C-1.
-        x: Flattened samples.
-        classes: C.
+        y: Labels, 0..C-1.
+        x: Flattened samples [N, L].
+        classes: Number of classes C.
         noise: Rate, generator and scale of pixels.
-        rng: What draws.
+        rng: Random generator.
+
+    Returns:
+        Noisy labels.
 
     Raises:
-        UserError: Where samples and labels differ in number.
+        UserError: Samples and labels differ in number.
 
-    Source: CORES (arXiv:2010.02347) with one projection, PDN (arXiv:2006.07836) with one a class.
+    Source: CORES (arXiv:2010.02347) with one projection, PDN (arXiv:2006.07836) with one per class.
     """
     if len(x) != len(y):
         raise UserError(f"instance noise: {len(x)} samples for {len(y)} labels")
     q = truncated_normal(noise.rate, 0.1, len(y), rng)
     x = x.reshape(len(x), -1)
     scaled = _scale(x, noise.pixels)
-    everyone = [np.arange(len(y))]
-    blocks = everyone if noise.generator == "cores" else [np.flatnonzero(y == c) for c in range(classes)]
+    blocks = [np.arange(len(y))] if noise.generator == "cores" else [np.flatnonzero(y == c) for c in range(classes)]
     drawn = y.copy()
     for block in blocks:
         projection = rng.standard_normal((x.shape[1], classes))
@@ -46,11 +48,11 @@ def instance(
 
 
 def _flip_probability(a: np.ndarray, y: np.ndarray, q: np.ndarray) -> Float[np.ndarray, "B C"]:
-    own = np.arange(len(y)), y
-    a[own] = -np.inf  # raw pixels give scores of thousands, so no finite stand-in is safe
+    at_label = np.arange(len(y)), y
+    a[at_label] = -np.inf  # raw pixels give scores of thousands, so no finite value is safe
     p: np.ndarray = np.exp(a - a.max(1, keepdims=True))
     p *= (q / p.sum(1))[:, None]
-    p[own] = 1 - q
+    p[at_label] = 1 - q
     return p
 
 
@@ -65,7 +67,7 @@ def _scale(x: np.ndarray, pixels: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def truncated_normal(mean: float, std: float, n: int, rng: np.random.Generator) -> Float[np.ndarray, " N"]:
-    """`n` draws of Normal(mean, std²) kept inside (0, 1) by rejection."""
+    """Draw `n` values from Normal(mean, std²) truncated to (0, 1) by rejection."""
     drawn = rng.normal(mean, std, n)
     while (outside := (drawn <= 0) | (drawn >= 1)).any():
         drawn[outside] = rng.normal(mean, std, int(outside.sum()))
@@ -73,7 +75,7 @@ def truncated_normal(mean: float, std: float, n: int, rng: np.random.Generator) 
 
 
 def draw_from(p: Float[np.ndarray, "N C"], rng: np.random.Generator) -> Int[np.ndarray, " N"]:
-    """One label a row, drawn from that row's probabilities."""
+    """Draw one label per row from the probabilities of that row."""
     below = np.cumsum(p, axis=1)
     u = rng.random(len(p)) * below[:, -1]  # float error: the sum is not exactly 1
     drawn: np.ndarray = (below <= u[:, None]).sum(1)

@@ -1,4 +1,4 @@
-"""Which noise, and how much: the settings and their spelling."""
+"""Settings of label noise and their text form."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ Groups = Literal["block5", "superclass", "cifar10", "map"]
 
 @dataclass(frozen=True)
 class Noise:
-    """A noise model and its settings, as `parse` reads them from `kind:rate,key=value`."""
+    """A noise model and its settings, as `parse_noise` reads them from `kind:rate,key=value`."""
 
     kind: Kind = "none"
-    """`symmetric`, `asymmetric`, `pair`, `matrix` or `instance`."""
+    """Kind of noise."""
     rate: float = 0.0
-    """Share of labels handed to the model of noise, 0..1; `measure` says how many then differ."""
+    """Fraction of labels passed to the noise model, 0..1; `measure_noise` gives the fraction that is wrong then."""
     include_self: bool = True
-    """symmetric: a label may be redrawn as itself, so a share rate·(1 - 1/C) is wrong; false: others alone."""
+    """Symmetric: a label may be redrawn as itself, so that rate·(1 - 1/C) is wrong; false: other classes only."""
     exact: bool = False
-    """symmetric: exactly round(rate n) labels of every class become one of the others, each as likely (implies that
-    include_self is false)."""
+    """Symmetric: exactly round(rate n) labels of every class become one of the others, drawn uniformly (implies that
+    `include_self` is false)."""
     groups: Groups = "block5"
-    """asymmetric: `block5` (consecutive fives), `superclass` (CIFAR-100's), `cifar10` (its map), `map` (given)."""
+    """Asymmetric: `block5` (consecutive fives), `superclass` (of CIFAR-100), `cifar10` (fixed map), or `map`."""
     map: str = ""
-    """asymmetric: `from>to` pairs of class names joined by `+`, as `cat>dog+dog>cat`; sets `groups` to `map`."""
+    """Asymmetric: `from>to` pairs of class names joined by `+`, as `cat>dog+dog>cat`; sets `groups` to `map`."""
     file: str = ""
-    """matrix: CSV file of C rows of C probabilities, row = label before, column = label after."""
+    """Matrix: CSV file of C rows of C probabilities, row = true label, column = given label."""
     generator: Literal["cores", "pdn"] = "cores"
-    """instance (spelled `kind=`): one projection for all classes (`cores`), or one a class (`pdn`: no sink classes)."""
+    """Instance (written `kind=`): one projection for all classes (`cores`) or one per class (`pdn`, no sink classes)."""
     pixels: Literal["raw", "unit", "standardized"] = "raw"
-    """instance: pixels as 0..255, as 0..1, or standardized by dimension."""
+    """Instance: pixels as 0..255, as 0..1, or standardized by dimension."""
 
 
 _OPTIONS = {
@@ -53,11 +53,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def parse(text: str) -> Noise:
-    """The noise model that `kind:rate,key=value,...` spells, as `symmetric:0.6` or `instance:0.4,kind=pdn`.
+def parse_noise(text: str) -> Noise:
+    """Parse `kind:rate,key=value,...`, such as `symmetric:0.6` or `instance:0.4,kind=pdn`.
 
     Raises:
-        UserError: Naming the nearest kind, option or value where one is not known, or the rate outside 0..1.
+        UserError: A kind, option or value is unknown, or the rate is outside 0..1; the message names the nearest one.
     """
     head, *rest = (piece.strip() for piece in text.split(","))
     kind, _, value = head.partition(":")
@@ -103,8 +103,8 @@ def _option(text: str, kind: str, option: str) -> dict[str, Any]:
     return {"generator" if key == "kind" else key: value}
 
 
-def spell(noise: Noise) -> str:
-    """The text that `parse` reads back as this noise."""
+def format_noise(noise: Noise) -> str:
+    """Return the text that `parse_noise` reads back as this noise."""
     head = noise.kind if noise.kind == "none" else f"{noise.kind}:{noise.file or format(noise.rate, 'g')}"
     default = Noise()
     options = []

@@ -1,6 +1,6 @@
-"""Noise in pairs, such as images and captions: a share of the captions changes places.
+"""Noise in pairs, such as images and captions: a fraction of the captions is swapped.
 
-Source: arXiv:2309.17002, section 2.1: pairs of captions are swapped until a share is mismatched; nmtune spec 1.2.
+Source: arXiv:2309.17002, section 2.1.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import numpy as np
 from jaxtyping import Int
 
 
-def swap(count: int, rate: float, seed: int) -> Int[np.ndarray, " N"]:
-    """For each pair the pair whose caption it gets.
+def swap_pairs(count: int, rate: float, seed: int) -> Int[np.ndarray, " N"]:
+    """Draw round(rate N) pairs and swap their captions two by two, three in a ring if their number is odd.
 
-    round(rate N) pairs are drawn; inside them two and two change places, three in a ring where their number is odd. So
-    none of them keeps its own. A single drawn pair has nobody to change with and stays.
+    None of the drawn pairs keeps its caption, unless only one pair was drawn.
 
     Args:
-        count: N.
-        rate: Share of the pairs that are mismatched, 0..1.
-        seed: Same seed, same places.
+        count: Number of pairs N.
+        rate: Fraction of mismatched pairs, 0..1.
+        seed: Seed of the draw.
+
+    Returns:
+        For each pair the index of the pair whose caption it gets.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(count)[: round(rate * count)]

@@ -18,7 +18,7 @@ from cleantune.data.model_inputs import ImageInputs, ModelInputs, make_model_inp
 from cleantune.errors import UserError
 from cleantune.features.openvino import rate, select_backend
 from cleantune.features.precision import Precision, probe_precision
-from cleantune.noise import parse
+from cleantune.noise import parse_noise
 from cleantune.pipeline.cached_views import views_to_cache
 from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
 from cleantune.pipeline.precision import PROBED
@@ -182,7 +182,7 @@ def expected_noise_rate(noise: str | None, data: Data) -> float:
         noise: Noise that is still to be injected; None: the labels stay as they are.
         data: Data, whose true labels count where they are known.
     """
-    model = parse(noise) if noise is not None else None
+    model = parse_noise(noise) if noise is not None else None
     if model is None or model.kind == "none":
         truth = data.truth.get("train")
         if truth is None or not (truth >= 0).any():

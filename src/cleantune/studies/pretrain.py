@@ -20,7 +20,7 @@ from cleantune.backbones import Backbone, random_backbone
 from cleantune.config.run import Config
 from cleantune.data import Data
 from cleantune.errors import UserError
-from cleantune.noise import parse, spell
+from cleantune.noise import format_noise, parse_noise
 from cleantune.pipeline.arguments import FitArguments
 from cleantune.pipeline.export import save_models
 from cleantune.pipeline.inputs import RunInputs, decode_inputs, drop_unreadable
@@ -108,9 +108,9 @@ def pretrain(
 
 def exact(noise: str) -> str:
     """Symmetric noise without further words as the study has it."""
-    parsed = parse(noise)
+    parsed = parse_noise(noise)
     plain = parsed.kind == "symmetric" and "," not in noise
-    return spell(parse(f"{noise},exact=true")) if plain else noise
+    return format_noise(parse_noise(f"{noise},exact=true")) if plain else noise
 
 
 def _refuse_other_methods(config: Config) -> None:

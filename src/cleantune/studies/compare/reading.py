@@ -9,7 +9,7 @@ from typing import Any
 from cleantune.config.schema import describe_fields, merge
 from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods import METHODS
-from cleantune.noise import parse, spell
+from cleantune.noise import format_noise, parse_noise
 from cleantune.pipeline.arguments import load_table, merge_arguments, option_paths
 from cleantune.studies.compare.matrix import OURS, SCOPES, TUNINGS, Cell, Entry, Matrix
 
@@ -59,7 +59,7 @@ def resolve(table: Mapping[str, Any], features_only: bool | None = None) -> Matr
         raise UserError('key "run.workers": the cells of a matrix run in one process; leave workers out')
     models = tuple(as_list(axes.get("models", []), "matrix.models")) or (None,)
     entries = resolve_entries(table, axes, features_only)
-    noises = tuple(dict.fromkeys(spell(parse(str(n))) for n in as_list(axes.get("noises", ["none"]), "matrix.noises")))
+    noises = tuple(dict.fromkeys(format_noise(parse_noise(str(n))) for n in as_list(axes.get("noises", ["none"]), "matrix.noises")))
     tune = axes.get("tune", False)
     if not isinstance(tune, bool):
         raise UserError(f'key "matrix.tune" is {tune!r}; it must be true or false')

@@ -16,7 +16,7 @@ from cleantune.config.schema import merge
 from cleantune.data import Data, corrupt, load
 from cleantune.errors import UserError
 from cleantune.features.precision import Precision
-from cleantune.noise import parse
+from cleantune.noise import parse_noise
 from cleantune.pipeline.inputs import RunInputs, prepare_inputs
 from cleantune.pipeline.record import versions
 from cleantune.pipeline.resolve import open_model
@@ -59,7 +59,7 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, quie
         console.print(note)
     shared = [share(matrix, m, data) for m in range(len(matrix.models))]
     for noise in matrix.noises:
-        if parse(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
+        if parse_noise(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
             corrupt(data, noise, matrix.seeds[0])
     folder = RunDir(out, resume=resume, overwrite=overwrite, kind="matrix")
     folder.clear()

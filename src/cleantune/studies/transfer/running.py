@@ -20,7 +20,7 @@ from cleantune.estimators import fit_arrays
 from cleantune.features.cache import extract, features_key
 from cleantune.functional import metrics
 from cleantune.functional.spectrum import PRESETS, spectrum
-from cleantune.noise import flip, parse
+from cleantune.noise import flip_labels, parse_noise
 from cleantune.pipeline.precision import extraction_precision
 from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import cache_folder, read_json, write_json, write_table, write_text
@@ -204,7 +204,7 @@ def trained(cell: Cell, sets: Sets, features: Features, bank: BackboneFeatures) 
             y, back = _standardized(sets.numbers()[rows])
             head, history = fit_arrays.fit_head(fit_arrays.as_regression(method), x, y, np.ones(len(y)), 1, cell.seed)
         else:
-            labels = flip(parse(cell.noise), sets.y[rows], classes, cell.seed, x=x, names=sets.classes)
+            labels = flip_labels(parse_noise(cell.noise), sets.y[rows], classes, cell.seed, x=x, names=sets.classes)
             head, history = fit_arrays.fit_head(method, x, labels, np.ones(len(labels)), classes, cell.seed)
     out = []
     for place, (tested, given) in enumerate(zip(sets.tested, features.tested, strict=True)):

@@ -16,8 +16,7 @@ from cleantune.config.run import build_method, load_toml
 from cleantune.config.schema import from_dict, to_dict
 from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods.protocol import Method, Range
-from cleantune.noise import parse
-from cleantune.noise import spell as spell_noise
+from cleantune.noise import format_noise, parse_noise
 
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "mcc", "pearson"]
 
@@ -207,7 +206,7 @@ def study(table: Mapping[str, Any]) -> Study:
     }
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in PLAIN}
     if "noises" in plain:
-        plain["noises"] = tuple(spell_noise(parse(noise)) for noise in plain["noises"])
+        plain["noises"] = tuple(format_noise(parse_noise(noise)) for noise in plain["noises"])
     made = Study(**plain, **parts)
     _check(made)
     return made

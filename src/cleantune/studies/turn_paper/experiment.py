@@ -12,7 +12,7 @@ from cleantune.config.run import configure, load_toml
 from cleantune.config.schema import from_dict, merge
 from cleantune.errors import UserError, did_you_mean, refuse_unknown_keys
 from cleantune.methods.protocol import Range
-from cleantune.noise import parse, spell
+from cleantune.noise import format_noise, parse_noise
 from cleantune.studies.turn_paper.downloads import LOADERS
 from cleantune.studies.turn_paper.numbers import KEYS
 
@@ -172,7 +172,7 @@ def experiment(table: Mapping[str, Any]) -> Experiment:
     if missing:
         raise UserError(f'key "{missing}" is missing')
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k in PLAIN}
-    plain["noises"] = tuple(spell(parse(noise)) for noise in plain["noises"])
+    plain["noises"] = tuple(format_noise(parse_noise(noise)) for noise in plain["noises"])
     out = Experiment(data=parts["data"], models=parts["model"], variants=parts["variant"], **plain)
     _check(out)
     return out
