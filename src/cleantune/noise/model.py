@@ -31,7 +31,7 @@ class Noise:
     file: str = ""
     """Matrix: CSV file of C rows of C probabilities, row = true label, column = given label."""
     generator: Literal["cores", "pdn"] = "cores"
-    """Instance (written `kind=`): one projection for all classes (`cores`) or one per class (`pdn`, no sink classes)."""
+    """Instance (written `kind=`): one projection for all classes (`cores`) or one per class (`pdn`)."""
     pixels: Literal["raw", "unit", "standardized"] = "raw"
     """Instance: pixels as 0..255, as 0..1, or standardized by dimension."""
 
