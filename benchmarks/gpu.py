@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleantune.backbones import ARCHITECTURES, Backbone, quiet_transformers
-from cleantune.features.encoder import forward
+from cleantune.features.backend import InferenceBackend
+from cleantune.features.encoder import encode
 from cleantune.features.precision import Precision
 from cleantune.functional.losses import cross_entropy
 from cleantune.training.models import LinearHead, Net
@@ -89,13 +89,13 @@ def measure(
     pixels = torch.randn(batch, 3, side, side)
     pixels = pixels.pin_memory() if device.type == "cuda" else pixels
     y = torch.randint(CLASSES, (batch,), device=device)
-    learning = replace(PRECISION, compiled=compiled)
-    net = Net(backbone, LinearHead(backbone.width, CLASSES, init="zeros"), learning, PRECISION).to(device)
+    head, inference = LinearHead(backbone.width, CLASSES, init="zeros"), InferenceBackend("torch", PRECISION)
+    net = Net(backbone, head, PRECISION, inference, compile_backbone=compiled).to(device)
     optimizer = QuickAdamW(net.parameters(), lr=1e-5, fused=True)
 
     def extract() -> None:
         with torch.inference_mode():
-            forward(backbone, pixels.to(device, non_blocking=True), PRECISION, device)
+            encode(backbone, pixels.to(device, non_blocking=True), PRECISION, device)
 
     def step() -> None:
         forget_gradients(optimizer)

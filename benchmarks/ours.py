@@ -14,8 +14,9 @@ import cleantune
 from cleantune.backbones import open_backbone
 from cleantune.config.run import configure
 from cleantune.data.model_inputs import make_model_inputs
-from cleantune.features.cache import SHARD_ROWS, Features, MemmapShards, shard_name
-from cleantune.features.precision import probe_precision
+from cleantune.features.cache import Features
+from cleantune.features.precision import select_precision
+from cleantune.features.shards import SHARD_ROWS, MemmapShards, shard_name
 from cleantune.functional.gmm import fit_class_mixtures
 from cleantune.methods import METHODS
 from cleantune.pipeline.inputs import HeadFactory, prepare_inputs
@@ -47,7 +48,7 @@ def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
     material = prepare_inputs(config, rows, backbone, Console(quiet=True))
     return sum(
         len(f) for f in material.features.values()
-    ), f"{material.extraction_precision.words}; {material.extraction_precision.why}"
+    ), str(material.compute.inference)
 
 
 def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> Trainer:
@@ -75,14 +76,13 @@ def mixtures(losses: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tenso
 
 
 def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> None:
-    """One epoch of full fine-tuning, from the Parquet file on, on weak views; the precision is known from before."""
+    """One epoch of full fine-tuning, from the Parquet file on, on weak views."""
     config = configure({"data": WHOLE | {"data": str(data), "label": "label", "limit": limit}})
     rows, _ = load_data(config, Console(quiet=True))
     train, classes = rows.rows["train"], len(rows.classes)
     backbone = open_backbone(model, image_size=size)
     prepared = make_model_inputs(train.samples, backbone.preprocess, cache)  # type: ignore[arg-type]
-    x = prepared.eval_view(torch.arange(min(256, len(prepared))))
-    precision = probe_precision(backbone, x, training=True, memory=cache / "precision")
+    precision = select_precision(backbone, training=True)
     method: Any = METHODS["ce"](scope="all")
     todo = phases(replace(method, tune=replace(method.tune, epochs=1, batch_size=64)), 3e-4)
     heads = HeadFactory(classes, "zeros", 0)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from cleantune.backbones import open_backbone
+from cleantune.features.backend import InferenceBackend
 from cleantune.features.encoder import Encoder
 from cleantune.features.precision import Precision
 from cleantune.utils.malloc import keep_pages
@@ -33,7 +34,7 @@ def rate(model: Path, size: int, batch_size: int, keeps: bool) -> float:
     backbone.eval().to(memory_format=torch.channels_last)
     pixels = torch.randint(0, 256, (batch_size, 3, size, size), generator=torch.Generator().manual_seed(0))
     x = backbone.preprocess.inputs(pixels.to(torch.uint8))  # type: ignore[union-attr]
-    program = Encoder(backbone, Precision(channels_last=True))
+    program = Encoder(backbone, InferenceBackend("torch", Precision(channels_last=True)))
     taken = []
     for _ in range(PASSES + 1):
         start = time.perf_counter()

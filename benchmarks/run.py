@@ -34,6 +34,7 @@ import psutil  # noqa: E402
 import sections  # noqa: E402
 import torch  # noqa: E402
 
+from cleantune.features.precision import has_native_bfloat16  # noqa: E402
 from cleantune.pipeline.record import versions  # noqa: E402
 from cleantune.utils import cpu  # noqa: E402
 from cleantune.utils.malloc import keep_pages  # noqa: E402
@@ -121,7 +122,7 @@ def stolen() -> tuple[float, float]:
 
 def products() -> dict[str, float]:
     """GFLOP/s of matrix products of 1,024 rows, by number format: neighbors on a host take these units too, unseen."""
-    dtypes = (torch.float32, torch.bfloat16) if sections.native_bfloat16() else (torch.float32,)
+    dtypes = (torch.float32, torch.bfloat16) if has_native_bfloat16() else (torch.float32,)
     return {str(d).removeprefix("torch."): gpu.ceiling(torch.device("cpu"), 1024, d) / 1e9 for d in dtypes}
 
 
@@ -187,7 +188,7 @@ def main() -> None:
                 traceback.print_exc()
                 failed.append(name)
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
-        native = sections.native_bfloat16()
+        native = has_native_bfloat16()
         args.results.mkdir(parents=True, exist_ok=True)
         place = re.sub(r"[^A-Za-z0-9]+", "-", cpu.cpu_name()).strip("-").lower()
         path = args.results / f"{datetime.date.today()}-{place}.md"

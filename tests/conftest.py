@@ -26,7 +26,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests, so that a precision is timed once: runs that are compared must compute alike."""
+    """Use a cache of the tests instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLEANTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield

@@ -211,14 +211,15 @@ def test_images_decoded_ahead_are_those_decoded_at_once_and_only_as_far_as_asked
 
 
 def test_features_that_are_cached_leave_images_unread(tmp_path):
-    from cleantune.features.cache import extract
-    from cleantune.features.precision import Precision
+    from cleantune.features.backend import InferenceBackend
+    from cleantune.features.extract import extract
 
     backbone = open_backbone(save_tiny("resnet", tmp_path / "r"))
     samples = fake_images(50)
-    extract(backbone, make_model_inputs(samples, backbone.preprocess, tmp_path), Precision(), tmp_path, "k")
+    extract(backbone, make_model_inputs(samples, backbone.preprocess, tmp_path), InferenceBackend(), tmp_path, "k")
     samples.reads.clear()
-    extract(backbone, make_model_inputs(samples, backbone.preprocess, tmp_path, lazy=True), Precision(), tmp_path, "k")
+    lazy = make_model_inputs(samples, backbone.preprocess, tmp_path, lazy=True)
+    extract(backbone, lazy, InferenceBackend(), tmp_path, "k")
     assert samples.reads == []
 
 

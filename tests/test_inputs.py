@@ -14,7 +14,6 @@ from tiny import save_tiny
 import cleantune
 from cleantune.data.image_cache import Decoder
 from cleantune.errors import UserError
-from cleantune.features.precision import Precision
 from cleantune.pipeline import inputs as inputs_module
 from cleantune.pipeline.arguments import FitArguments
 from cleantune.pipeline.inputs import HeadFactory, prepare_inputs
@@ -28,8 +27,7 @@ QUIET = Console(quiet=True)
 def test_training_images_are_decoded_before_extraction_on_a_cpu(
     trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs_module, "select_precisions", lambda *_: (Precision(), Precision()))
-    options = {"test_fraction": 0.22, "device": "cpu", "cache": str(tmp_path / "cache")}
+    options = {"test_fraction": 0.22, "device": "cpu", "backend": "torch", "cache": str(tmp_path / "cache")}
     model = save_tiny("resnet", tmp_path / "model")
     run = resolve(configure_arguments(FitArguments(data=color_table(tmp_path), model=model, options=options)), QUIET)
     decoded: list[int] = []

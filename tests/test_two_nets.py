@@ -30,8 +30,10 @@ import cleantune
 from cleantune.backbones import open_backbone
 from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
-from cleantune.features.cache import ViewSpec, extract, view_key
-from cleantune.features.precision import Precision
+from cleantune.features import extract as extract_module
+from cleantune.features import shards
+from cleantune.features.backend import InferenceBackend
+from cleantune.features.extract import ViewSpec, extract
 from cleantune.functional.standardize import mean_and_std
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import EpochMetrics, Stage
@@ -181,26 +183,24 @@ def test_clean_labels_leave_no_side_empty(name: str) -> None:
 def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cleantune.features import cache
-
-    monkeypatch.setattr(cache, "SHARD_ROWS", 16)
-    monkeypatch.setattr(cache, "BATCH", 4)
-    monkeypatch.setattr(cache, "MAX_BATCH_SIZE", 4)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 16)
+    monkeypatch.setattr(extract_module, "BATCH_SIZE", 4)
+    monkeypatch.setattr(extract_module, "MAX_BATCH_SIZE", 4)
     body = open_backbone(save_tiny("resnet", tmp_path / "m"))
     prepared = make_model_inputs(fake_images(40), body.preprocess, tmp_path)  # type: ignore[arg-type]
     made = {}
     for seen in (ViewSpec("weak", 0), ViewSpec("weak", 1), ViewSpec("strong", 0)):
-        key = view_key("k", seen, prepared.augment)  # type: ignore[attr-defined]
-        made[seen] = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, seen))
+        key = seen.key("k", prepared.augmentation)  # type: ignore[attr-defined]
+        made[seen] = np.asarray(extract(body, prepared, InferenceBackend(), tmp_path, key, None, seen))
     assert not any(np.allclose(a, b) for a, b in itertools.combinations(made.values(), 2))
     with torch.no_grad():
-        direct = body(ViewSpec("weak", 1).of(prepared, [16, 17, 18, 19]))
+        direct = body(ViewSpec("weak", 1).inputs(prepared, [16, 17, 18, 19]))
     np.testing.assert_allclose(made[ViewSpec("weak", 1)][16:20], direct.numpy(), rtol=1e-4, atol=1e-5)
 
-    key = view_key("k", ViewSpec("weak", 0), prepared.augment)  # type: ignore[attr-defined]
+    key = ViewSpec("weak", 0).key("k", prepared.augmentation)  # type: ignore[attr-defined]
     for name in ("index.json", "000001.npy"):  # as if it had been killed in the second shard
         (tmp_path / f"features-{key}" / name).unlink()
-    again = np.asarray(extract(body, prepared, Precision(), tmp_path, key, None, ViewSpec("weak", 0)))
+    again = np.asarray(extract(body, prepared, InferenceBackend(), tmp_path, key, None, ViewSpec("weak", 0)))
     assert np.array_equal(again, made[ViewSpec("weak", 0)])
 
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from cleantune.backbones import open_backbone
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, SharedBatchNorm, init_distributed
-from cleantune.features import cache
-from cleantune.features.precision import Precision
+from cleantune.features import extract, shards
+from cleantune.features.backend import InferenceBackend
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Method, Scope, Stage
 from cleantune.training.batches import FeatureBatches, SampleBatches
@@ -132,17 +132,18 @@ def batch_normed(ranks: ProcessGroup) -> dict[str, float]:
 
 def extracted(ranks: ProcessGroup, cache: Path) -> dict[str, Any]:
     """Features in shards made by all ranks, against those made by one."""
-    cache.SHARD_ROWS, cache.BATCH, cache.MAX_BATCH_SIZE = 16, 4, 4
+    shards.SHARD_ROWS, extract.BATCH_SIZE, extract.MAX_BATCH_SIZE = 16, 4, 4
+    backend = InferenceBackend()
     body = open_backbone(nn.Linear(8, 6), feature="x", width=6)
     for p in body.parameters():
         nn.init.constant_(p, 0.1)
     data = blobs(0.0, size=50)
     prepared = data.data().rows["train"].samples
-    alone = cache.extract(body, prepared, Precision(), cache / f"own-{ranks.rank}", "k")  # type: ignore[arg-type]
+    alone = extract.extract(body, prepared, backend, cache / f"own-{ranks.rank}", "k")  # type: ignore[arg-type]
     made: list[int] = []
-    real = cache.extract_shard
-    cache.extract_shard = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
-    shared = cache.extract(body, prepared, Precision(), cache / "shared", "k", ranks=ranks)  # type: ignore[arg-type]
+    real = extract.extract_shard
+    extract.extract_shard = lambda *a: made.append(1) or real(*a)  # type: ignore[func-returns-value,assignment]
+    shared = extract.extract(body, prepared, backend, cache / "shared", "k", group=ranks)  # type: ignore[arg-type]
     return {"equal": bool(np.array_equal(alone, shared)), "made": ranks.each(len(made))}
 
 

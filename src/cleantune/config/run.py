@@ -32,9 +32,11 @@ class ModelConfig:
     lora_rank: Annotated[int, Range(0, 1024)] = 0
     """Rank of the LoRA adapters that learn in the place of the backbone's weights; 0: none. --scope lora sets 8."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the backbone's arithmetic; auto times both on this machine."""
+    """Number format of the backbone; auto takes bfloat16 where the processor or GPU computes natively in it."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    """Program that makes features of a frozen backbone; auto takes OpenVINO where it is installed and pays."""
+    """Program for features of a frozen backbone; auto takes OpenVINO for many samples on a CPU, if installed."""
+    compile: bool = False
+    """Compile the backbone for fine-tuning by torch.compile: worthwhile for long training on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the nets compute; auto takes a GPU where there is one."""
 

@@ -1,19 +1,15 @@
-"""Which program turns samples into features: torch, or OpenVINO where it is installed, agrees and pays on this machine.
+"""A frozen backbone as OpenVINO computes it on the CPU.
 
-The number format that suits torch is chosen first (`precision`), then the program; OpenVINO may gain by bfloat16 where
-torch does not. It reads pixels as they lie, bytes with the channels last, and normalizes them itself; it computes
-several batches at a time (streams).
+It reads pixels as bytes with the channels last, normalizes them inside the network, and computes several batches at a
+time (streams).
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
-import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,185 +18,222 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cleantune.backbones import Backbone, ImagePreprocess, quiet_transformers
-from cleantune.errors import UserError, did_you_mean
-from cleantune.features.precision import (
-    Dtype,
-    Precision,
-    formats,
-    handicap,
-    probe_precision,
-    question,
-    seconds_a_sample,
-)
+from cleantune.features.precision import Dtype
 from cleantune.methods.protocol import Inputs
-from cleantune.storage.files import read_json, write_json
+from cleantune.utils.telemetry import import_openvino
 
 Key = TypeVar("Key")
 
-BACKENDS = ("auto", "torch", "openvino")
 MICRO_BATCH = 16
-"""Images of one inference; batches are cut so, which keeps activations in the processor's cache."""
-PAYS = 5.0
-"""Seconds that torch must take for all samples before a conversion is tried; one takes two to four if small."""
-_GAIN = 1.1
-"""OpenVINO must be this much faster, after `_ALONE`."""
-MAX_REL_ERROR = {"float32": 1e-4, "bfloat16": 1e-2}
-"""Largest relative error of features beside torch's: the difference's length over the features' length."""
-_TRUSTED = {"float32": 1e-3, "bfloat16": 0.05}
-"""A network whose features differ by more was not converted rightly. Roundings in bfloat16 add up over the fifty
-convolutions of a MobileNetV2 to two percent between the programs, and to 16 from float32 in either."""
-_SECONDS_A_ROUND = 0.2
-"""Of timing."""
-_ALONE = 1.25
-"""What passes on all cores as one, torch or a single stream, must be this much faster than a stream a core: what runs
-beside it, decoding or another's program, holds up all of them."""
-_KEPT = 4
+"""Images of one inference; batches are split so, which keeps activations in the processor's cache."""
+MAX_REL_ERROR = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest relative L2 error of features against torch in float32, by number format.
+
+Rounding in bfloat16 adds up over the fifty convolutions of a MobileNetV2 to 0.16, in torch as in OpenVINO; a wrong
+conversion is farther off.
+"""
+TOKEN_INPUTS = ("input_ids", "attention_mask")
+"""Inputs of a text network, in the order of its converted form."""
+CACHE_SIZE = 4
 """Compiled networks that stay in memory."""
-_compiled: OrderedDict[tuple[object, ...], OpenVINOEncoder] = OrderedDict()
+_encoders: OrderedDict[tuple[object, ...], OpenVINOEncoder] = OrderedDict()
 
 
-def installed() -> bool:
-    """Whether OpenVINO can be imported."""
+class ConversionError(Exception):
+    """A network that OpenVINO cannot convert, or converts to another function."""
+
+
+def is_installed() -> bool:
+    """Return whether OpenVINO can be imported."""
     return importlib.util.find_spec("openvino") is not None
 
 
-def openvino() -> Any:
-    """The package, its telemetry off: without the module that sends, it takes a stub of its own."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino as package
+@dataclass
+class _Batch:
+    """A batch whose inferences are under way."""
 
-    return package
+    key: Any
+    features: Float[np.ndarray, "B D"]
+    num_inferences: int = 0
+    finished: list[int] = field(default_factory=list)
+    """First rows of the inferences that are done."""
 
 
 class OpenVINOEncoder:
-    """A backbone as OpenVINO computes it."""
+    """A backbone compiled by OpenVINO."""
 
-    def __init__(self, backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> None:
-        """Convert and compile.
+    def __init__(self, backbone: Backbone, example: Inputs, dtype: Dtype, num_streams: int) -> None:
+        """Convert and compile a backbone.
 
         Args:
-            backbone: In evaluation mode, on the CPU.
+            backbone: On the CPU; it is put into evaluation mode.
             example: A batch of uint8 pixels [B, 3, H, W], of ready inputs, or of tokens.
-            precision: Format and number of streams.
-            model: What `converted` made of both, where it is compiled more than once.
+            dtype: Number format of the products.
+            num_streams: Inferences that are computed at a time.
+
+        Raises:
+            ConversionError: OpenVINO does not support an operation of the network.
         """
+        openvino = import_openvino()
         self.width = backbone.width
-        self.image = isinstance(example, Tensor) and example.dim() == 4
-        self.grain = MICRO_BATCH if isinstance(example, Tensor) else 0
-        hint = {"float32": "f32", "bfloat16": "bf16"}[precision.dtype]
-        threads = torch.get_num_threads()
+        self.is_image = isinstance(example, Tensor) and example.dim() == 4
         settings = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "NUM_STREAMS": str(precision.streams),
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
+            "NUM_STREAMS": str(num_streams),
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "THROUGHPUT",
         }
-        ov = openvino()
-        self.network = ov.Core().compile_model(model or converted(backbone, example), "CPU", settings)
-        self.queue = ov.AsyncInferQueue(self.network, precision.streams + 1)
-        self.queue.set_callback(_keep)
+        try:
+            network = openvino.Core().compile_model(convert(backbone, example), "CPU", settings)
+        except Exception as error:  # the converter fails in many ways at a network that it does not know
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+            raise ConversionError(f"OpenVINO cannot convert this network ({reason})") from error
+        self._queue = openvino.AsyncInferQueue(network, num_streams + 1)
+        self._queue.set_callback(_store)
 
     def stream(self, items: Iterable[tuple[Key, Inputs]]) -> Iterator[tuple[Key, Float[Tensor, "B D"]]]:
-        """Features of batches, in their order; the next ones are computed while one is in use."""
-        begun: deque[tuple[Key, np.ndarray, int, list[int]]] = deque()
-        for key, x in items:
-            out = np.empty((len(_rows(x)), self.width), np.float32)
-            parts, kept = 0, []  # type: ignore[var-annotated]
-            for start, feed in self._feeds(x, len(out)):
-                self.queue.start_async(feed, (out, start, kept))
-                parts += 1
-            begun.append((key, out, parts, kept))
-            while begun and len(begun[0][3]) == begun[0][2]:
-                yield begun[0][0], torch.from_numpy(begun.popleft()[1])
-        self.queue.wait_all()
-        for key, out, _, _ in begun:
-            yield key, torch.from_numpy(out)
+        """Yield the features of batches in order; the next batches are computed while the caller uses one.
 
-    def _feeds(self, x: Inputs, count: int) -> Iterator[tuple[int, dict[Any, np.ndarray]]]:
-        """What each inference gets, and from which row of the batch on; the last one is filled up with zeros."""
+        Args:
+            items: Batches, each with a key that is returned with its features.
+        """
+        pending: deque[_Batch] = deque()
+        for key, x in items:
+            batch = _Batch(key, np.empty((_num_rows(x), self.width), np.float32))
+            for start, feed in self._split(x):
+                self._queue.start_async(feed, (batch, start))
+                batch.num_inferences += 1
+            pending.append(batch)
+            while pending and len(pending[0].finished) == pending[0].num_inferences:
+                done = pending.popleft()
+                yield done.key, torch.from_numpy(done.features)
+        self._queue.wait_all()
+        for batch in pending:
+            yield batch.key, torch.from_numpy(batch.features)
+
+    def _split(self, x: Inputs) -> Iterator[tuple[int, dict[Any, np.ndarray]]]:
+        """Yield the input of each inference with its first row; the last one is padded with zeros."""
         if not isinstance(x, Tensor):
-            yield 0, {name: np.ascontiguousarray(value.numpy()) for name, value in x.items()}
+            yield 0, {i: np.ascontiguousarray(x[name].numpy()) for i, name in enumerate(TOKEN_INPUTS)}
             return
-        rows = np.ascontiguousarray((x.permute(0, 2, 3, 1) if self.image else x).numpy())
-        for start in range(0, count, self.grain):
-            part = rows[start : start + self.grain]
-            if len(part) < self.grain:
-                part = np.concatenate([part, np.zeros((self.grain - len(part), *part.shape[1:]), part.dtype)])
+        rows = np.ascontiguousarray((x.permute(0, 2, 3, 1) if self.is_image else x).numpy())
+        for start in range(0, len(rows), MICRO_BATCH):
+            part = rows[start : start + MICRO_BATCH]
+            if len(part) < MICRO_BATCH:
+                part = np.concatenate([part, np.zeros((MICRO_BATCH - len(part), *part.shape[1:]), part.dtype)])
             yield start, {0: part}
 
 
-def _keep(request: Any, place: tuple[np.ndarray, int, list[int]]) -> None:
-    """Copy what an inference gave to its place, and note that it is there."""
-    out, start, kept = place
-    part = out[start:]
-    found = request.get_output_tensor(0).data[: len(part)]
-    part[: len(found)] = found
-    kept.append(start)
+def _store(request: Any, place: tuple[_Batch, int]) -> None:
+    """Copy the output of an inference into the features of its batch."""
+    batch, start = place
+    rows = batch.features[start:]
+    output = request.get_output_tensor(0).data[: len(rows)]
+    rows[: len(output)] = output
+    batch.finished.append(start)
 
 
-class _Plain(nn.Module):
-    """A backbone whose inputs are tensors, as a tracer wants them."""
+def get_encoder(backbone: Backbone, example: Inputs, dtype: Dtype, num_streams: int) -> OpenVINOEncoder:
+    """Return the backbone compiled for inputs of this shape; the last few are cached by their weights.
 
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
+    Raises:
+        ConversionError: OpenVINO does not support an operation of the network.
+    """
+    shape = (str(example.dtype), tuple(example.shape[1:])) if isinstance(example, Tensor) else ("tokens",)
+    preprocess = backbone.preprocess.fingerprint if backbone.preprocess is not None else ""
+    key = (backbone.fingerprint, preprocess, shape, dtype, num_streams, torch.get_num_threads())
+    if key not in _encoders:
+        _encoders[key] = OpenVINOEncoder(backbone, example, dtype, num_streams)
+    _encoders.move_to_end(key)
+    while len(_encoders) > CACHE_SIZE:
+        _encoders.popitem(last=False)
+    return _encoders[key]
 
 
-class _Pixels(_Plain):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.backbone(x).float()  # type: ignore[no-any-return]
+def check_agreement(backbone: Backbone, example: Inputs, dtype: Dtype, num_streams: int) -> None:
+    """Check that OpenVINO's features of two samples are those of torch in float32, but for rounding.
+
+    Raises:
+        ConversionError: The relative L2 error exceeds `MAX_REL_ERROR`, or OpenVINO cannot convert the network.
+    """
+    pair = example[:2] if isinstance(example, Tensor) else {name: value[:2] for name, value in example.items()}
+    [(_, features)] = get_encoder(backbone, example, dtype, num_streams).stream([(0, pair)])
+    if isinstance(pair, Tensor) and pair.dtype == torch.uint8 and isinstance(backbone.preprocess, ImagePreprocess):
+        pair = backbone.preprocess.inputs(pair)
+    with torch.inference_mode():
+        expected = backbone(pair).float()
+    error = float((features - expected).norm() / expected.norm().clamp(min=1e-12))
+    if not error <= MAX_REL_ERROR[dtype]:  # nor a number that is not finite
+        raise ConversionError(f"OpenVINO's features of this network differ from those of torch by {error:.1%}")
 
 
-class _Tokens(_Plain):
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.backbone({"input_ids": input_ids, "attention_mask": attention_mask}).float()  # type: ignore[no-any-return]
-
-
-def converted(backbone: Backbone, example: Inputs) -> Any:
-    """The network in OpenVINO's form, for batches as they lie in memory; of `MICRO_BATCH` samples, or of any number of texts.
+def convert(backbone: Backbone, example: Inputs) -> Any:
+    """Return the network as a model of OpenVINO, for images in batches of `MICRO_BATCH`, or for any number of texts.
 
     Args:
         backbone: On the CPU; it is put into evaluation mode.
         example: As of `OpenVINOEncoder`.
     """
-    model = _traced(backbone, example)
+    model = _trace(backbone, example)
     if not isinstance(example, Tensor):
         return model
     model.reshape([MICRO_BATCH, *example.shape[1:]])
     if example.dim() != 4:
         return model
-    return _reads_as_it_lies(model, backbone.preprocess if example.dtype == torch.uint8 else None)
+    preprocess = backbone.preprocess if example.dtype == torch.uint8 else None
+    return _with_channels_last(model, preprocess if isinstance(preprocess, ImagePreprocess) else None)
 
 
-def _traced(backbone: Backbone, example: Inputs) -> Any:
-    """The network as it runs on two samples; tracing it again to compare takes half the time, and `_error` compares."""
-    ov = openvino()
+class _TensorOutput(nn.Module):
+    """A backbone whose inputs and output are tensors, for the tracer."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        inputs = x if attention_mask is None else dict(zip(TOKEN_INPUTS, (x, attention_mask), strict=True))
+        return self.backbone(inputs).float()  # type: ignore[no-any-return]
+
+
+def _trace(backbone: Backbone, example: Inputs) -> Any:
+    """Trace the network on two samples and convert it.
+
+    The frontend is called directly: `openvino.convert_model`, which wraps it, sends telemetry.
+    """
+    import_openvino()
+    from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     if isinstance(example, Tensor):
-        module: nn.Module = _Pixels(backbone)
-        given: Any = torch.zeros(2, *example.shape[1:])
+        inputs: Any = torch.zeros(2, *example.shape[1:])
     else:
-        module = _Tokens(backbone)
-        given = tuple(example[name][:2].clone() for name in ("input_ids", "attention_mask"))
+        inputs = tuple(example[name][:2].clone() for name in TOKEN_INPUTS)
+    frontend = FrontEndManager().load_by_framework("pytorch")
     with quiet_transformers(), torch.no_grad():
-        decoder = TorchScriptPythonDecoder(module.eval(), example_input=given, trace_kwargs={"check_trace": False})
-        return ov.convert_model(decoder)
+        module = _TensorOutput(backbone).eval()
+        decoder = TorchScriptPythonDecoder(
+            module,
+            example_input=inputs,
+            shared_memory=False,  # else training in place would change the compiled network
+            trace_kwargs={"check_trace": False},
+        )
+        return frontend.convert(frontend.load(decoder))
 
 
-def _reads_as_it_lies(model: Any, preprocess: Any) -> Any:
-    """The network with channels-last inputs; given a preprocessing, of bytes that it normalizes itself.
+def _with_channels_last(model: Any, preprocess: ImagePreprocess | None) -> Any:
+    """Return the network with channels-last inputs, which are bytes that it normalizes where a preprocessing is given.
 
-    A row of pixels is normalized as one vector of 3 W numbers: with the three channels innermost, as OpenVINO's own
-    preprocessing has them, a vector instruction would do three.
+    A row of pixels is normalized as one vector of 3 W values: over the three channels alone, as OpenVINO's own
+    preprocessing does it, vector instructions would compute three values at a time.
     """
-    ov = openvino()
+    openvino = import_openvino()
     old = model.input(0).get_node()
     count, channels, height, width = old.get_output_shape(0)
-    raw = isinstance(preprocess, ImagePreprocess)
-    new = ov.op.Parameter(ov.Type.u8 if raw else ov.Type.f32, ov.Shape([count, height, width, channels]))
-    x, ops = new, ov.opset13
-    if raw:
+    dtype = openvino.Type.f32 if preprocess is None else openvino.Type.u8
+    new = openvino.op.Parameter(dtype, openvino.Shape([count, height, width, channels]))
+    x, ops = new, openvino.opset13
+    if preprocess is not None:
         mean, std = (np.tile(np.float32(value) / np.float32(preprocess.scale), width)
                      for value in (preprocess.mean, preprocess.std))  # fmt: skip
         x = ops.convert(ops.reshape(x, np.array([count, height, width * channels]), False), np.float32)
@@ -214,204 +247,5 @@ def _reads_as_it_lies(model: Any, preprocess: Any) -> Any:
     return model
 
 
-def compiled(backbone: Backbone, example: Inputs, precision: Precision, model: Any = None) -> OpenVINOEncoder:
-    """The backbone compiled for inputs of this form; the last few are remembered by their weights."""
-    form = (str(example.dtype), tuple(example.shape[1:])) if isinstance(example, Tensor) else ("tokens",)
-    threads = torch.get_num_threads()
-    key = (backbone.fingerprint, form, precision.dtype, precision.streams, threads)
-    if key not in _compiled:
-        _compiled[key] = OpenVINOEncoder(backbone, example, precision, model)
-    _compiled.move_to_end(key)
-    while len(_compiled) > _KEPT:
-        _compiled.popitem(last=False)
-    return _compiled[key]
-
-
-def select_backend(
-    backbone: Backbone,
-    inputs: Inputs,
-    *,
-    precision: str = "auto",
-    backend: str = "auto",
-    count: int = 0,
-    memory: Path | None = None,
-    pixels: Tensor | None = None,
-) -> Precision:
-    """Number format, program and streams for the features of a frozen backbone, by a short probe.
-
-    Args:
-        backbone: On the device where it will run.
-        inputs: An example batch.
-        precision: `auto`, `float32` or `bfloat16`.
-        engine: `auto`, or a program to be taken as given.
-        count: Samples whose features are wanted; few are not worth a conversion.
-        memory: A folder where choices are kept; they are read from there ever after.
-        pixels: The same batch as uint8 [B, 3, H, W], where there is one.
-
-    Raises:
-        UserError: An unknown setting; or OpenVINO was asked for and is not installed, cannot take the network, or the
-            network is on a GPU.
-    """
-    if backend not in BACKENDS:
-        raise UserError(f'unknown engine "{backend}"{did_you_mean(backend, BACKENDS)}')
-    known_choice = remembered(backbone, inputs, precision, backend, count, memory)
-    if known_choice is not None:
-        return known_choice
-    path = _path(backbone, inputs, precision, backend, memory)
-    seconds = _remembered(path)[1]
-    plain = probe_precision(backbone, inputs, precision, count=count or None, memory=memory)
-    if backend == "torch":
-        return plain
-    device = next((p.device.type for p in backbone.parameters()), "cpu")
-    reason = "OpenVINO computes on the CPU, the model is on a GPU" if device != "cpu" else ""
-    if not reason and not installed():
-        reason = "OpenVINO is not installed: pip install 'cleantune[cpu]'"
-    if backend == "openvino" and reason:
-        raise UserError(f"--backend openvino: {reason}; or leave --backend out")
-    if reason:
-        return plain
-    few = PAYS / max(count, 1) if backend == "auto" else 0.0
-    if not 0 < seconds <= few:
-        seconds = seconds_a_sample(backbone, inputs, plain, few)
-        if seconds <= few:
-            _remember(path, None, seconds)
-    if seconds <= few:
-        return plain
-    fed = inputs if pixels is None else pixels
-    # Where bfloat16 pays for torch it does for OpenVINO; the converse does not hold.
-    dtypes: list[Dtype] = formats(precision, device) if plain.dtype == "float32" else [plain.dtype]
-    chosen = _raced(backbone, fed, inputs, plain, dtypes, backend == "openvino", seconds)
-    _remember(path, chosen, seconds)
-    return chosen
-
-
-def remembered(
-    backbone: Backbone, inputs: Inputs, precision: str, backend: str, count: int, memory: Path | None
-) -> Precision | None:
-    """What `select_backend` would take from its memory alone, if anything; of the inputs, one sample will do."""
-    chosen, seconds = _remembered(_path(backbone, inputs, precision, backend, memory))
-    return chosen if backend != "auto" or seconds * count > PAYS else None
-
-
-def _remember(path: Path | None, chosen: Precision | None, seconds: float) -> None:
-    if path is not None:
-        told = None if chosen is None else asdict(chosen)
-        write_json(path, {"torch_seconds": seconds, "threads": torch.get_num_threads(), "chosen": told})
-
-
-def _path(backbone: Backbone, inputs: Inputs, precision: str, backend: str, memory: Path | None) -> Path | None:
-    if memory is None or backend == "torch":
-        return None
-    name = question(backbone, inputs, f"{precision} {backend}", False)
-    return memory / f"{name.replace('precision', 'engine')}.json"
-
-
-def _remembered(path: Path | None) -> tuple[Precision | None, float]:
-    """An earlier choice, if a conversion ever paid, and the seconds that torch took for a sample; 0.0: not known.
-
-    Threads do not matter for what is chosen, so that a process and its workers, which share them, choose alike; as many
-    streams as threads stay so.
-    """
-    if path is None or not path.is_file() or not installed():
-        return None, 0.0
-    stored = read_json(path)
-    if stored["chosen"] is None:
-        return None, stored["torch_seconds"]
-    chosen = Precision(**stored["chosen"])
-    if chosen.backend == "openvino" and chosen.streams == stored["threads"]:
-        chosen = replace(chosen, streams=torch.get_num_threads())
-    return chosen, stored["torch_seconds"]
-
-
-def _raced(
-    backbone: Backbone, fed: Inputs, inputs: Inputs, plain: Precision, dtypes: list[Dtype], forced: bool, torchs: float
-) -> Precision:
-    """OpenVINO in these formats beside torch in the one that suits it, by the seconds a sample.
-
-    Raises:
-        UserError: OpenVINO was asked for and cannot take the network.
-    """
-    cores = torch.get_num_threads()
-    begun = time.perf_counter()
-    some = _first(fed, MICRO_BATCH if isinstance(fed, Tensor) else 64)
-    few = _first(inputs, len(_rows(some)))
-    seconds: dict[Precision, float] = {}
-
-    def tried(dtype: Dtype, streams: int) -> None:
-        way = replace(plain, backend="openvino", dtype=dtype, streams=streams)
-        network = compiled(backbone, some, way, model)
-        error = _error(backbone, network, some, few, way)
-        if error <= _TRUSTED[dtype]:
-            seconds[way] = _timed(network, some, streams)
-        elif dtype == dtypes[-1] and not seconds:
-            raise ValueError(f"its features differ from torch's by {error:.1%}")
-
-    def costs(way: Precision) -> float:
-        return seconds.get(way, torchs) * handicap(False, way) * (_ALONE if way.streams == 1 else 1)
-
-    try:
-        model = converted(backbone, some)
-        for dtype in dtypes:
-            tried(dtype, cores)
-        if cores > 1:
-            several = min(seconds, key=costs)
-            tried(several.dtype, 1)
-            if min(seconds, key=costs).streams == 1:  # which the others may owe to a worse moment
-                again = _timed(compiled(backbone, some, several, model), some, cores)
-                seconds[several] = min(seconds[several], again)
-    except UserError:
-        raise
-    except Exception as error:  # a network that the converter does not know fails in many ways
-        words = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
-        if forced:
-            raise UserError(
-                f"--backend openvino: this network cannot be converted ({words}); use --backend torch"
-            ) from None
-        return replace(plain, why=f"{plain.why}; OpenVINO cannot take this network ({words})")
-    best = min(seconds, key=costs)
-    ratio = seconds[best] / torchs
-    took = time.perf_counter() - begun
-    words = f"OpenVINO in {best.dtype} with {best.streams} streams takes {ratio:.2f} of torch's time, found out in"
-    pays = costs(best) * _GAIN < costs(plain)
-    return replace(best if forced or pays else plain, why=f"{plain.why}; {words} {took:.0f} s")
-
-
-def _error(backbone: Backbone, network: OpenVINOEncoder, fed: Inputs, inputs: Inputs, way: Precision) -> float:
-    """How far two samples' features are from torch's in the same format, relative to their length."""
-    [(_, ours)] = network.stream([(0, fed)])
-    with torch.inference_mode(), way.autocast():
-        theirs = backbone(_first(inputs, 2)).float()
-    return float((ours[:2] - theirs).norm() / theirs.norm().clamp(min=1e-12))
-
-
-def rate(backbone: Backbone, fed: Inputs, precision: Precision) -> float:
-    """Samples a second of OpenVINO on this batch."""
-    some = _first(fed, MICRO_BATCH if isinstance(fed, Tensor) else 64)
-    return 1 / _timed(compiled(backbone, some, precision), some, precision.streams)
-
-
-def _timed(network: OpenVINOEncoder, some: Inputs, streams: int) -> float:
-    """The best seconds a sample of up to three rounds in which every stream is busy.
-
-    An inference of a small network ends within milliseconds, which say more about the neighbors: its rounds are
-    longer. That of a large one lasts a second, and says enough.
-    """
-    best, turns, begun = float("inf"), 1, time.perf_counter()
-    for _ in range(3):
-        start = time.perf_counter()
-        for _ in network.stream([(k, some) for k in range(turns * streams)]):
-            pass
-        took = time.perf_counter() - start
-        best = min(best, took / (turns * streams * len(_rows(some))))
-        if time.perf_counter() - begun > 4 * _SECONDS_A_ROUND:
-            break
-        turns = max(turns, min(64, int(turns * _SECONDS_A_ROUND / took)))
-    return best
-
-
-def _rows(x: Inputs) -> Tensor:
-    return x if isinstance(x, Tensor) else next(iter(x.values()))
-
-
-def _first(x: Inputs, count: int) -> Inputs:
-    return x[:count] if isinstance(x, Tensor) else {name: value[:count] for name, value in x.items()}
+def _num_rows(x: Inputs) -> int:
+    return len(x if isinstance(x, Tensor) else next(iter(x.values())))

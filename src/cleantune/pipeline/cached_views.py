@@ -9,7 +9,8 @@ import psutil
 
 from cleantune.config.run import Config
 from cleantune.errors import UserError
-from cleantune.features.cache import CachedViews, ViewSpec, extract, features_key, view_key
+from cleantune.features.cache import CachedViews, features_key
+from cleantune.features.extract import ViewSpec, extract
 from cleantune.methods.protocol import Phase, View
 from cleantune.pipeline.inputs import RunInputs
 from cleantune.storage.files import cache_folder
@@ -47,20 +48,20 @@ def cached_views(
     if backbone is None:
         console.print("features without a backbone have one view: it serves as every view")
         return None
-    rows, dtype, precision = inputs.data.rows["train"], config.run.feature_dtype, inputs.extraction_precision
+    rows, dtype, backend = inputs.data.rows["train"], config.run.feature_dtype, inputs.compute.inference
     cache = cache_folder(config.run.cache)
     cache.mkdir(parents=True, exist_ok=True)
     _check_space(4 * len(rows) * backbone.width * (1 + len(views)), len(views), len(rows), config, console)
     augmentation = config.augmentation.image if inputs.data.kind == "image" else config.augmentation.text
-    plain_key = features_key(backbone, rows.samples.fingerprint, precision, dtype)
+    plain_key = features_key(backbone, rows.samples.fingerprint, backend, dtype)
     views_features = []
     for view in views:
         with console.progress(f"{view.view} view {view.number + 1}") as report:
-            key = view_key(plain_key, view, augmentation)
+            key = view.key(plain_key, augmentation)
             views_features.append(
                 extract(
-                    backbone, inputs.model_inputs["train"], precision, cache, key, report, view,
-                    ranks=inputs.group, feature_dtype=dtype,
+                    backbone, inputs.model_inputs["train"], backend, cache, key, report, view,
+                    group=inputs.group, feature_dtype=dtype,
                 )
             )  # fmt: skip
     strong = sum(view.view == "strong" for view in views)

@@ -14,11 +14,11 @@ from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup, in
 from cleantune.errors import UserError
 from cleantune.pipeline import artifacts
 from cleantune.pipeline.arguments import FitArguments
+from cleantune.pipeline.compute import stored_compute
 from cleantune.pipeline.export import save_models
 from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.inputs import prepare_inputs
 from cleantune.pipeline.plan import MIN_SAMPLES_FOR_ESTIMATE, RunEstimate, estimate_run
-from cleantune.pipeline.precision import stored_precisions
 from cleantune.pipeline.ray_train import launch_workers
 from cleantune.pipeline.record import write_config
 from cleantune.pipeline.resolve import ResolvedRun, configure_arguments, resolve
@@ -167,7 +167,7 @@ def run_fit(config: Config, run_dir: RunDir, console: Console, group: ProcessGro
     print_estimate(run, run_dir, console)
     inputs = prepare_inputs(
         run.config, run.data, run.backbone, console,
-        precisions=stored_precisions(run_dir), trains_backbone=run.trains_backbone, group=group,
+        compute=stored_compute(run_dir), trains_backbone=run.trains_backbone, group=group,
     )  # fmt: skip
     run_dir.clear()
     group.first(lambda: write_config(run_dir, run.config, run.phases, inputs))

@@ -17,10 +17,11 @@ from cleantune.data import Data, Rows
 from cleantune.data.model_inputs import ImageInputs, ModelInputs, make_model_inputs
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
-from cleantune.features.cache import Features, extract, features_key
-from cleantune.features.precision import Precision
+from cleantune.features.backend import ComputeConfig
+from cleantune.features.cache import Features, features_key
+from cleantune.features.extract import extract
 from cleantune.functional.standardize import mean_and_std
-from cleantune.pipeline.precision import PrecisionPair, select_precisions
+from cleantune.pipeline.compute import select_compute
 from cleantune.pipeline.resolve import recommended_learning_rate
 from cleantune.storage.files import cache_folder
 from cleantune.storage.run_dir import RunDir
@@ -48,9 +49,8 @@ class RunInputs:
 
     data: Data
     backbone: Backbone | None
-    extraction_precision: Precision
-    training_precision: Precision
-    """Precision of fine-tuning and of the evaluation passes in between."""
+    compute: ComputeConfig
+    """Inference backend and precisions."""
     features: dict[str, Any]
     """Features by split, [N, D] float32."""
     model_inputs: dict[str, ModelInputs]
@@ -95,11 +95,13 @@ class RunInputs:
                 return copy.deepcopy(self.backbone)
             return add_lora(self.backbone, self.lora_rank, heads.seed + k)
 
-        train = self.features["train"]
+        train, compute = self.features["train"], self.compute
         return [
-            Net(make_backbone(k), heads(train, k), self.training_precision, self.extraction_precision)
+            Net(
+                make_backbone(k), heads(train, k), compute.training, compute.inference, compile_backbone=compute.compile
+            )
             for k in range(count)
-        ]
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class HeadFactory:
 
     def __call__(self, features: Any, k: int) -> LinearHead:
         """Return a head of model k for features [N, D]."""
-        scale = features.scale if isinstance(features, Features) else mean_and_std(features)
+        scale = features.mean_and_std if isinstance(features, Features) else mean_and_std(features)
         rng = torch.Generator().manual_seed(self.seed + k)
         return LinearHead(len(scale[0]), self.num_classes, init=self.init, standardize=scale, generator=rng)
 
@@ -123,7 +125,7 @@ def prepare_inputs(
     backbone: Backbone | None,
     console: Console,
     *,
-    precisions: PrecisionPair | None = None,
+    compute: ComputeConfig | None = None,
     trains_backbone: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> RunInputs:
@@ -134,8 +136,8 @@ def prepare_inputs(
         data: Data from `load_data`.
         backbone: Backbone from `open_model`; None where the data are features.
         console: Console for messages and progress.
-        precisions: Precisions of an interrupted run, which are kept.
-        trains_backbone: Whether the backbone is trained, so that its training is measured too.
+        compute: Backend and precisions of an interrupted run, which are kept.
+        trains_backbone: Whether the backbone is trained.
         group: Processes that share the run.
 
     Raises:
@@ -144,21 +146,21 @@ def prepare_inputs(
     start = time.perf_counter()
     if backbone is None:
         features = {name: _read_features(rows) for name, rows in data.rows.items()}
-        precision, device = Precision(why="features as given"), pick_device(config.model.device)
-        return RunInputs(data, None, precision, precision, features, {}, [], device, time.perf_counter() - start, group)
+        device = pick_device(config.model.device)
+        return RunInputs(data, None, ComputeConfig(), features, {}, [], device, time.perf_counter() - start, group)
     inputs = decode_inputs(
         config, data, backbone, console,
-        precisions=precisions, trains_backbone=trains_backbone, group=group, extracts=True,
+        compute=compute, trains_backbone=trains_backbone, group=group, extracts=True,
     )  # fmt: skip
-    cache, dtype, precision = cache_folder(config.run.cache), config.run.feature_dtype, inputs.extraction_precision
+    cache, dtype, backend = cache_folder(config.run.cache), config.run.feature_dtype, inputs.compute.inference
     for name, split_inputs in inputs.model_inputs.items():
         # On a CPU, decoding in the background slows down the network; a GPU loses nothing by it.
         if trains_backbone and inputs.device == "cpu":
             _finish_decoding(split_inputs, name, console)
         with backbone.constant_weights(), console.progress(f"features of {name}") as report:
-            key = features_key(backbone, data.rows[name].samples.fingerprint, precision, dtype)
+            key = features_key(backbone, data.rows[name].samples.fingerprint, backend, dtype)
             inputs.features[name] = extract(
-                backbone, split_inputs, precision, cache, key, report, ranks=group, feature_dtype=dtype
+                backbone, split_inputs, backend, cache, key, report, group=group, feature_dtype=dtype
             )
         if trains_backbone:
             _finish_decoding(split_inputs, name, console)
@@ -184,19 +186,19 @@ def decode_inputs(
     backbone: Backbone,
     console: Console,
     *,
-    precisions: PrecisionPair | None = None,
+    compute: ComputeConfig | None = None,
     trains_backbone: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
     extracts: bool = False,
 ) -> RunInputs:
-    """Decode all samples, move the backbone to its device and choose the precisions; extract no features yet.
+    """Decode all samples, move the backbone to its device and choose how to compute; extract no features yet.
 
     Args:
         config: As in `prepare_inputs`.
         data: Images or texts.
         backbone: As in `prepare_inputs`; it is moved to the device.
         console: As in `prepare_inputs`.
-        precisions: As in `prepare_inputs`.
+        compute: As in `prepare_inputs`.
         trains_backbone: As in `prepare_inputs`.
         group: As in `prepare_inputs`.
         extracts: Whether the features of all samples follow: images are then decoded lazily, and the backend is
@@ -217,19 +219,16 @@ def decode_inputs(
                 lazy=extracts, keep=trains_backbone,
             )  # fmt: skip
     backbone.to(device)
-    if precisions is None:
-        num_samples = sum(len(inputs) for inputs in model_inputs.values()) if extracts else 0
-        precisions = select_precisions(
-            config, backbone, model_inputs["train"], device, num_samples, trains_backbone, group
-        )
-    extraction, training = precisions
-    console.print(f"features {extraction.words} ({extraction.why})")
-    if trains_backbone:
-        console.print(f"training {training.words} ({training.why})")
-    if extraction.channels_last:
+    if compute is None:
+        compute = select_compute(
+            config, backbone, data.rows, model_inputs["train"],
+            extracts=extracts, trains_backbone=trains_backbone, group=group,
+        )  # fmt: skip
+    console.print(f"features by {compute.inference}{f'; training in {compute.training}' if trains_backbone else ''}")
+    if compute.inference.precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return RunInputs(
-        data, backbone, extraction, training, {}, model_inputs, [], device, time.perf_counter() - start, group,
+        data, backbone, compute, {}, model_inputs, [], device, time.perf_counter() - start, group,
         config.model.lora_rank if trains_backbone else 0,
     )  # fmt: skip
 
@@ -292,8 +291,8 @@ def drop_unreadable(inputs: RunInputs, max_unreadable: float, console: Console, 
 
 
 def fingerprint(inputs: RunInputs) -> str:
-    """Return a SHA-256 of what a resumed run must find unchanged: data, backbone and precisions."""
-    parts = [inputs.data.fingerprint, inputs.extraction_precision.fingerprint, inputs.training_precision.fingerprint]
+    """Return a SHA-256 of what a resumed run must find unchanged: data, backbone and precision."""
+    parts = [inputs.data.fingerprint, inputs.compute.fingerprint]
     if inputs.backbone is not None:
         parts.append(inputs.backbone.fingerprint)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -14,14 +14,14 @@ from cleantune.backbones import Backbone, ImagePreprocess
 from cleantune.config.run import Config
 from cleantune.data import Data
 from cleantune.data.image_cache import MEMORY_FRACTION
-from cleantune.data.model_inputs import ImageInputs, ModelInputs, make_model_inputs
+from cleantune.data.model_inputs import ModelInputs, make_model_inputs, raw_inputs
 from cleantune.errors import UserError
-from cleantune.features.openvino import rate, select_backend
-from cleantune.features.precision import Precision, probe_precision
+from cleantune.features.encoder import Encoder
+from cleantune.features.precision import select_precision
 from cleantune.noise import parse_noise
 from cleantune.pipeline.cached_views import views_to_cache
+from cleantune.pipeline.compute import select_inference
 from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
-from cleantune.pipeline.precision import PROBED
 from cleantune.pipeline.resolve import ResolvedRun
 from cleantune.pipeline.throughput import BUDGET, Throughput, measure_throughput
 from cleantune.storage.files import cache_folder
@@ -35,6 +35,9 @@ MIN_SAMPLES_FOR_ESTIMATE = 2000
 """Samples below which `fit` prints no estimate: the run is done before the estimate is read."""
 RESERVED_BYTES = 250_000_000
 """Bytes for the blocks of features that label scoring takes, and for the report's figures."""
+
+PROBED = 256
+"""Samples with which the throughput is measured."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,11 @@ def measure_machine(
         data: Data whose first training samples are used.
         backbone: Backbone; None where the data are features.
         trains: Whether the backbone is trained.
-        budget: Seconds of the probe, without those of the choice of a backend.
+        budget: Seconds of the probe, without those of converting to a backend.
         count: Samples whose features are extracted, which decides whether converting to a backend is worth it.
 
     Returns:
-        Throughput, samples per second of extraction, and the precision of extraction in words.
+        Throughput, samples per second of extraction, and the backend of extraction in words.
     """
     if backbone is None:
         throughput = measure_throughput(None, None, feature_width(data, None), len(data.classes), budget)
@@ -148,24 +151,17 @@ def measure_machine(
     samples = _readable_samples(data, backbone, cache)
     seconds_to_read = (time.perf_counter() - start) / len(samples)
     backbone.to(device)
-    index = torch.arange(len(samples))
-    x, memory, setting = samples.eval_view(index), cache / "precision", config.model.precision
-    pixels = samples.pixels(index) if isinstance(samples, ImageInputs) else None
-    extraction = select_backend(
-        backbone, x, precision=setting, backend=config.model.backend, count=count, memory=memory, pixels=pixels
-    )  # fmt: skip
-    training: Precision = extraction
-    if trains:
-        training = probe_precision(backbone, x, setting, training=True, layout=extraction.channels_last, memory=memory)
+    backend = select_inference(backbone, samples, config.model, count)
+    training = select_precision(backbone, config.model.precision, training=True) if trains else backend.precision
     head = LinearHead(backbone.width, len(data.classes), init="zeros")
     rank = config.model.lora_rank if trains else 0
     body = add_lora(backbone, rank, config.run.train_seed) if rank else copy.deepcopy(backbone)
-    model = Net(body, head, training, extraction).to(device)
+    model = Net(body, head, training, backend).to(device)
     throughput = measure_throughput(model, samples, backbone.width, len(data.classes), budget, trains=trains)
     inference = throughput.inference
-    if extraction.backend == "openvino":
-        inference = rate(backbone, x if pixels is None else pixels, extraction)
-    return throughput, 1 / (1 / inference + seconds_to_read), f", {extraction.words}"
+    if backend.name == "openvino":
+        inference = Encoder(backbone, backend).measure_throughput(raw_inputs(samples, torch.arange(len(samples))))
+    return throughput, 1 / (1 / inference + seconds_to_read), f", by {backend}"
 
 
 def _readable_samples(data: Data, backbone: Backbone, cache: Path) -> ModelInputs:

@@ -14,12 +14,15 @@ from cleantune.config.run import read_config
 from cleantune.data import Rows, load_unlabeled
 from cleantune.data.model_inputs import make_model_inputs, sort_by_length, to_device
 from cleantune.errors import UserError
-from cleantune.features.cache import SHARD_ROWS, extract, features_key
-from cleantune.features.precision import probe_precision
+from cleantune.features.backend import InferenceBackend
+from cleantune.features.cache import features_key
+from cleantune.features.extract import extract
+from cleantune.features.precision import select_precision
+from cleantune.features.shards import SHARD_ROWS
 from cleantune.methods.protocol import Inputs
+from cleantune.pipeline.compute import stored_compute
 from cleantune.pipeline.export import load_models
 from cleantune.pipeline.inputs import prepare_inputs
-from cleantune.pipeline.precision import stored_precisions
 from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.storage.files import cache_folder
 from cleantune.storage.run_dir import RunDir
@@ -125,14 +128,12 @@ class Model:
                 f"{len(inputs.unreadable)} of {len(rows)} samples cannot be read, the first is"
                 f" {next(iter(inputs.unreadable.values()))}; repair or remove them"
             )
-        first = inputs.eval_view(torch.arange(min(BATCH_SIZE, len(rows))))
+        backend = InferenceBackend("torch", select_precision(backbone))
         for member in self.members:
-            member.eval_precision = probe_precision(backbone, first, memory=cache / "precision")
+            member.inference = backend
         if cached:
-            precision = self.members[0].eval_precision
-            features = extract(
-                backbone, inputs, precision, cache, features_key(backbone, rows.samples.fingerprint, precision)
-            )
+            key = features_key(backbone, rows.samples.fingerprint, backend)
+            features = extract(backbone, inputs, backend, cache, key)
             starts = range(0, len(features), SHARD_ROWS)
             blocks = (torch.from_numpy(features[start : start + SHARD_ROWS]) for start in starts)
             return self._softmax(blocks, heads_only=True)
@@ -171,9 +172,9 @@ class Model:
         """
         if self.run is None:
             raise UserError("features are those of a run's data: open the run's folder, not its model folder")
-        console, precisions = Console(quiet=True), stored_precisions(RunDir(self.run, resume=True))
+        console, compute = Console(quiet=True), stored_compute(RunDir(self.run, resume=True))
         run = resolve(configure_table(read_config(self.run / RunDir.CONFIG)), console)
-        inputs = prepare_inputs(run.config, run.data, run.backbone, console, precisions=precisions)
+        inputs = prepare_inputs(run.config, run.data, run.backbone, console, compute=compute)
         place: dict[Any, tuple[str, int]] = {}
         for split in ("test", "unlabeled", "validation", "train"):
             if split in inputs.data.rows:

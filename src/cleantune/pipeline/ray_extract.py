@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,13 @@ from cleantune.config.run import Config
 from cleantune.data import load
 from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
-from cleantune.features.cache import (
-    SHARD_ROWS,
-    ViewSpec,
-    ensure_shard,
-    extract_shard,
-    features_key,
-    find,
-    shard_name,
-    write_index,
-    write_shard,
-)
+from cleantune.features import shards
+from cleantune.features.backend import InferenceBackend
+from cleantune.features.cache import features_key, find_features
 from cleantune.features.encoder import Encoder
-from cleantune.features.precision import Precision
+from cleantune.features.extract import extract_shard
+from cleantune.pipeline.compute import EXAMPLE_SAMPLES, select_inference
 from cleantune.pipeline.inputs import check_modality
-from cleantune.pipeline.precision import PROBED, extraction_precision
 from cleantune.pipeline.ray_train import first_line, ray_session
 from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import cache_folder
@@ -53,7 +45,7 @@ class ExtractionJob:
     split: str = "train"
     key: str = ""
     """Key of the split's features in the cache."""
-    precision: Precision | None = None
+    backend: InferenceBackend = InferenceBackend()
 
     def open(self) -> Backbone:
         """Enter the environment and open the backbone on its device; paths are the same on every machine."""
@@ -88,13 +80,12 @@ def extract_all(config: Config, workers: int, quiet: bool = False) -> dict[str, 
     num_gpus = int(pick_device(config.model.device) == "cuda")
     with ray_session(workers) as ray:
         job = ExtractionJob(replace(config, run=replace(config.run, cache=str(cache))), WorkerEnvironment.capture())
-        measured = ray.remote(num_gpus=num_gpus)(measure_precision).remote(job)
-        job = replace(job, precision=Precision(**ray.get(measured)))
-        assert job.precision is not None
-        console.print(f"features {job.precision.words} ({job.precision.why})")
+        selected = ray.remote(num_gpus=num_gpus)(select_in_worker).remote(job)
+        job = replace(job, backend=ray.get(selected))
+        console.print(f"features by {job.backend}")
         for name, rows in data.rows.items():
-            key = features_key(backbone, rows.samples.fingerprint, job.precision, dtype)
-            if find(cache, key) is not None:
+            key = features_key(backbone, rows.samples.fingerprint, job.backend, dtype)
+            if find_features(cache, key) is not None:
                 continue
             try:
                 with console.progress(f"features of {name}") as report:
@@ -107,7 +98,7 @@ def extract_all(config: Config, workers: int, quiet: bool = False) -> dict[str, 
                     " finished shards are in the cache, run the same command again to continue"
                 ) from error
             folder = cache / f"features-{key}"
-            write_index(folder, len(rows), backbone.width, read_unreadable(folder), dtype)
+            shards.write_index(folder, len(rows), backbone.width, read_unreadable(folder), dtype)
             console.info(f"{name}: {len(rows):,} samples, {folder}")
     return {name: len(rows) for name, rows in data.rows.items()}
 
@@ -116,18 +107,18 @@ def extract_split(
     ray: Any, job: ExtractionJob, num_samples: int, workers: int, num_gpus: int, report: Callable[[int, int], None]
 ) -> None:
     """Extract every shard of a split, each by one of the workers."""
-    num_shards = -(-num_samples // SHARD_ROWS)
+    num_shards = shards.num_shards(num_samples)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    shards = (
+    blocks = (
         ray.data.range(num_shards, override_num_blocks=num_shards)
         .map_batches(
             ShardExtractor, fn_constructor_args=(job,), batch_size=1, num_gpus=num_gpus or None,
             num_cpus=None if num_gpus else 1, compute=ray.data.ActorPoolStrategy(size=min(workers, num_shards)),
         )
     )  # fmt: skip
-    for number, _ in enumerate(shards.iter_rows(), start=1):
-        report(min(number * SHARD_ROWS, num_samples), num_samples)
+    for number, _ in enumerate(blocks.iter_rows(), start=1):
+        report(min(number * shards.SHARD_ROWS, num_samples), num_samples)
 
 
 class ShardExtractor:
@@ -135,34 +126,32 @@ class ShardExtractor:
 
     def __init__(self, job: ExtractionJob) -> None:
         """Open data and backbone."""
-        assert job.precision is not None
-        config = job.config
-        self.backbone, self.precision = job.open(), job.precision
+        config, backbone = job.config, job.open()
         self.cache, self.feature_dtype = cache_folder(config.run.cache), config.run.feature_dtype
         self.samples = load(config.data, config.run.cache).rows[job.split].samples
-        if self.precision.channels_last:
+        if job.backend.precision.channels_last:
             import torch
 
-            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.encoder = Encoder(self.backbone, self.precision)
+            backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder = Encoder(backbone, job.backend)
         self.folder = self.cache / f"features-{job.key}"
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Extract the shards with these numbers, except cached ones."""
         for k in batch["id"].tolist():
-            shape = (len(self.samples), self.backbone.width)
-            ensure_shard(self.folder, k, shape, self.extract_rows, self.feature_dtype)
+            shape = (len(self.samples), self.encoder.backbone.width)
+            shards.ensure_shard(self.folder, k, shape, self.extract_rows, self.feature_dtype)
         return batch
 
     def extract_rows(self, rows: range) -> np.ndarray:
         """Return the features [n, D] of a shard; a file next to it lists its unreadable samples."""
         samples = self.samples.take(np.asarray(rows))
-        inputs = make_model_inputs(samples, self.backbone.preprocess, self.cache)  # type: ignore[arg-type]
-        f = extract_shard(self.backbone, inputs, self.precision, range(len(inputs)), ViewSpec(), self.encoder)
+        inputs = make_model_inputs(samples, self.encoder.backbone.preprocess, self.cache)  # type: ignore[arg-type]
+        f = extract_shard(self.encoder, inputs, range(len(inputs)))
         unreadable = {str(rows.start + row): reason for row, reason in inputs.unreadable.items()}
         if unreadable:
-            path = self.folder / f"{shard_name(rows.start // SHARD_ROWS)}.unreadable.json"
-            write_shard(path, json.dumps(unreadable).encode())
+            path = self.folder / f"{shards.shard_name(rows.start // shards.SHARD_ROWS)}.unreadable.json"
+            shards.write_shard(path, json.dumps(unreadable).encode())
         return f
 
 
@@ -174,11 +163,11 @@ def read_unreadable(folder: Path) -> dict[int, str]:
     return unreadable
 
 
-def measure_precision(job: ExtractionJob) -> dict[str, Any]:
-    """Return the fastest precision of a worker's machine, chosen as `fit` does."""
+def select_in_worker(job: ExtractionJob) -> InferenceBackend:
+    """Return the backend that `fit` selects on a worker's machine."""
     backbone, config = job.open(), job.config
     rows, cache = load(config.data, config.run.cache).rows, cache_folder(config.run.cache)
     samples = rows["train"].samples
-    first = samples.take(np.arange(min(2 * PROBED, len(samples))))
-    inputs = make_model_inputs(first, backbone.preprocess, cache)  # type: ignore[arg-type]
-    return asdict(extraction_precision(backbone, inputs, config.model, cache, sum(map(len, rows.values()))))
+    example = samples.take(np.arange(min(EXAMPLE_SAMPLES, len(samples))))
+    inputs = make_model_inputs(example, backbone.preprocess, cache)  # type: ignore[arg-type]
+    return select_inference(backbone, inputs, config.model, sum(map(len, rows.values())))

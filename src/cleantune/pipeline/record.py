@@ -11,7 +11,6 @@ from cleantune.config.run import Config, config_to_dict, load_toml
 from cleantune.errors import UserError
 from cleantune.methods.protocol import Phase
 from cleantune.pipeline.inputs import RunInputs, fingerprint
-from cleantune.pipeline.precision import store_precisions
 from cleantune.storage.files import write_text
 from cleantune.storage.run_dir import RunDir
 from cleantune.utils import cpu
@@ -34,7 +33,7 @@ def write_config(run_dir: RunDir, config: Config, phases: tuple[Phase, ...], inp
             f"{path}: data, model or precision are not those of the interrupted run; start again with --overwrite"
         )
     record = {"fingerprint": current, "data_fingerprint": inputs.data.fingerprint, "versions": versions()}
-    store_precisions(run_dir, inputs.extraction_precision, inputs.training_precision)
+    run_dir.write_compute(inputs.compute.to_dict())
     write_text(path, tomli_w.dumps(table | {"record": record}))
 
 

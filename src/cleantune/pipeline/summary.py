@@ -32,7 +32,7 @@ def make_summary(finished: FinishedRun, scores: Verdict, predictions: dict[str, 
         predictions: Probabilities [N, C] of the selected model by split.
     """
     config, inputs, data = finished.config, finished.inputs, finished.inputs.data
-    baseline, precision = finished.baseline, inputs.extraction_precision
+    baseline = finished.baseline
     sizes = {s: len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test", "unlabeled")}
     return {
         "method": config.name,
@@ -53,11 +53,7 @@ def make_summary(finished: FinishedRun, scores: Verdict, predictions: dict[str, 
         "issues": measure_issues(data, scores),
         "selection": measure_selection(finished.metrics, data),
         "cost": summarize_cost(finished),
-        "precision": {
-            "dtype": precision.dtype,
-            "channels_last": precision.channels_last,
-            "reason": precision.why,
-        },
+        "compute": inputs.compute.to_dict(),
         "log": list(data.notes),
         "warnings": find_warnings(finished),
         "versions": versions(),

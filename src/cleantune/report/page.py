@@ -93,7 +93,7 @@ def _about(run: RunDir) -> dict[str, Any]:
         ("preset", run.get("preset")),
         ("seed", run.get("seed")),
         ("noise put in", _injected(run)),
-        ("arithmetic", run.get("precision.dtype")),
+        ("arithmetic", run.get("compute.training.dtype")),
     ]
     versions = run.get("versions") or {}
     return {

@@ -25,8 +25,12 @@ def cache_folder(setting: str | None) -> Path:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yield a draft path in the same folder, which replaces `path` only if the block succeeds.
+
+    Args:
+        path: File to write.
+        option: Option that names another place, for the error message.
 
     Raises:
         UserError: The file cannot be written; an earlier file under `path` is untouched.
@@ -42,15 +46,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
         draft.chmod(0o644)
         draft.replace(path)
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(path, error, option) from error
     finally:
         draft.unlink(missing_ok=True)
 
 
-def write_error(path: Path, error: OSError) -> UserError:
-    """Return the error for a file that cannot be written."""
+def write_error(path: Path, error: OSError, option: str = "--out") -> UserError:
+    """Return the error for a file that cannot be written, with the option that names another place."""
     return UserError(
-        f"cannot write {path}: {error.strerror or error}; free some space or choose another --out, then --resume"
+        f"cannot write {path}: {error.strerror or error}; free some space or choose another {option}, then --resume"
     )
 
 

@@ -57,7 +57,7 @@ class RunDir:
     REPORT = "report.html"
     MODEL = "model"
     CHECKPOINT = "checkpoint/state.safetensors"
-    PRECISION = "checkpoint/precision.json"
+    COMPUTE = "checkpoint/compute.json"
     LOSSES = "artifacts/losses.parquet"
     MIXTURES = "artifacts/mixtures.json"
     GALLERY = "artifacts/gallery.json"
@@ -174,17 +174,17 @@ class RunDir:
             raise UserError(f"{path} is damaged ({error}); start again with --overwrite") from None
         return tensors, counters
 
-    def write_precision(self, *precisions: Mapping[str, Any]) -> None:
-        """Record the precisions of extraction and of training, which a resumed run keeps."""
-        write_json(self.path / self.PRECISION, list(precisions))
+    def write_compute(self, compute: Mapping[str, Any]) -> None:
+        """Record the backend and precisions, which a resumed run keeps."""
+        write_json(self.path / self.COMPUTE, compute)
 
-    def precision(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """Return the recorded precisions of extraction and of training, None where there are none."""
-        path = self.path / self.PRECISION
+    def compute(self) -> dict[str, Any] | None:
+        """Return the recorded backend and precisions, None where there are none."""
+        path = self.path / self.COMPUTE
         if self.is_to_be_cleared or not path.is_file():
             return None
-        extraction, training = read_json(path)
-        return extraction, training
+        recorded: dict[str, Any] = read_json(path)
+        return recorded
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 

@@ -22,9 +22,9 @@ from cleantune.data import Data
 from cleantune.errors import UserError
 from cleantune.noise import format_noise, parse_noise
 from cleantune.pipeline.arguments import FitArguments
+from cleantune.pipeline.compute import stored_compute
 from cleantune.pipeline.export import save_models
 from cleantune.pipeline.inputs import RunInputs, decode_inputs, drop_unreadable
-from cleantune.pipeline.precision import stored_precisions
 from cleantune.pipeline.record import versions, write_config
 from cleantune.pipeline.resolve import configure_arguments, load_data
 from cleantune.storage.files import read_json, write_json
@@ -128,7 +128,7 @@ def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
         name, seed=config.run.train_seed, image_size=config.model.image_size, max_length=config.model.max_length
     )
     console.print(f"backbone {name}: {made.num_parameters:,} weights, {made.width} numbers a sample")
-    material = decode_inputs(config, data, made, console, precisions=stored_precisions(folder), trains_backbone=True)
+    material = decode_inputs(config, data, made, console, compute=stored_compute(folder), trains_backbone=True)
     drop_unreadable(material, config.run.max_unreadable, console, "summary.json")
     todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]
     folder.clear()
@@ -162,7 +162,7 @@ def _loop(config: Config, material: RunInputs, backbone: Backbone) -> Trainer:
         for name, rows in material.data.rows.items()
     }
     net = Net(
-        backbone, head(None, 0), material.training_precision, material.extraction_precision, freeze_batchnorm=False
+        backbone, head(None, 0), material.compute.training, material.compute.inference, freeze_batchnorm=False
     )
     return Trainer([net], splits, material.num_classes, seed, head, material.device)
 
@@ -181,7 +181,7 @@ def _summary(
         "loss": last["loss"],
         "samples": {split: len(rows) for split, rows in data.rows.items()},
         "epochs": config.method.phases()[0].stage.epochs,
-        "precision": asdict(material.training_precision),
+        "precision": asdict(material.compute.training),
         "seconds": round(run.wall, 1),
         "images_a_second": round(run.cost.training_samples / max(run.cost.seconds.get("tune", 0.0), 1e-9), 1),
         "skipped": [asdict(unreadable) for unreadable in material.unreadable],

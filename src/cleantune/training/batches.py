@@ -76,10 +76,10 @@ class FeatureBatches:
         import psutil
 
         owned = type(features) is np.ndarray
-        size = features.bytes if isinstance(features, Features) else 4 * float(np.prod(shape))
+        size = features.nbytes if isinstance(features, Features) else 4 * float(np.prod(shape))
         if owned or size <= MEMORY_FRACTION * psutil.virtual_memory().available:
             if isinstance(features, Features):
-                return torch.from_numpy(features.stored())
+                return torch.from_numpy(features.load())
             mapped = not owned or not features.flags.writeable
             return torch.from_numpy(np.array(features, np.float32, copy=True if mapped else None, order="C"))
         return features

@@ -338,7 +338,7 @@ class State:
                 ("score", "forward_passes") if split == "train" else ("evaluate", "evaluation_forward_passes")
             )
             with self.cost.timed(name), self._spending(account):
-                if net.eval_precision.backend == "openvino" and net.backbone is not None and not self.sharded:
+                if net.inference.name == "openvino" and net.backbone is not None and not self.sharded:
                     assert isinstance(samples, SampleBatches)
                     network = network or self._compile(net, samples)
                     out[split] = self._streamed(network, net, samples)
@@ -351,7 +351,7 @@ class State:
         """The tuned backbone as OpenVINO computes it: where that paid for the first features, it pays again."""
         assert net.backbone is not None
         first = raw_inputs(samples.prepared, torch.arange(min(2, len(samples))))
-        return OpenVINOEncoder(net.backbone, first, net.eval_precision)
+        return OpenVINOEncoder(net.backbone, first, net.inference.precision.dtype, net.inference.num_streams)
 
     def _streamed(self, network: OpenVINOEncoder, net: Net, samples: SampleBatches) -> Tensor:
         """Features of all samples by the compiled backbone, in the order of the rows."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cleantune.backbones import Backbone
 from cleantune.distributed.process_group import SINGLE_PROCESS
-from cleantune.features import compiling
+from cleantune.features.backend import InferenceBackend
 from cleantune.features.precision import Precision
 from cleantune.kernels.to_delete.halves import Learning, at_rest, halved
 from cleantune.methods.protocol import Inputs, Output
@@ -150,7 +150,8 @@ class Net(nn.Module):
         backbone: Or None where the data are features: then the net takes them.
         head: Anything from features [B, D] to an Output.
         precision: In which the backbone learns; the head is always in float32.
-        looking: In which it computes without a gradient.
+        inference: Backend and precision of forward passes without gradients.
+        compile_backbone: Compile the backbone at its first forward pass with gradients (torch.compile).
         freeze_batchnorm: Keep running statistics of the backbone as pre-trained, also in training mode.
         sharing: The ranks among which the rows of a batch are divided for the backbone.
         looked: Samples that went through the backbone without a gradient.
@@ -162,15 +163,17 @@ class Net(nn.Module):
         backbone: Backbone | None,
         head: nn.Module,
         precision: Precision | None = None,
-        eval_precision: Precision | None = None,
+        inference: InferenceBackend | None = None,
         *,
+        compile_backbone: bool = False,
         freeze_batchnorm: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.precision = precision or Precision()
-        self.eval_precision = eval_precision or self.precision
+        self.inference = inference or InferenceBackend("torch", self.precision)
+        self.compile_backbone = compile_backbone
         self.freeze_batchnorm = freeze_batchnorm
         self.sharing = SINGLE_PROCESS
         self.looked = 0
@@ -197,7 +200,7 @@ class Net(nn.Module):
             assert isinstance(x, Tensor), "a net without a backbone takes features"
             return x.float()
         learns = torch.is_grad_enabled()
-        chosen = self.precision if learns else self.eval_precision
+        chosen = self.precision if learns else self.inference.precision
         if isinstance(x, Tensor):
             count, device = len(x), x.device.type
             if chosen.channels_last and x.dim() == 4:
@@ -209,8 +212,8 @@ class Net(nn.Module):
             self.trained += count
         else:
             self.looked += count
-        if learns and chosen.compiled and not self._compiled:
-            self.backbone.compile(backend=compiling.BACKEND)
+        if learns and self.compile_backbone and not self._compiled:
+            self.backbone.compile()
             self._compiled = True
         if learns and count > 1 and self.may_be_halved():
             self._learning = self._learning or Learning(self.backbone)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from cleantune.config.run import configure, read_config
 from cleantune.config.schema import merge
 from cleantune.data import Data, corrupt, load
 from cleantune.errors import UserError
-from cleantune.features.precision import Precision
+from cleantune.features.backend import ComputeConfig
 from cleantune.noise import parse_noise
 from cleantune.pipeline.inputs import RunInputs, prepare_inputs
 from cleantune.pipeline.record import versions
@@ -178,12 +177,12 @@ class MatrixRunner:
         """The data and features of a model, from the cache where it holds them."""
         path, label = self.out / MATERIAL, self.matrix.labels[m]
         kept: dict[str, Any] = read_json(path) if path.is_file() else {}
-        known = tuple(Precision(**each) for each in kept[label]) if label in kept else None
+        known = ComputeConfig.from_dict(kept[label]) if label in kept else None
         trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
         material = prepare_inputs(
-            shared.config, self.data, shared.backbone, self.console, precisions=known, trains_backbone=trains
+            shared.config, self.data, shared.backbone, self.console, compute=known, trains_backbone=trains
         )  # type: ignore[arg-type]
-        write_json(path, kept | {label: [asdict(material.extraction_precision), asdict(material.training_precision)]})
+        write_json(path, kept | {label: material.compute.to_dict()})
         return material
 
     def with_labels(

@@ -16,7 +16,7 @@ import tomli_w
 
 from cleantune.config.run import Config, config_to_dict, configure, read_config
 from cleantune.errors import UserError, did_you_mean
-from cleantune.features.precision import Precision
+from cleantune.features.backend import ComputeConfig
 from cleantune.methods.protocol import EpochMetrics, Phase
 from cleantune.pipeline.inputs import RunInputs, prepare_inputs
 from cleantune.pipeline.ray_train import first_line, ray_session
@@ -88,10 +88,10 @@ def run(
     open_folder(study, config, resume=resume, overwrite=overwrite)
     trains = any(phase.scope == "all" for phase in todo)
     material = without_test(
-        prepare_inputs(config, data, backbone, console, precisions=known(study.out), trains_backbone=trains)
+        prepare_inputs(config, data, backbone, console, compute=known(study.out), trains_backbone=trains)
     )
     write_json(
-        study.out / "material.json", [asdict(material.extraction_precision), asdict(material.training_precision)]
+        study.out / "material.json", material.compute.to_dict()
     )
     console.info(f"{len(points)} trials over {', '.join(d.name for d in dimensions)}; objective: {objective}")
     left = [n for n in range(len(points)) if frame_row(study, n) != "done"]
@@ -106,12 +106,11 @@ def frame_row(study: Study, number: int) -> str:
     return "done" if any((path / f"{name}.json").is_file() for name in ("trial", "stopped")) else "left"
 
 
-def known(out: Path) -> tuple[Precision, Precision] | None:
+def known(out: Path) -> ComputeConfig | None:
     """What an interrupted search computed in."""
     if not (out / "material.json").is_file():
         return None
-    look, learn = (Precision(**each) for each in read_json(out / "material.json"))
-    return look, learn
+    return ComputeConfig.from_dict(read_json(out / "material.json"))
 
 
 def open_folder(study: Study, config: Config, *, resume: bool, overwrite: bool) -> None:

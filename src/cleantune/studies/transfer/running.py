@@ -17,11 +17,12 @@ from cleantune.data import Rows
 from cleantune.data.model_inputs import make_model_inputs
 from cleantune.errors import UserError
 from cleantune.estimators import fit_arrays
-from cleantune.features.cache import extract, features_key
+from cleantune.features.cache import features_key
+from cleantune.features.extract import extract
 from cleantune.functional import metrics
 from cleantune.functional.spectrum import PRESETS, spectrum
 from cleantune.noise import flip_labels, parse_noise
-from cleantune.pipeline.precision import extraction_precision
+from cleantune.pipeline.compute import select_inference
 from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import cache_folder, read_json, write_json, write_table, write_text
 from cleantune.studies.evaluate import by_domain, refuse_unknown
@@ -163,10 +164,10 @@ class BackboneFeatures:
         with self.console.progress(f"reading {title}") as told:
             prepared = make_model_inputs(rows.samples, self.backbone.preprocess, self.cache, told)
         self.backbone.to(pick_device("auto"))
-        precision = extraction_precision(self.backbone, prepared, self.spec, self.cache, len(rows))
-        key = features_key(self.backbone, rows.samples.fingerprint, precision)
+        backend = select_inference(self.backbone, prepared, self.spec, len(rows))
+        key = features_key(self.backbone, rows.samples.fingerprint, backend)
         with self.console.progress(f"features of {title}") as told:
-            found = extract(self.backbone, prepared, precision, self.cache, key, told)
+            found = extract(self.backbone, prepared, backend, self.cache, key, told)
         if found.unreadable:
             place = next(iter(found.unreadable.values()))
             raise UserError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cleantune.features.encoder import forward
+from cleantune.features.encoder import encode
 from cleantune.functional.geometry import geometry, tsne_embedding
 from cleantune.pipeline.inputs import RunInputs
 from cleantune.training.trainer import Trainer
@@ -56,6 +56,6 @@ def _features(run: Trainer, material: RunInputs, rows: Sequence[int] | np.ndarra
     prepared, out = material.model_inputs["test"], []
     with torch.inference_mode():
         for block in torch.split(torch.as_tensor(np.asarray(rows)), 64):
-            f = forward(backbone, prepared.eval_view(block), material.extraction_precision, device)
+            f = encode(backbone, prepared.eval_view(block), material.compute.inference.precision, device)
             out.append(f.float().cpu().numpy())
     return np.concatenate(out)
