@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from cleantune.functional import losses
 from cleantune.functional.selection import keep_at_least, lowest_per_class
 from cleantune.methods.dividemix import DivideMix
-from cleantune.methods.mixmatch import MixUp, Network, linear_rampup, mixed, sample_mixup, semi_loss, targets
+from cleantune.methods.ledger import Ledger
+from cleantune.methods.mixmatch import (
+    MixUp,
+    Network,
+    linear_rampup,
+    mixup_logits,
+    sample_mixup,
+    semi_supervised_loss,
+    soft_targets,
+)
 from cleantune.methods.protocol import Batch
 from cleantune.methods.unicon import UNICON
 from cleantune.training.models import LinearHead, ProjectedHead
@@ -44,7 +53,6 @@ def kl(a: list[float], b: list[float]) -> float:
 @settings(deadline=None)
 @given(seed=st.integers(0, 200))
 def test_jsd_equals_its_definition_by_two_divergences(seed: int) -> None:
-    """Acceptance check 3 of the spec."""
     p, y = random(20, C, seed=seed, scale=3).softmax(1), torch.arange(20) % C
     expected = []
     for row, label in zip(p.double().tolist(), y.tolist(), strict=True):
@@ -57,7 +65,6 @@ def test_jsd_equals_its_definition_by_two_divergences(seed: int) -> None:
 
 
 def test_jsd_falls_in_p_from_ln_2_to_zero() -> None:
-    """Acceptance check 3 of the spec."""
     own = torch.linspace(0, 1, 101)
     found = losses.jsd_to_label(torch.stack([own, 1 - own], 1), torch.zeros(101, dtype=torch.int64))
     assert float(found[0]) == pytest.approx(math.log(2))
@@ -75,7 +82,7 @@ def test_nt_xent_equals_a_loop_in_float64() -> None:
     torch.testing.assert_close(losses.nt_xent(one, two, 0.05), torch.tensor(total / (2 * U)), rtol=1e-4, atol=1e-5)
 
 
-def test_the_penalty_is_the_divergence_from_uniform_and_zero_there() -> None:
+def test_uniform_penalty_is_the_divergence_from_uniform() -> None:
     logits = random(B, C, seed=3, scale=2)
     mean = np.mean([softmax(row) for row in logits.double().tolist()], 0).tolist()
     assert float(losses.uniform_penalty(logits)) == pytest.approx(kl([1 / C] * C, mean), rel=1e-5)
@@ -100,7 +107,7 @@ def test_squared_error_and_negative_entropy_equal_loops() -> None:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 50), temperature=st.floats(0.1, 1.0))
-def test_sharpening_is_a_power_that_sums_to_one(seed: int, temperature: float) -> None:
+def test_sharpen_is_a_normalized_power(seed: int, temperature: float) -> None:
     p = random(B, C, seed=seed).softmax(1)
     power = p.double() ** (1 / temperature)
     torch.testing.assert_close(
@@ -113,8 +120,7 @@ def test_sharpening_is_a_power_that_sums_to_one(seed: int, temperature: float) -
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.0, 1.0))
-def test_uniform_selection_takes_the_smallest_of_every_class(seed: int, share: float) -> None:
-    """Acceptance check 10 of the spec."""
+def test_lowest_per_class_takes_the_smallest_of_every_class(seed: int, share: float) -> None:
     g = torch.Generator().manual_seed(seed)
     n, classes = int(torch.randint(1, 80, (), generator=g)), int(torch.randint(1, 9, (), generator=g))
     y, value = torch.randint(classes, (n,), generator=g), torch.rand(n, generator=g)
@@ -127,7 +133,7 @@ def test_uniform_selection_takes_the_smallest_of_every_class(seed: int, share: f
         assert len(best) == min(len(members), each)
 
 
-def test_a_selection_that_is_too_small_takes_the_highest_scores_instead() -> None:
+def test_keep_at_least_takes_the_highest_scores() -> None:
     score = torch.tensor([0.1, 0.4, 0.9, 0.3])
     assert keep_at_least(score > 0.5, score, 1).tolist() == [False, False, True, False]
     assert keep_at_least(score > 0.95, score, 2).tolist() == [False, True, True, False]
@@ -185,15 +191,15 @@ def step_by_hand(
     goals: tuple[list[list[float]], list[list[float]]],
     given: Batch,
     at: int,
-    luck: MixUp,
+    mixup: MixUp,
     unlabeled_weight: float,
 ) -> tuple[float, Tensor, Tensor]:
     """Loss and gradients of weight and bias of a step in float64; the gradient from the chain rule by hand."""
     unlabeled = cast(Batch, given.unlabeled)
     x = torch.cat([given.views[at], given.views[at + 1], unlabeled.views[at], unlabeled.views[at + 1]]).double()
     goal = torch.tensor(goals[0] * 2 + goals[1] * 2, dtype=torch.float64)
-    x = luck.share * x + (1 - luck.share) * x[luck.partner]
-    goal = luck.share * goal + (1 - luck.share) * goal[luck.partner]
+    x = mixup.lam * x + (1 - mixup.lam) * x[mixup.permutation]
+    goal = mixup.lam * goal + (1 - mixup.lam) * goal[mixup.permutation]
     logits = x @ net.linear.weight.detach().double().T + net.linear.bias.detach().double()
     p = torch.tensor([softmax(row) for row in logits.tolist()], dtype=torch.float64)
     rows, first = len(p), 2 * B
@@ -224,13 +230,13 @@ class Drawing:
         self.rng, self.progress = torch.Generator().manual_seed(5), progress
 
 
-def test_one_step_of_dividemix_equals_the_hand_written_one() -> None:
+def test_a_step_of_dividemix_equals_float64_by_hand() -> None:
     net, peer = nets()
     method, given = DivideMix(scope="all", lambda_u=20.0, ramp=0.5, warm_up_all=1), batch()
-    value = method.semi_loss(cast(Any, Drawing(progress=2.0)), peer)(net, given)  # half of two epochs of ramp
+    value = method.loss(cast(Any, Drawing(progress=2.0)), peer)(net, given)  # half of two epochs of ramp
     value.backward()  # type: ignore[no-untyped-call]
-    luck = sample_mixup(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
-    expected, weight, bias = step_by_hand(net, goals_by_hand(net, peer, given), given, 0, luck, 10.0)
+    mixup = sample_mixup(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
+    expected, weight, bias = step_by_hand(net, goals_by_hand(net, peer, given), given, 0, mixup, 10.0)
     assert float(value.detach()) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(cast(Tensor, net.linear.weight.grad).double(), weight, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(cast(Tensor, net.linear.bias.grad).double(), bias, rtol=1e-4, atol=1e-6)
@@ -238,15 +244,15 @@ def test_one_step_of_dividemix_equals_the_hand_written_one() -> None:
 
 
 @pytest.mark.parametrize("contrast", [False, True])
-def test_one_step_of_unicon_equals_the_hand_written_one(contrast: bool) -> None:
+def test_a_step_of_unicon_equals_float64_by_hand(contrast: bool) -> None:
     plain, peer = nets()
     net = ProjectedHead(plain, 4, seed=0)
     given = batch(views=4)
     method = UNICON(scope="all", lambda_u=30.0, lambda_c=0.025 if contrast else 0.0, warm_up_all=1, ramp=0.5)
-    value = method.semi_loss(cast(Any, Drawing(progress=5.0)), peer)(net, given)
+    value = method.loss(cast(Any, Drawing(progress=5.0)), peer)(net, given)
     value.backward()  # type: ignore[no-untyped-call]
-    luck = sample_mixup(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
-    expected, weight, bias = step_by_hand(plain, goals_by_hand(plain, peer, given), given, 2, luck, 30.0)
+    mixup = sample_mixup(2 * (B + U), 4.0, torch.Generator().manual_seed(5))
+    expected, weight, bias = step_by_hand(plain, goals_by_hand(plain, peer, given), given, 2, mixup, 30.0)
     if contrast:  # it moves the projection alone: z is a fixed feature here
         views = cast(Batch, given.unlabeled).views[2:4]
         z = torch.cat(views).double() @ net.projection[0].weight.detach().double().T + net.projection[0].bias.detach()
@@ -261,59 +267,56 @@ def test_one_step_of_unicon_equals_the_hand_written_one(contrast: bool) -> None:
 # -- targets and MixUp -------------------------------------------------------------------------------------------------
 
 
-def test_targets_sum_to_one_and_carry_no_gradient() -> None:
-    """Acceptance check 9 of the spec."""
+def test_soft_targets_sum_to_one_without_gradient() -> None:
     net, peer = nets()
-    made = targets(net, peer, batch(), 0.5)
+    made = soft_targets(net, peer, batch(), 0.5)
     assert made.unlabeled is not None
     for target in made:
         torch.testing.assert_close(cast(Tensor, target).sum(1), torch.ones(len(cast(Tensor, target))))
         assert not cast(Tensor, target).requires_grad
 
 
-def test_one_hot_targets_survive_sharpening_where_labels_are_trusted() -> None:
-    """Acceptance check 9 of the spec."""
+def test_trusted_labels_stay_one_hot() -> None:
     net, peer = nets()
     given = batch(trust=(1.0,) * B)
-    torch.testing.assert_close(targets(net, peer, given, 0.5).labeled, nn.functional.one_hot(given.y, C).float())
+    torch.testing.assert_close(soft_targets(net, peer, given, 0.5).labeled, nn.functional.one_hot(given.y, C).float())
 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 300), alpha=st.sampled_from([0.1, 0.5, 4.0]))
-def test_a_row_keeps_at_least_half_of_itself(seed: int, alpha: float) -> None:
-    """Acceptance check 9 of the spec."""
-    luck = sample_mixup(12, alpha, torch.Generator().manual_seed(seed))
-    assert 0.5 <= luck.share <= 1
-    assert sorted(luck.partner.tolist()) == list(range(12))
+def test_sample_mixup_keeps_at_least_half_of_a_row(seed: int, alpha: float) -> None:
+    mixup = sample_mixup(12, alpha, torch.Generator().manual_seed(seed))
+    assert 0.5 <= mixup.lam <= 1
+    assert sorted(mixup.permutation.tolist()) == list(range(12))
 
 
-def test_mixing_features_under_a_linear_head_is_mixing_scores() -> None:
+def test_mixing_features_equals_mixing_logits_of_a_linear_head() -> None:
     net, _ = nets()
-    views, luck = _views(B, 2, 50), sample_mixup(2 * B, 4.0, torch.Generator().manual_seed(1))
+    views, mixup = _views(B, 2, 50), sample_mixup(2 * B, 4.0, torch.Generator().manual_seed(1))
     texts = tuple({"x": v} for v in views)
 
     def of_texts(x: dict[str, Tensor]) -> Any:
         return net(x["x"])
 
-    torch.testing.assert_close(mixed(net, views, luck), mixed(cast(Network, of_texts), texts, luck))
+    torch.testing.assert_close(mixup_logits(net, views, mixup), mixup_logits(cast(Network, of_texts), texts, mixup))
 
 
-def test_without_a_rest_and_on_web_data_only_kept_samples_are_learned_from() -> None:
+def test_clean_only_ignores_unlabeled_samples() -> None:
     net, peer = nets()
     alone = batch()._replace(unlabeled=None)
     run = cast(Any, Drawing(progress=9.0))
     run.rng.manual_seed(1)
-    one = DivideMix(scope="all").semi_loss(run, peer)(net, alone)
+    one = DivideMix(scope="all").loss(run, peer)(net, alone)
     run.rng.manual_seed(1)
-    web = DivideMix(scope="all", web=True).semi_loss(run, peer)(net, batch())
+    web = DivideMix(scope="all", clean_only=True).loss(run, peer)(net, batch())
     torch.testing.assert_close(one, web)
-    value = semi_loss(
-        net, alone, targets(net, peer, alone, 0.5), slice(0, 2), 7.0, lambda n: MixUp(1.0, torch.arange(n))
+    value = semi_supervised_loss(
+        net, alone, soft_targets(net, peer, alone, 0.5), slice(0, 2), 7.0, lambda n: MixUp(1.0, torch.arange(n))
     )
     assert math.isfinite(float(value.detach()))
 
 
-def test_the_ramp_begins_after_the_warm_up_and_ends_at_its_share() -> None:
+def test_linear_rampup_rises_after_the_warm_up() -> None:
     found = [linear_rampup(10.0, t, 1, 5, 0.5) for t in (0.0, 1.0, 1.5, 2.0, 3.0, 4.9)]
     assert found == pytest.approx([0, 0, 2.5, 5, 10, 10])
     assert linear_rampup(10.0, 1.0, 1, 5, 0.0) == 10.0
@@ -322,7 +325,7 @@ def test_the_ramp_begins_after_the_warm_up_and_ends_at_its_share() -> None:
 # -- judging -----------------------------------------------------------------------------------------------------------
 
 
-def test_unicons_threshold_is_the_mean_and_its_second_branch_needs_base_two() -> None:
+def test_unicon_lowers_its_threshold_only_with_base_two() -> None:
     high = torch.tensor([0.2, 0.69, 0.69, 0.69])
     assert UNICON().threshold(high) == pytest.approx(float(high.mean()))
     bits = high / math.log(2)
@@ -330,45 +333,41 @@ def test_unicons_threshold_is_the_mean_and_its_second_branch_needs_base_two() ->
     assert UNICON(log_base="2").threshold(bits) == pytest.approx(lowered)
 
 
-def test_unicon_trusts_a_label_fully_below_half_and_takes_more_of_the_rest_the_fewer_it_keeps() -> None:
-    from cleantune.methods.ledger import Ledger
-
+def test_unicon_split_has_weights_and_unlabeled_ratio() -> None:
     y = torch.arange(40) % 4
     run = cast(Any, SimpleNamespace(y=y, classes=4, ledger=Ledger(40)))
     divergence = torch.cat([torch.full((8,), 0.1), torch.full((32,), 0.6)])
-    selection = UNICON().selection(run, divergence)
+    selection = UNICON().split(run, divergence)
     assert torch.bincount(y[selection.mask], minlength=4).tolist() == [2] * 4
     assert selection.weight[selection.mask].tolist() == [1.0] * 8
     assert selection.weight[~selection.mask].tolist() == pytest.approx([0.4] * 32)
     assert selection.unlabeled_ratio == pytest.approx(1 / (2 * 0.2))
-    assert UNICON().selection(run, torch.full((40,), 0.3)).unlabeled_ratio == 8.0, "nothing below the mean"
+    assert UNICON().split(run, torch.full((40,), 0.3)).unlabeled_ratio == 8.0, "nothing below the mean"
     half = torch.cat([torch.full((30,), 0.1), torch.full((10,), 0.6)])
-    assert UNICON().selection(run, half).unlabeled_ratio == 1.0
+    assert UNICON().split(run, half).unlabeled_ratio == 1.0
 
 
-def test_dividemix_fills_a_side_that_would_be_empty() -> None:
+def test_dividemix_fills_an_empty_side() -> None:
     method = DivideMix(tau=0.5)
     p = torch.linspace(0.0, 0.4, 100)
-    assert int(method.selection(p).mask.sum()) == 64
-    sure = method.selection(torch.ones(100))
-    assert sure.keep.all()
+    assert int(method.split(p).mask.sum()) == 64
+    sure = method.split(torch.ones(100))
+    assert sure.mask.all()
     assert sure.unlabeled is None
 
 
-def test_dividemix_averages_the_losses_of_so_many_epochs() -> None:
-    from cleantune.methods.ledger import Ledger
-
+def test_dividemix_averages_losses_over_its_history() -> None:
     scores = [random(30, 2, seed=k) for k in range(4)]
     run = cast(Any, SimpleNamespace(y=torch.arange(30) % 2, ledger=Ledger(30), nets=[nn.Identity()] * 2, epoch=0))
     method, seen = DivideMix(warm_up_head=0, history=3), []
     for epoch, logits in enumerate(scores):
         run.epoch, run.score = epoch, lambda fn, net, logits=logits: fn(run.y, logits)
-        method.judged(run, 0)
+        method.clean_probabilities(run, 0)
         seen.append(losses.cross_entropy(logits, run.y))
     torch.testing.assert_close(run.ledger["losses_0"], torch.stack(seen[-3:], 1))
 
 
-def test_every_pair_of_views_of_a_contrast_counts_alike() -> None:
+def test_nt_xent_is_symmetric_in_views_and_order() -> None:
     one, two = random(U, 4, seed=1), random(U, 4, seed=2)
     order = torch.randperm(U, generator=torch.Generator().manual_seed(0))
     for a, b in itertools.pairwise([(one, two), (two, one), (one[order], two[order])]):

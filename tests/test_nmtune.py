@@ -247,7 +247,7 @@ def test_presets_hold_the_published_settings() -> None:
     weights = [(m.mse_weight, m.cov_weight, m.svd_weight) for m in (paper, code)]  # type: ignore[attr-defined]
     assert weights == [(0.01, 0.01, 0.01), (1.0, 0.04, 0.001)]
     assert (paper.mlp.norm, paper.mlp.residual) == ("none", False)  # type: ignore[attr-defined]
-    assert (code.mlp.norm, code.mlp.residual, code.top_k, code.dominance) == ("batch", True, 5, "mean")  # type: ignore[attr-defined]
+    assert (code.mlp.norm, code.mlp.residual, code.top_k, code.svd_reduction) == ("batch", True, 5, "mean")  # type: ignore[attr-defined]
     stage = paper.phases()[0].stage
     assert (stage.epochs, stage.learning_rate, stage.weight_decay, stage.schedule) == (30, 1e-3, 1e-4, "cosine")
     text = NMTune.presets["paper"]("bert").phases()[0].stage

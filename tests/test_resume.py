@@ -147,7 +147,7 @@ def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
     names += [str(p.relative_to(whole)) for p in (whole / "model").rglob("*.safetensors")]
     assert len(names) == (3 if method == "elr" else 4)
     state = load_file(whole / "checkpoint" / "state.safetensors")
-    remembered = {"elr": "elr_target", "coteaching": "seen", "unicon": "p_clean"}[method]
+    remembered = {"elr": "elr_target", "coteaching": "coteaching", "unicon": "p_clean"}[method]
     assert f"ledger.{remembered}" in state
     again = load_file(torn / "checkpoint" / "state.safetensors")
     assert state.keys() == again.keys()

@@ -32,11 +32,11 @@ BLOCK_ROWS = 8192
 class Regression(NMTune):
     """NMTune on numbers instead of classes: its label loss is the squared error of a single score."""
 
-    def label_loss(self) -> str:
+    def label_loss_name(self) -> str:
         """Return the name of the label loss in metrics."""
         return "squared_error"
 
-    def each(self, run: Any, logits: Tensor, batch: Batch) -> Tensor:
+    def sample_losses(self, run: Any, logits: Tensor, batch: Batch) -> Tensor:
         """Return the squared error of every sample [B]."""
         return (logits[:, 0] - batch.y).square()
 

@@ -1,14 +1,15 @@
-"""ELR: cross-entropy, and a pull towards what the net itself predicted earlier, before it learned wrong labels.
+"""ELR: cross-entropy with a regularizer towards the network's own earlier predictions.
 
-Paper: Liu et al., Early-Learning Regularization, NeurIPS 2020 (arXiv:2007.00151); spec 4.3. ELR+ (two nets, MixUp) is
-not here. Every sample has a target t, the moving average of the net's probabilities, updated before the loss:
-t <- elr_beta t + (1 - elr_beta) p / sum(p), loss = CE + lambda log(1 - <t, p>), and no gradient flows through t.
+Paper: Liu et al., Early-Learning Regularization, NeurIPS 2020 (arXiv:2007.00151). ELR+ (two networks, MixUp) is not
+implemented. Every sample has a target t, the moving average of the network's probabilities, which is updated before the
+loss: t <- beta t + (1 - beta) p / sum(p). The loss is CE + lambda log(1 - <t, p>) (equation 6), and no
+gradient flows through t.
 
 Differs from the paper:
-- probabilities are clamped to 1e-4 and 1 - 1e-4, as in the authors' code (`clamp`; 0 switches it off, as the paper);
-- two options for short runs, both off: `corrected` divides t by its mass 1 - elr_beta^k, `probe_first` begins with a probe
-  whose probabilities are the first targets;
-- learning rates suit AdamW and the backbone; the preset `paper` has those of TURN's Table 8, and CIFAR-100's elr_beta and
+- probabilities are clamped to 1e-4 and 1 - 1e-4, as in the official code (`clamp`; 0 switches it off);
+- two options for short runs, both off by default: `corrected` divides t by its mass 1 - beta^k after k visits,
+  `probe_first` starts with a probe whose probabilities are the first targets;
+- learning rates suit AdamW and the backbone. The preset `paper` has those of TURN's Table 8 and CIFAR-100's beta and
   lambda; `official` has the same with the clamp.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.functional import losses
@@ -27,29 +29,29 @@ from cleantune.methods.protocol import Batch, Method, Output, Phase, Range, Run,
 from cleantune.methods.robust_loss import CE_PROBE, TUNE, single_phase
 
 TARGET = "elr_target"
-"""The ledger's column of targets [N, C]."""
+"""Ledger column of the targets [N, C]."""
 
 
 @dataclass(frozen=True)
 class ELR:
-    """Cross-entropy with early-learning regularization: a label that earlier predictions contradict pulls less."""
+    """Cross-entropy with early-learning regularization, which reduces the gradient of labels contradicted earlier."""
 
     scope: Scope = "head"
-    """What learns: the head on cached features, or backbone and head on samples."""
+    """Trained part: the head on cached features, or backbone and head on samples."""
     elr_beta: Annotated[float, Range(0.0, 1.0, search=Range(0.5, 0.95))] = 0.7
-    """Share of the old target that stays at each visit: 0.7, or 0.9 for many classes and asymmetric noise."""
+    """Momentum of the targets, beta of the paper: 0.7, or 0.9 for many classes and asymmetric noise."""
     elr_lambda: Annotated[float, Range(0.0, 100.0, search=Range(1.0, 10.0))] = 3.0
-    """Weight of the regularizer, the paper's lambda: 1 to 7, and 0 is cross-entropy."""
+    """Weight of the regularizer, lambda of the paper: 1 to 7; 0 is cross-entropy."""
     clamp: Annotated[float, Range(0.0, 0.01)] = 1e-4
-    """Probabilities are kept this far from 0 and 1, as in the authors' code; 0: not."""
+    """Distance of the probabilities from 0 and 1, as in the official code; 0 disables it."""
     corrected: bool = False
-    """Divide targets by their mass, which after k visits is 1 - elr_beta^k: they count in full from the first epoch."""
+    """Divide targets by their mass, which is 1 - beta^k after k visits, so that they have full weight at once."""
     probe_first: bool = False
-    """In scope `all`: probe first, and begin with its probabilities as targets instead of zeros."""
+    """In scope `all`: probe first, and start with its probabilities as targets instead of zeros."""
     probe: Stage = CE_PROBE
-    """The head on cached features."""
+    """Training in scope `head`, and of the first probe."""
     tune: Stage = TUNE
-    """Backbone and head."""
+    """Training in scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: ELR(
@@ -61,14 +63,14 @@ class ELR:
     }
 
     def phases(self) -> tuple[Phase, ...]:
-        """`probe` in scope `head`, `tune` in scope `all`, where `probe_first` puts a probe before it."""
+        """Return `probe` in scope `head`, `tune` in scope `all`, with a probe before it if `probe_first` is set."""
         last = single_phase(self.scope, self.probe, self.tune, self.epoch)
         if self.scope == "head" or not self.probe_first:
             return (last,)
         return (Phase("probe", "head", self.probe, self.epoch), last)
 
     def epoch(self, run: Run) -> None:
-        """One pass over every sample."""
+        """Train on every sample once."""
         if run.epoch == 0:
             run.ledger.allocate(TARGET, run.classes)
             if run.probe_statistics is not None:
@@ -76,27 +78,29 @@ class ELR:
         run.learn(run.net, self.loss(run))
 
     def loss(self, run: Run) -> Callable[..., Tensor]:
-        """The loss of a batch, which updates the targets of its samples first."""
+        """Return the loss of a batch, which updates the targets of its samples first."""
 
-        def of(net: Callable[..., Output], batch: Batch) -> Tensor:
-            return losses.weighted_mean(self.each(run, net(batch.views[0]).logits, batch), batch.weight)
+        def batch_loss(net: Callable[..., Output], batch: Batch) -> Tensor:
+            return losses.weighted_mean(self.sample_losses(run, net(batch.views[0]).logits, batch), batch.weight)
 
-        return of
+        return batch_loss
 
-    def each(self, run: Run, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss of every sample [B], after the targets of the samples were moved."""
+    def sample_losses(self, run: Run, logits: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, " B"]:
+        """Update the targets of the samples, then return the loss of each sample."""
         p = torch.softmax(logits.float(), dim=1).clamp(self.clamp, 1 - self.clamp)
-        target = self.target(run, batch.indices, p.detach())
+        target = self.updated_targets(run, batch.indices, p.detach())
         return losses.cross_entropy(logits, batch.y) + self.elr_lambda * losses.elr_regularizer(p, target)
 
-    def target(self, run: Run, rows: Tensor, p: Tensor) -> Tensor:
-        """The targets [B, C] that count for these rows of the ledger, moved there towards p [B, C] where they move."""
+    def updated_targets(self, run: Run, rows: Int[Tensor, " B"], p: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+        """Move the targets of some samples towards their probabilities and return them.
+
+        Args:
+            run: Run whose ledger has the targets.
+            rows: Rows of the ledger.
+            p: Probabilities.
+        """
         target = run.ledger[TARGET][rows].to(p)
         if self.elr_beta < 1:
-            target = self.moved(target, p)
+            target = self.elr_beta * target + (1 - self.elr_beta) * p / p.sum(1, keepdim=True)
             run.ledger.update(TARGET, rows, target)
         return target / target.sum(1, keepdim=True).clamp(min=losses.TINY) if self.corrected else target
-
-    def moved(self, target: Tensor, p: Tensor) -> Tensor:
-        """Targets [B, C] after a visit that predicts p [B, C]."""
-        return self.elr_beta * target + (1 - self.elr_beta) * p / p.sum(1, keepdim=True)

@@ -1,6 +1,6 @@
-"""What DivideMix and UNICON share: targets, MixUp and the loss of a step; pure but for the luck of the run's generator.
+"""Targets, MixUp and the loss of a step that DivideMix and UNICON share; random numbers come from the run's generator.
 
-Sources: MixMatch (arXiv:1905.02249) as DivideMix changes it (arXiv:2002.07394, section 3.3); spec 4.4, step 3.
+Sources: MixMatch (arXiv:1905.02249) as DivideMix changes it (arXiv:2002.07394, section 3.3).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,112 +21,120 @@ Network = Callable[..., Output]
 
 
 class MixUp(NamedTuple):
-    """What is drawn for one MixUp."""
+    """Random numbers of one MixUp."""
 
-    share: float
-    """lam, 0.5..1: how much of itself a row keeps."""
-    partner: Int[Tensor, " M"]
-    """The row that each is mixed with."""
+    lam: float
+    """Weight of a row itself, 0.5..1."""
+    permutation: Int[Tensor, " M"]
+    """Row that each row is mixed with."""
 
 
 class SoftTargets(NamedTuple):
-    """Soft targets of a step; no gradient flows into them."""
+    """Soft targets of a step, without gradient."""
 
     labeled: Float[Tensor, "B C"]
     unlabeled: Float[Tensor, "U C"] | None
 
 
 def sample_mixup(rows: int, alpha: float, rng: torch.Generator) -> MixUp:
-    """lam = max(lam, 1 - lam) of Beta(alpha, alpha), and a permutation of the rows."""
+    """Draw lam = max(lam', 1 - lam') with lam' from Beta(alpha, alpha), and a permutation of the rows."""
     seed = int(torch.randint(2**62, (), generator=rng))
-    share = float(np.random.default_rng(seed).beta(alpha, alpha))
-    return MixUp(max(share, 1 - share), torch.randperm(rows, generator=rng))
+    lam = float(np.random.default_rng(seed).beta(alpha, alpha))
+    return MixUp(max(lam, 1 - lam), torch.randperm(rows, generator=rng))
 
 
-def probabilities(net: Network, views: Sequence[Inputs]) -> Float[Tensor, "B C"]:
-    """Mean probabilities over views."""
+def mean_probabilities(net: Network, views: Sequence[Inputs]) -> Float[Tensor, "B C"]:
+    """Return the probabilities of a network, averaged over views."""
     return torch.stack([functional.softmax(net(x).logits.float(), dim=1) for x in views]).mean(0)
 
 
-def targets(net: Network, peer: Network, batch: Batch, temperature: float) -> SoftTargets:
-    """Co-refinement of the labeled samples by the net, co-guessing of the rest by both nets, on the two weak views."""
+def soft_targets(net: Network, peer: Network, batch: Batch, temperature: float) -> SoftTargets:
+    """Return refined labels of the labeled samples and guessed labels of the others.
+
+    Labels are refined by the network itself (co-refinement) and guessed by both networks (co-guessing), from the two
+    weak views.
+
+    Args:
+        net: Network that learns.
+        peer: Other network.
+        batch: Labeled samples, their weights, and unlabeled samples.
+        temperature: Temperature T of the sharpening.
+    """
     with torch.no_grad():
-        p = probabilities(net, batch.views[:2])
+        p = mean_probabilities(net, batch.views[:2])
         one_hot = functional.one_hot(batch.y, p.shape[1]).to(p)
         weight = batch.weight[:, None]
         labeled = losses.sharpen(weight * one_hot + (1 - weight) * p, temperature)
         if batch.unlabeled is None:
             return SoftTargets(labeled, None)
-        guess = (probabilities(net, batch.unlabeled.views[:2]) + probabilities(peer, batch.unlabeled.views[:2])) / 2
+        views = batch.unlabeled.views[:2]
+        guess = (mean_probabilities(net, views) + mean_probabilities(peer, views)) / 2
         return SoftTargets(labeled, losses.sharpen(guess, temperature))
 
 
-def mixed(net: Network, views: Sequence[Inputs], luck: MixUp) -> Float[Tensor, "M C"]:
-    """Scores of the mixed rows of all views.
+def mixup_logits(net: Network, views: Sequence[Inputs], mixup: MixUp) -> Float[Tensor, "M C"]:
+    """Return the logits of the mixed rows of all views.
 
-    Tokens cannot be mixed: for texts the scores are, which under a linear head is the same as mixing features.
+    Tokens cannot be mixed: for texts the logits are, which is the same as mixing features under a linear head.
     """
     if isinstance(views[0], Tensor):
         x = torch.cat(cast(list[Tensor], list(views)))
-        return net(luck.share * x + (1 - luck.share) * x[luck.partner]).logits
+        return net(mixup.lam * x + (1 - mixup.lam) * x[mixup.permutation]).logits
     logits = torch.cat([net(x).logits for x in views])
-    return luck.share * logits + (1 - luck.share) * logits[luck.partner]
+    return mixup.lam * logits + (1 - mixup.lam) * logits[mixup.permutation]
 
 
-def semi_loss(
+def semi_supervised_loss(
     net: Network,
     batch: Batch,
-    target: SoftTargets,
+    targets: SoftTargets,
     views: slice,
     unlabeled_weight: float,
-    draw_for: Callable[[int], MixUp],
-    *,
-    web: bool = False,
+    draw_mixup: Callable[[int], MixUp],
 ) -> Float[Tensor, ""]:
-    """Lx + lambda_u Lu + penalty of one step on mixed samples.
+    """Return Lx + lambda_u Lu + penalty of one step on mixed samples.
 
     Args:
-        net: That learns.
-        batch: Labeled samples and the rest beside them.
-        target: Of both, one row a sample; views share it.
-        views: Which two views are mixed.
-        rest_weight: lambda_u at this step.
-        draw_for: The luck for so many rows.
-        web: Only the labeled rows are mixed and learned from, as the public code does on web data.
+        net: Network that learns.
+        batch: Labeled and unlabeled samples.
+        targets: Their targets, one row per sample, shared by its views.
+        views: Two views that are mixed.
+        unlabeled_weight: lambda_u at this step.
+        draw_mixup: Function from a number of rows to a MixUp.
 
-    Source: DivideMix (arXiv:2002.07394), equations 8 to 13; spec 4.4, step 3.
+    Source: DivideMix (arXiv:2002.07394), equations 8 to 13.
     """
-    xs, goal = list(batch.views[views]), torch.cat([target.labeled] * 2)
-    labeled = len(goal)
-    if batch.unlabeled is not None and target.unlabeled is not None and not web:
-        xs += batch.unlabeled.views[views]
-        goal = torch.cat([goal, target.unlabeled, target.unlabeled])
-    luck = draw_for(len(goal))
-    logits = mixed(net, xs, luck)
-    goal = luck.share * goal + (1 - luck.share) * goal[luck.partner]
-    loss = losses.soft_cross_entropy(logits[:labeled], goal[:labeled]).mean() + losses.uniform_penalty(logits)
-    if len(goal) > labeled:
-        loss = loss + unlabeled_weight * losses.squared_error(logits[labeled:], goal[labeled:]).mean()
+    inputs, target = list(batch.views[views]), torch.cat([targets.labeled] * 2)
+    labeled = len(target)
+    if batch.unlabeled is not None and targets.unlabeled is not None:
+        inputs += batch.unlabeled.views[views]
+        target = torch.cat([target, targets.unlabeled, targets.unlabeled])
+    mixup = draw_mixup(len(target))
+    logits = mixup_logits(net, inputs, mixup)
+    target = mixup.lam * target + (1 - mixup.lam) * target[mixup.permutation]
+    loss = losses.soft_cross_entropy(logits[:labeled], target[:labeled]).mean() + losses.uniform_penalty(logits)
+    if len(target) > labeled:
+        loss = loss + unlabeled_weight * losses.squared_error(logits[labeled:], target[labeled:]).mean()
     return loss
 
 
-def linear_rampup(full: float, progress: float, warm_up: int, epochs: int, ramp: float) -> float:
-    """A weight that rises from 0 after the warm-up to its full value, over a share of the epochs that are left.
+def linear_rampup(maximum: float, progress: float, warm_up: int, epochs: int, ramp: float) -> float:
+    """Return a weight that rises linearly from 0 after the warm-up to its maximum.
 
     Args:
-        full: The value at the end.
-        progress: Epoch with its fraction.
-        warm_up: Epochs before it begins.
-        epochs: Of the phase.
-        ramp: Share of the epochs after the warm-up; 0: at once.
+        maximum: Final value.
+        progress: Epoch with its finished fraction.
+        warm_up: Epochs before the rise.
+        epochs: Epochs of the phase.
+        ramp: Length of the rise as a fraction of the epochs after the warm-up; 0 for none.
 
-    Source: DivideMix's code ramps over 16 epochs of 300; the share suits short runs (spec 4.4).
+    Source: the official code of DivideMix ramps over 16 epochs of 300; a fraction suits short runs.
     """
     length = ramp * (epochs - warm_up)
-    return full * min(max((progress - warm_up) / length, 0.0), 1.0) if length > 0 else full
+    return maximum * min(max((progress - warm_up) / length, 0.0), 1.0) if length > 0 else maximum
 
 
-def unlabeled_mask(keep: Tensor) -> Tensor | None:
-    """The samples that are not kept, or None where there are fewer than two: then a step is supervised alone."""
-    unlabeled = ~keep
+def unlabeled_mask(mask: Bool[Tensor, " N"]) -> Bool[Tensor, " N"] | None:
+    """Return the samples outside a selection, or None if there are fewer than two, which makes steps supervised."""
+    unlabeled = ~mask
     return unlabeled if int(unlabeled.sum()) >= 2 else None

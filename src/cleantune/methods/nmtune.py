@@ -1,25 +1,24 @@
-"""NMTune: an MLP reshapes frozen features while three terms keep their spectrum in order; `mlp` is the MLP alone.
+"""NMTune: an MLP on frozen features with three regularizers of their spectrum; `mlp` is the MLP without them.
 
 Papers: Chen et al., Understanding and Mitigating the Label Noise in Pre-training on Downstream Tasks, ICLR 2024
-(arXiv:2309.17002), and its extension (arXiv:2403.06869); nmtune spec 3. The loss of a batch is
+(arXiv:2309.17002), and its extension (arXiv:2403.06869). The loss of a batch is
 
-    label loss + w1 consistency(F, Z) + w2 covariance(Z) + w3 dominant_singular_value(Z)
+    label loss + w_mse L_MSE(F, Z) + w_cov L_COV(Z) + w_svd L_SVD(Z)
 
-with F the features and Z what the MLP makes of them, over the rows of the mini-batch, both views of a sample among them
-where there are two. The preset `paper` is the text, `official` what its authors ran; they differ (spec 3.4).
-In scope `all` there is no MLP and no consistency: the last two terms act on the features of the backbone that learns
-(arXiv:2403.06869; spec 6.3).
+with the features F and the output Z of the MLP, over the rows of the batch; with two views both are rows. The preset
+`paper` has the settings of the text, `official` those of the official code; they differ. In scope `all` there is no MLP
+and no L_MSE; the other two terms act on the features of the backbone (arXiv:2403.06869).
 
 Differs from the paper:
-- the label loss may be GCE or ELR, for wrong labels downstream beside those of the pre-training;
-- the default takes the authors' architecture on features standardized by dimension, because the covariance term grows
-  with the fourth power of their scale: one setting then fits every backbone. It learns shorter and slower, begins with
-  a classifier at zero and holds the reshaped features closer to the given ones (weight 10) with less covariance: with
-  the presets' settings an MLP on a sentence encoder learns the training labels by heart and loses to a linear probe;
-- a fifth of the dimensions is hidden from the MLP in each step, so that it leans on no few of them, which another
-  domain may lack;
-- few samples are passed over until there are 400 steps, and shorter features raise the rate; no preset does that;
-- views are augmented by this project's weak view.
+- the label loss may be GCE or ELR, against wrong labels downstream in addition to those of the pre-training;
+- by default the official architecture takes features standardized by dimension, because L_COV grows with the fourth
+  power of their scale; one setting then fits every backbone. Training is shorter and slower, the classifier starts at
+  zero, and L_MSE is strong (10) and L_COV weak: with the settings of the presets an MLP on a sentence encoder memorizes
+  the training labels and loses to a linear probe;
+- dropout of a fifth of the input dimensions of the MLP, so that it does not rely on a few of them, which another domain
+  may lack;
+- small data sets are repeated until there are 400 steps, and shorter features raise the learning rate; no preset does;
+- views are the weak views of this package.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cleantune.functional import losses
@@ -49,56 +49,59 @@ from cleantune.methods.protocol import (
 from cleantune.methods.robust_loss import TUNE, single_phase
 
 STAGE = Stage(epochs=6, learning_rate=1e-4, batch_size=128, lr_reference_dim=1280, min_steps=400)
-"""Short and slow: an MLP learns by heart what a linear probe cannot."""
+"""Short and slow training: an MLP memorizes what a linear probe cannot."""
+GCE_LEARNING_RATE = 3e-4
+"""Learning rate with GCE, whose gradient is p_y^q times that of cross-entropy and weak next to the regularizers."""
 MLP_HEAD = MLPHeadConfig(classifier="zeros", standardize=True, dropout=0.2)
-TEXT = ("bert", "roberta", "mpnet", "modernbert")
+TEXT_BACKBONES = ("bert", "roberta", "mpnet", "modernbert")
 """Backbones whose presets have the paper's settings for language."""
 LabelLoss = Literal["ce", "gce", "elr"]
 
 
 def paper_stage(backbone: str) -> Stage:
-    """The paper's settings of MLP tuning and NMTune: cosine over 30 epochs, or for language linear over 10 (spec 4)."""
-    epochs, schedule = (10, "linear") if backbone in TEXT else (30, "cosine")
-    return Stage(epochs, 1e-3, None, 1e-4, "adamw", schedule, batch_size=64)  # type: ignore[arg-type]
+    """Return the paper's schedule: cosine over 30 epochs, or for language linear over 10 (arXiv:2309.17002)."""
+    schedule: Literal["linear", "cosine"]
+    epochs, schedule = (10, "linear") if backbone in TEXT_BACKBONES else (30, "cosine")
+    return Stage(epochs, 1e-3, None, 1e-4, "adamw", schedule, batch_size=64)
 
 
 @dataclass(frozen=True)
 class NMTune:
-    """Reshape frozen features by an MLP that keeps their spectrum in order: against noise in the pre-training."""
+    """MLP on frozen features with three spectrum regularizers, against label noise in the pre-training."""
 
     scope: Scope = "head"
-    """What learns: MLP and classifier on cached features, or backbone and head on samples, without an MLP."""
+    """Trained part: MLP and classifier on cached features, or backbone and head on samples, without an MLP."""
     loss: LabelLoss = "ce"
-    """What the labels are learned by: ce, or against wrong labels gce or elr."""
+    """Label loss: ce, or against wrong labels gce or elr."""
     q: Annotated[float, Range(0.0, 1.0)] = 0.7
     """Exponent of GCE."""
     elr_beta: Annotated[float, Range(0.0, 1.0)] = 0.7
-    """ELR's share of the old target that stays at each visit."""
+    """Momentum of the ELR targets."""
     elr_lambda: Annotated[float, Range(0.0, 100.0)] = 3.0
-    """Weight of ELR's regularizer, its lambda."""
+    """Weight of the ELR regularizer."""
     mse_weight: Annotated[float, Range(0.0, 100.0)] = 10.0
-    """Weight of the distance between features and reshaped features, L_MSE; scope `head` only."""
+    """Weight of L_MSE, the distance between features and MLP output; scope `head` only."""
     cov_weight: Annotated[float, Range(0.0, 100.0)] = 0.001
-    """Weight of the covariance of different dimensions, L_COV, the main term."""
+    """Weight of L_COV, the covariance between dimensions, the main term."""
     svd_weight: Annotated[float, Range(0.0, 100.0)] = 0.01
-    """Weight of the share of the largest singular values, L_SVD, which is raised."""
-    consistency: Literal["row_mean", "element_mean"] = "row_mean"
-    """L_MSE is averaged over rows (paper) or over all numbers (authors' code), which is a D-th of it."""
+    """Weight of L_SVD, minus the share of the largest singular values."""
+    mse_reduction: Literal["row_mean", "element_mean"] = "row_mean"
+    """Reduction of L_MSE: mean over rows (paper) or over all elements (official code), which is a D-th of it."""
     top_k: Annotated[int, Range(1, 4096)] = 1
-    """How many singular values are raised."""
-    dominance: Literal["sum", "mean"] = "sum"
-    """Their shares are summed (paper, with one) or averaged (authors' code, with five)."""
+    """Number of singular values in L_SVD."""
+    svd_reduction: Literal["sum", "mean"] = "sum"
+    """Reduction of their shares: sum (paper, with one) or mean (official code, with five)."""
     view_pairing: Literal["same", "across"] = "same"
-    """With two views: features are compared with the reshaped ones of the same view, or the first's with the second's
-    (authors' code)."""
+    """Pairs of L_MSE with two views: features and MLP output of the same view, or of the first and the second view
+    (official code)."""
     views: Annotated[int, Range(1, 2)] = 1
-    """Augmented views of a sample a step; on cached features two need images or texts, whose views are cached."""
+    """Augmented views of a sample per step; on cached features two need images or texts, whose views are cached."""
     mlp: MLPHeadConfig = MLP_HEAD
-    """The MLP."""
+    """MLP before the classifier."""
     probe: Stage = STAGE
-    """The only phase of scope `head`. Left as it is, GCE learns at three times the rate."""
+    """Training in scope `head`. With GCE the learning rate is 3e-4 unless this is set."""
     tune: Stage = TUNE
-    """The only phase of scope `all`."""
+    """Training in scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: NMTune(
@@ -106,137 +109,133 @@ class NMTune:
             mlp=MLPHeadConfig(norm="none", residual=False), views=1, probe=paper_stage(backbone)
         ),
         "official": lambda backbone: NMTune(
-            mse_weight=1.0, cov_weight=0.04, svd_weight=0.001, consistency="element_mean",
-            top_k=5, dominance="mean", view_pairing="across", views=2, mlp=MLPHeadConfig(), probe=paper_stage(backbone),
+            mse_weight=1.0, cov_weight=0.04, svd_weight=0.001, mse_reduction="element_mean",
+            top_k=5, svd_reduction="mean", view_pairing="across", views=2, mlp=MLPHeadConfig(),
+            probe=paper_stage(backbone),
         ),
     }  # fmt: skip
 
     @property
     def stage(self) -> Stage:
-        """Of scope `head`. GCE's gradient is p_y^q of cross-entropy's: beside the other terms it would be weak."""
-        fast = self.loss == "gce" and self.probe == STAGE
-        return replace(STAGE, learning_rate=3e-4) if fast else self.probe
+        """Return the stage of scope `head`."""
+        if self.loss == "gce" and self.probe == STAGE:
+            return replace(STAGE, learning_rate=GCE_LEARNING_RATE)
+        return self.probe
 
     def phases(self) -> tuple[Phase, ...]:
-        """`probe` in scope `head`, `tune` in scope `all`."""
+        """Return a single phase: `probe` in scope `head`, `tune` in scope `all`."""
         phase = single_phase(self.scope, self.stage, self.tune, self.epoch)
         if self.scope == "all":
             return (phase,)
         return (replace(phase, mlp=self.mlp, views=("weak",) if self.views > 1 else ()),)
 
     def epoch(self, run: Run) -> None:
-        """One pass over every sample."""
-        self.begin(run)
-        run.learn(run.net, self.loss_fn(run), weak=self.views)
-
-    def begin(self, run: Run) -> None:
-        """What the label loss needs before its first epoch."""
+        """Train on every sample once."""
         if run.epoch == 0 and self.loss == "elr":
             run.ledger.allocate(TARGET, run.classes)
+        run.learn(run.net, self.loss_fn(run), weak=self.views)
 
     def loss_fn(self, run: Run) -> Callable[..., LossOutput]:
-        """The loss of a batch, with its components."""
+        """Return the loss of a batch with its components."""
 
-        def of(net: Callable[..., Output], batch: Batch) -> LossOutput:
+        def batch_loss(net: Callable[..., Output], batch: Batch) -> LossOutput:
             outputs = forward_views(net, batch.views)
-            name = self.label_loss()
-            parts = {name: self.labels(run, outputs, batch)} | self.regularizers(outputs)
-            weights = {
-                "consistency": self.mse_weight,
-                "covariance": self.cov_weight,
-                "dominance": self.svd_weight,
-            }
-            total = parts[name] + sum(weights[term] * parts[term] for term in weights if term in parts)
-            warning = self.warning(parts) if run.progress == 0.0 else None
-            return LossOutput(total, parts, warning)
+            name = self.label_loss_name()
+            components = {name: self.label_loss(run, outputs, batch)} | self.regularizers(outputs)
+            weights = {"consistency": self.mse_weight, "covariance": self.cov_weight, "dominance": self.svd_weight}
+            total = components[name] + sum(weights[term] * components[term] for term in weights if term in components)
+            warning = self.warning(components) if run.progress == 0.0 else None
+            return LossOutput(total, components, warning)
 
-        return of
+        return batch_loss
 
-    def label_loss(self) -> str:
-        """The label loss's name in rows."""
+    def label_loss_name(self) -> str:
+        """Return the name of the label loss in the metrics."""
         return self.loss
 
-    def labels(self, run: Run, outputs: list[Output], batch: Batch) -> Tensor:
-        """The label loss, the mean over the views."""
-        return torch.stack([losses.weighted_mean(self.each(run, o.logits, batch), batch.weight) for o in outputs]).mean()
+    def label_loss(self, run: Run, outputs: list[Output], batch: Batch) -> Float[Tensor, ""]:
+        """Return the label loss, averaged over the views."""
+        by_view = [losses.weighted_mean(self.sample_losses(run, o.logits, batch), batch.weight) for o in outputs]
+        return torch.stack(by_view).mean()
 
-    def each(self, run: Run, logits: Tensor, batch: Batch) -> Tensor:
-        """The label loss of every sample of one view [B]."""
+    def sample_losses(self, run: Run, logits: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, " B"]:
+        """Return the label loss of each sample in one view."""
         if self.loss == "gce":
             return losses.gce(logits, batch.y, self.q)
         if self.loss == "elr":
-            return ELR(elr_beta=self.elr_beta, elr_lambda=self.elr_lambda).each(run, logits, batch)
+            return ELR(elr_beta=self.elr_beta, elr_lambda=self.elr_lambda).sample_losses(run, logits, batch)
         return losses.cross_entropy(logits, batch.y)
 
     def regularizers(self, outputs: list[Output]) -> dict[str, Tensor]:
-        """The terms that have a weight, over the rows of all views; none of a single row."""
-        own = self.scope == "all" and not self.mlp.standardize
-        z = torch.cat([o.features if own else o.embedding for o in outputs])
-        parts: dict[str, Tensor] = {}
+        """Return the terms with a weight above zero over the rows of all views; none for a single row."""
+        uses_features = self.scope == "all" and not self.mlp.standardize
+        z = torch.cat([o.features if uses_features else o.embedding for o in outputs])
+        terms: dict[str, Tensor] = {}
         if len(z) < 2:
-            return parts
+            return terms
         if self.mse_weight and self.scope == "head":
-            f = torch.cat([o.features for o in outputs])
             if self.view_pairing == "across" and len(outputs) > 1:
-                parts["consistency"] = losses.consistency(outputs[0].features, outputs[1].embedding, self.consistency)
+                terms["consistency"] = losses.consistency(outputs[0].features, outputs[1].embedding, self.mse_reduction)
             else:
-                parts["consistency"] = losses.consistency(f, z, self.consistency)
+                f = torch.cat([o.features for o in outputs])
+                terms["consistency"] = losses.consistency(f, z, self.mse_reduction)
         if self.cov_weight:
-            parts["covariance"] = losses.covariance(z)
+            terms["covariance"] = losses.covariance(z)
         if self.svd_weight:
-            parts["dominance"] = losses.dominant_singular_value(z, self.top_k, self.dominance)
-        return parts
+            terms["dominance"] = losses.dominant_singular_value(z, self.top_k, self.svd_reduction)
+        return terms
 
-    def warning(self, parts: dict[str, Tensor]) -> str | None:
-        """What to say where the covariance term is larger than the label loss at the first step."""
-        if "covariance" not in parts:
+    def warning(self, components: dict[str, Tensor]) -> str | None:
+        """Return a warning if the covariance term is larger than the label loss at the first step."""
+        if "covariance" not in components:
             return None
-        term, label_loss = (
-            self.cov_weight * float(parts["covariance"].detach()),
-            float(parts[self.label_loss()].detach()),
-        )
+        term = self.cov_weight * float(components["covariance"].detach())
+        label_loss = float(components[self.label_loss_name()].detach())
         if term <= abs(label_loss):
             return None
         remedy = "" if self.mlp.standardize else "set method.mlp.standardize=true, or "
         return (
-            f"the covariance term is {term:.3g} at the first step and the label loss {label_loss:.3g}:"
-            f" it rules what is learned; {remedy}lower method.cov_weight ({self.cov_weight:g})"
+            f"the covariance term is {term:.3g} at the first step and the label loss {label_loss:.3g}, so that it"
+            f" dominates training; {remedy}lower method.cov_weight ({self.cov_weight:g})"
         )
 
 
 def forward_views(net: Callable[..., Output], views: tuple[Inputs, ...]) -> list[Output]:
-    """What a net says of each view; views that are the same features count once, cached ones pass together."""
+    """Return the outputs of a network for each view.
+
+    Cached views pass through the network together; views that are the same tensor are computed once.
+    """
     tensors = [x for x in views if isinstance(x, Tensor)]
     if len(tensors) < len(views):
         return [net(x) for x in views]
     if all(x is tensors[0] for x in tensors):
         return [net(tensors[0])]
-    both = net(torch.cat(tensors))
-    return [Output(*part) for part in zip(*(value.chunk(len(views)) for value in both), strict=True)]
+    output = net(torch.cat(tensors))
+    return [Output(*chunks) for chunks in zip(*(value.chunk(len(views)) for value in output), strict=True)]
 
 
 @dataclass(frozen=True)
 class MLP:
-    """The module of NMTune with the label loss alone: what its three terms are compared with."""
+    """Head of NMTune with the label loss alone, the baseline of its three regularizers."""
 
     scope: Scope = "head"
-    """What learns: MLP and classifier on cached features, or backbone and head on samples, without an MLP."""
+    """Trained part: MLP and classifier on cached features, or backbone and head on samples, without an MLP."""
     loss: LabelLoss = "ce"
-    """What the labels are learned by: ce, or against wrong labels gce or elr."""
+    """Label loss: ce, or against wrong labels gce or elr."""
     q: Annotated[float, Range(0.0, 1.0)] = 0.7
     """Exponent of GCE."""
     elr_beta: Annotated[float, Range(0.0, 1.0)] = 0.7
-    """ELR's share of the old target that stays at each visit."""
+    """Momentum of the ELR targets."""
     elr_lambda: Annotated[float, Range(0.0, 100.0)] = 3.0
-    """Weight of ELR's regularizer, its lambda."""
+    """Weight of the ELR regularizer."""
     views: Annotated[int, Range(1, 2)] = 1
-    """Augmented views of a sample a step; on cached features two need images or texts, whose views are cached."""
+    """Augmented views of a sample per step; on cached features two need images or texts, whose views are cached."""
     mlp: MLPHeadConfig = MLP_HEAD
-    """The MLP."""
+    """MLP before the classifier."""
     probe: Stage = STAGE
-    """The only phase of scope `head`."""
+    """Training in scope `head`."""
     tune: Stage = TUNE
-    """The only phase of scope `all`."""
+    """Training in scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: MLP(mlp=MLPHeadConfig(norm="none", residual=False), probe=paper_stage(backbone)),
@@ -244,7 +243,7 @@ class MLP:
     }
 
     def phases(self) -> tuple[Phase, ...]:
-        """Those of NMTune with all weights at zero."""
+        """Return the phases of NMTune with all weights at zero."""
         return NMTune(
             self.scope, self.loss, self.q, self.elr_beta, self.elr_lambda, 0.0, 0.0, 0.0,
             views=self.views, mlp=self.mlp, probe=self.probe, tune=self.tune,

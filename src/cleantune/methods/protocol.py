@@ -203,9 +203,9 @@ class Stage:
     """Epochs of the phase; 0 leaves the phase out."""
     learning_rate: Annotated[float, Range(1e-6, 10.0, log=True, search=Range(1e-5, 1e-2, log=True))] = 1e-3
     """Learning rate of the head."""
-    backbone_learning_rate: Annotated[
-        float | None, Range(1e-7, 1.0, log=True, search=Range(1e-6, 1e-2, log=True))
-    ] = None
+    backbone_learning_rate: Annotated[float | None, Range(1e-7, 1.0, log=True, search=Range(1e-6, 1e-2, log=True))] = (
+        None
+    )
     """Learning rate of the backbone in scope `all`. If it is not set: the recommendation for the architecture, which is
     for batches of 64, times the root of `batch_size` / 64. The resolved config states the number."""
     weight_decay: Annotated[float, Range(0.0, 10_000.0, search=Range(1e-6, 1e-1, log=True))] = 1e-4

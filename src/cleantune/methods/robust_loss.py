@@ -1,12 +1,12 @@
 """CE and GCE: one loss over every sample, as linear probing (scope `head`) or full fine-tuning (scope `all`).
 
-Papers: GCE is Zhang & Sabuncu, NeurIPS 2018 (arXiv:1805.07836). Settings: the baselines of TURN
-(arXiv:2310.17668), 20 epochs on the head, 5 epochs on everything.
+Papers: GCE is Zhang & Sabuncu, NeurIPS 2018 (arXiv:1805.07836). The settings are those of the baselines of TURN
+(arXiv:2310.17668): 20 epochs on the head, 5 epochs of full fine-tuning.
 
 Differs from the paper:
-- features are standardized before the head (spec 7, "features of different scale"; every preset);
+- features are standardized before the head, in every preset;
 - BatchNorm's running statistics stay as pre-trained in full fine-tuning;
-- learning rates suit AdamW and the backbone instead of Table 8; the preset `paper` has Table 8's.
+- learning rates suit AdamW and the backbone instead of Table 8, which is in the preset `paper`.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from cleantune.methods.protocol import Batch, Method, Output, Phase, Range, Run,
 
 PROBE = Stage(epochs=20, learning_rate=3e-4, batch_size=128, lr_reference_dim=1280, min_steps=1000)
 CE_PROBE = Stage(epochs=20, learning_rate=1e-4, batch_size=128, lr_reference_dim=1280, min_steps=1000)
-"""Cross-entropy learns wrong labels where GCE does not: it takes smaller steps."""
+"""Cross-entropy fits wrong labels where GCE does not, so its learning rate is lower."""
 TUNE = Stage(epochs=5, learning_rate=3e-4, batch_size=64, warmup=0.1)
 
 
 @dataclass(frozen=True)
 class CE:
-    """Cross-entropy over every sample: the plain way, which trusts every label."""
+    """Cross-entropy over every sample, the baseline that trusts every label."""
 
     scope: Scope = "head"
-    """What learns: the head on cached features, or backbone and head on samples."""
+    """Trained part: the head on cached features, or backbone and head on samples."""
     probe: Stage = CE_PROBE
-    """The only phase of scope `head`."""
+    """Training in scope `head`."""
     tune: Stage = TUNE
-    """The only phase of scope `all`."""
+    """Training in scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: CE(probe=paper_probe(backbone), tune=paper_tune(backbone, epochs=5))
     }
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase: `probe` in scope `head`, `tune` in scope `all`."""
+        """Return a single phase: `probe` in scope `head`, `tune` in scope `all`."""
         return (single_phase(self.scope, self.probe, self.tune, self.epoch),)
 
     def epoch(self, run: Run) -> None:
-        """One pass over every sample."""
+        """Train on every sample once."""
         run.learn(run.net, self.loss)
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
@@ -57,27 +57,27 @@ class CE:
 
 @dataclass(frozen=True)
 class GCE:
-    """Generalized cross-entropy over every sample: a label that is confidently contradicted pulls less."""
+    """Generalized cross-entropy over every sample, which reduces the gradient of contradicted labels."""
 
     scope: Scope = "head"
-    """What learns: the head on cached features, or backbone and head on samples."""
+    """Trained part: the head on cached features, or backbone and head on samples."""
     q: Annotated[float, Range(0.0, 1.0, search=Range(0.3, 0.9))] = 0.7
     """Exponent of the loss: 0 is cross-entropy, 1 the mean absolute error."""
     probe: Stage = PROBE
-    """The only phase of scope `head`."""
+    """Training in scope `head`."""
     tune: Stage = TUNE
-    """The only phase of scope `all`."""
+    """Training in scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
         "paper": lambda backbone: GCE(probe=paper_probe(backbone), tune=paper_tune(backbone, epochs=5))
     }
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase: `probe` in scope `head`, `tune` in scope `all`."""
+        """Return a single phase: `probe` in scope `head`, `tune` in scope `all`."""
         return (single_phase(self.scope, self.probe, self.tune, self.epoch),)
 
     def epoch(self, run: Run) -> None:
-        """One pass over every sample."""
+        """Train on every sample once."""
         run.learn(run.net, self.loss)
 
     def loss(self, net: Callable[..., Output], batch: Batch) -> Tensor:
@@ -86,5 +86,5 @@ class GCE:
 
 
 def single_phase(scope: Scope, probe: Stage, tune: Stage, epoch: Callable[[Run], None]) -> Phase:
-    """The single phase of a method that learns the same way in both scopes."""
+    """Return the phase of a method that trains in the same way in both scopes."""
     return Phase("probe", scope, probe, epoch) if scope == "head" else Phase("tune", scope, tune, epoch)

@@ -1,11 +1,11 @@
 """TURN: linear probing with a robust loss, then alternating sample selection and full fine-tuning.
 
-Paper: Ahn et al., Fine-tuning pre-trained models for robustness under noisy labels (arXiv:2310.17668), Algorithm 1.
+Paper: Ahn et al., Fine-tuning pre-trained models for robustness under noisy labels (arXiv:2310.17668), section 3.
 Step 1 trains a linear head with GCE on features of the frozen backbone. Each epoch of step 2 computes the cross-entropy
 of every sample under the current model, fits a two-component Gaussian mixture per class, selects the labels that are
 probably clean, draws equally many of every class, and fine-tunes backbone and head on them.
 
-The preset `paper` has the paper's settings (section 4 and Table 8). The defaults differ where a practical
+The preset `paper` has the settings of the paper (Table 8). The defaults differ where a practical
 implementation needs it:
 
 - EM runs to convergence. After the 10 iterations of the preset the low component is still too wide.

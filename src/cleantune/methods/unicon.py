@@ -1,21 +1,21 @@
-"""UNICON: class-balanced selection by divergence, semi-supervised learning, and a contrastive loss on what is left.
+"""UNICON: class-balanced selection by divergence, semi-supervised learning, and contrastive learning on the rest.
 
-Paper: Karim et al., CVPR 2022 (arXiv:2203.14542); spec 4.5. As DivideMix, with other verbs: before each net learns,
-both nets together judge anew (the Jensen-Shannon divergence of their mean prediction and the given label), equally
-many of every class are kept, targets come from weak views and MixUp from strong ones, and the samples that are not
-kept pull their two strong views together.
+Paper: Karim et al., CVPR 2022 (arXiv:2203.14542), Algorithm 1. It differs from DivideMix in these parts: before each
+network learns, both are scored together (the Jensen-Shannon divergence between their mean prediction and the given
+label), equally many labels of every class are kept, targets come from weak views and MixUp mixes strong ones, and the
+two strong views of each other sample attract each other.
 
-In scope `head` views are cached features, and the contrastive loss is off: with a frozen backbone it moves the
-projection alone and cannot reach the classifier (spec 4.6). `contrast_head` switches it on, as a pure cost.
+In scope `head` the views are cached features and the contrastive loss is off: with a frozen backbone it trains the
+projection alone and cannot reach the classifier. `contrast_head` switches it on, at a pure cost.
 
-Differs from the paper / from the authors' code:
-- the divergence is in nats, so that the branch above `limit` (0.7) never runs, as in the authors' code; `log_base` 2
-  lets it act (the preset `paper`);
-- a class that has fewer samples than its share gives what it has, instead of copies of sample 0 (code);
-- both nets judge in evaluation mode, in the code the one that has just learned is in training mode;
-- samples of the rest beside a labeled one: 1 / (2R), R the share kept (code), kept within 1 to 8 (spec 7);
-- the ramp of lambda_u is a share of the epochs; lambda_u and warm-up are smaller and longer by default, as for
-  DivideMix; the presets have the paper's.
+Differs from the paper or from the official code:
+- the divergence is in nats, so that the branch above `d_mu` (0.7) never runs, as in the official code; `log_base` 2
+  enables it (preset `paper`);
+- a class with fewer samples than its share gives what it has, instead of copies of sample 0 (official code);
+- both networks are scored in evaluation mode; in the official code the one that has just learned is in training mode;
+- unlabeled samples per labeled one: 1 / (2R) with the kept fraction R (official code), clamped to 1..8;
+- the ramp of lambda_u is a fraction of the epochs; lambda_u is smaller and the warm-up longer by default, as for
+  DivideMix. The presets have the values of the paper.
 """
 
 from __future__ import annotations
@@ -26,157 +26,165 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cleantune.functional import losses
 from cleantune.functional.selection import lowest_per_class
 from cleantune.methods.dividemix import PROBE, TUNE
-from cleantune.methods.mixmatch import Network, linear_rampup, sample_mixup, semi_loss, targets, unlabeled_mask
+from cleantune.methods.mixmatch import (
+    Network,
+    linear_rampup,
+    sample_mixup,
+    semi_supervised_loss,
+    soft_targets,
+    unlabeled_mask,
+)
 from cleantune.methods.paper_settings import paper_probe, paper_tune
 from cleantune.methods.protocol import Batch, Method, Phase, Range, Run, Scope, Selection, Stage, View
 
-REST = (1.0, 8.0)
-"""Samples of the rest beside a labeled one, at the least and at the most."""
+MIN_UNLABELED_RATIO, MAX_UNLABELED_RATIO = 1.0, 8.0
+"""Bounds of the unlabeled samples per labeled one."""
 
 
 @dataclass(frozen=True)
 class UNICON:
-    """Two nets, equally many labels of every class by divergence, and contrastive learning from the rest."""
+    """Two networks, equally many labels of every class by divergence, and contrastive learning on the others."""
 
     scope: Scope = "head"
-    """What learns: the heads on cached views, or backbones and heads on samples."""
+    """Trained part: the heads on cached views, or backbones and heads on samples."""
     log_base: Literal["e", "2"] = "e"
-    """Of the divergence: e as in the authors' code, or 2, with which the branch above `limit` can run."""
-    limit: Annotated[float, Range(0.0, 1.0)] = 0.7
-    """A mean divergence above this lowers the threshold below the mean, the paper's d_mu."""
-    strictness: Annotated[float, Range(1.0, 100.0)] = 5.0
-    """How far: by (mean - least) / strictness, the paper's tau."""
-    certain: Annotated[float, Range(0.0, 1.0)] = 0.5
-    """A kept label whose divergence is below this is trusted fully, any other by 1 - divergence."""
+    """Base of the logarithm in the divergence: e (official code) or 2, with which values above `d_mu` occur."""
+    d_mu: Annotated[float, Range(0.0, 1.0)] = 0.7
+    """Mean divergence above which the threshold is lowered below the mean, d_mu of the paper."""
+    tau: Annotated[float, Range(1.0, 100.0)] = 5.0
+    """Divisor of this reduction, (mean - minimum) / tau, tau of the paper."""
+    full_trust_below: Annotated[float, Range(0.0, 1.0)] = 0.5
+    """Divergence below which a kept label has weight 1; above it the weight is 1 - divergence."""
     temperature: Annotated[float, Range(0.05, 1.0)] = 0.5
-    """Sharpens targets: p^(1/T)."""
+    """Temperature T of the sharpening p^(1/T)."""
     alpha: Annotated[float, Range(0.05, 16.0, log=True)] = 4.0
-    """MixUp draws from Beta(alpha, alpha)."""
+    """Parameter of MixUp's Beta(alpha, alpha)."""
     lambda_u: Annotated[float, Range(0.0, 500.0, search=Range(1.0, 50.0, log=True))] = 5.0
-    """Weight of the samples without a label. The paper's 30 suits hundreds of epochs from random weights."""
+    """Weight of the unlabeled loss. The paper's 30 suits hundreds of epochs from random weights."""
     ramp: Annotated[float, Range(0.0, 1.0)] = 0.3
-    """Share of the epochs after the warm-up over which lambda_u rises."""
+    """Fraction of the epochs after the warm-up over which lambda_u rises."""
     lambda_c: Annotated[float, Range(0.0, 10.0)] = 0.025
-    """Weight of the contrastive loss; 0 switches it off."""
+    """Weight of the contrastive loss; 0 disables it."""
     contrast_head: bool = False
-    """The contrastive loss in scope `head` too, where it cannot help."""
+    """Compute the contrastive loss in scope `head` too, where it has no effect on the classifier."""
     contrast_temperature: Annotated[float, Range(0.01, 1.0)] = 0.05
-    """Divides the similarities of the contrastive loss."""
+    """Temperature of the contrastive loss."""
     projection_dim: Annotated[int, Range(2, 4096)] = 128
-    """Length of the projection that the contrastive loss sees."""
-    rest_factor: Annotated[float, Range(0.1, 4.0)] = 0.5
-    """Samples of the rest beside a labeled one, times the share kept; the authors advise 1 at heavy noise."""
+    """Dimension of the projection for the contrastive loss."""
+    unlabeled_ratio: Annotated[float, Range(0.1, 4.0)] = 0.5
+    """Unlabeled samples per labeled one, times the kept fraction; 1 at heavy noise in the paper."""
     warm_up_head: Annotated[int, Range(0, 1000)] = 5
     """Epochs on every label before the first selection, in scope `head`."""
     warm_up_all: Annotated[int, Range(0, 1000)] = 2
-    """The same in scope `all`."""
-    web: bool = False
-    """Mix and learn the kept samples alone, beside the contrastive loss, as on Clothing1M and WebVision."""
+    """Epochs on every label before the first selection, in scope `all`."""
+    clean_only: bool = False
+    """Train on the kept samples only, next to the contrastive loss, as on Clothing1M and WebVision."""
     probe: Stage = PROBE
-    """The only phase of scope `head`."""
+    """Training in scope `head`."""
     tune: Stage = TUNE
-    """The only phase of scope `all`."""
+    """Training in scope `all`."""
 
     presets: ClassVar[Mapping[str, Callable[[str], Method]]] = {
-        "paper": lambda backbone: replace(_authors(backbone), log_base="2"),
-        "official": lambda backbone: _authors(backbone),
-        "web": lambda backbone: replace(_authors(backbone), alpha=0.5, lambda_u=0.0, web=True, warm_up_head=2),
+        "paper": lambda backbone: replace(_official(backbone), log_base="2"),
+        "official": lambda backbone: _official(backbone),
+        "web": lambda backbone: replace(_official(backbone), alpha=0.5, lambda_u=0.0, clean_only=True, warm_up_head=2),
     }
 
     @property
     def stage(self) -> Stage:
-        """Of the only phase."""
+        """Return the stage of the only phase."""
         return self.probe if self.scope == "head" else self.tune
 
     @property
     def warm_up(self) -> int:
-        """Epochs on every label; one at the least is left for learning from a selection."""
+        """Return the number of warm-up epochs, which leaves at least one epoch for the selection."""
         return min(self.warm_up_head if self.scope == "head" else self.warm_up_all, self.stage.epochs - 1)
 
     @property
-    def contrast(self) -> bool:
-        """Whether the contrastive loss is on."""
+    def has_contrast(self) -> bool:
+        """Return True if the contrastive loss is used."""
         return self.lambda_c > 0 and (self.scope == "all" or self.contrast_head)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One phase, with one optimizer a net: warm-up, then epochs that select."""
-        name, length = "probe" if self.scope == "head" else "tune", self.projection_dim if self.contrast else 0
+        """Return a single phase with one optimizer per network: warm-up epochs, then epochs that select."""
+        name = "probe" if self.scope == "head" else "tune"
+        dim = self.projection_dim if self.has_contrast else 0
         views: tuple[View, ...] = ("weak", "strong")
-        return (Phase(name, self.scope, self.stage, self.epoch, num_nets=2, views=views, projection_dim=length),)
+        return (Phase(name, self.scope, self.stage, self.epoch, num_nets=2, views=views, projection_dim=dim),)
 
     def epoch(self, run: Run) -> None:
-        """Warm up, or: judge, learn, judge anew, and the other net learns."""
+        """Warm up, or for each network: score with both, select, and train it."""
         for net, peer in zip(run.nets, run.nets[::-1], strict=True):
             if run.epoch < self.warm_up:
                 run.learn(net, warm_up_loss)
             else:
-                selection = self.selection(run, self.judged(run))
+                selection = self.split(run, self.divergence(run))
                 peer.eval()
-                run.learn(net, self.semi_loss(run, peer), selection, weak=2, strong=2)
+                run.learn(net, self.loss(run, peer), selection, weak=2, strong=2)
 
-    def judged(self, run: Run) -> Tensor:
-        """Divergence [N] of each given label and what both nets think together."""
+    def divergence(self, run: Run) -> Float[Tensor, " N"]:
+        """Return the divergence between each given label and the mean prediction of both networks."""
 
-        def divergence(y: Tensor, *logits: Tensor) -> Tensor:
+        def sample_divergence(y: Tensor, *logits: Tensor) -> Tensor:
             p = torch.stack([scores.softmax(1) for scores in logits]).mean(0)
             return losses.jsd_to_label(p, y, math.e if self.log_base == "e" else 2.0)
 
-        return run.score(divergence, *run.nets)
+        return run.score(sample_divergence, *run.nets)
 
-    def threshold(self, divergence: Tensor) -> float:
-        """Labels below it would be kept if classes did not count: the mean, or less where the mean is high."""
+    def threshold(self, divergence: Float[Tensor, " N"]) -> float:
+        """Return the divergence below which labels count as clean: the mean, or less if the mean is high."""
         mean = float(divergence.mean())
-        return mean - (mean - float(divergence.min())) / self.strictness if mean > self.limit else mean
+        return mean - (mean - float(divergence.min())) / self.tau if mean > self.d_mu else mean
 
-    def selection(self, run: Run, divergence: Tensor) -> Selection:
-        """Equally many labels of every class with how far they are trusted, and the rest."""
-        share = float((divergence < self.threshold(divergence)).double().mean())
-        keep = lowest_per_class(divergence, run.y, run.classes, share)
-        trust = torch.where(divergence < self.certain, torch.ones_like(divergence), 1 - divergence)
+    def split(self, run: Run, divergence: Float[Tensor, " N"]) -> Selection:
+        """Return equally many labels of every class with their weights, and the unlabeled samples."""
+        kept = float((divergence < self.threshold(divergence)).double().mean())
+        mask = lowest_per_class(divergence, run.y, run.classes, kept)
+        weight = torch.where(divergence < self.full_trust_below, torch.ones_like(divergence), 1 - divergence)
         run.ledger.write("p_clean", 1 - divergence)
-        beside = min(max(self.rest_factor / share, REST[0]), REST[1]) if share else REST[1]
-        return Selection(keep, trust, unlabeled_mask(keep), beside)
+        ratio = self.unlabeled_ratio / kept if kept else MAX_UNLABELED_RATIO
+        ratio = min(max(ratio, MIN_UNLABELED_RATIO), MAX_UNLABELED_RATIO)
+        return Selection(mask, weight, unlabeled_mask(mask), ratio)
 
-    def semi_loss(self, run: Run, peer: nn.Module) -> Callable[..., Tensor]:
-        """The loss of a step, beside a peer that only guesses."""
+    def loss(self, run: Run, peer: nn.Module) -> Callable[..., Tensor]:
+        """Return the semi-supervised loss of a step with a peer that only predicts, and the contrastive loss."""
 
-        def of(net: nn.Module, batch: Batch) -> Tensor:
+        def batch_loss(net: nn.Module, batch: Batch) -> Tensor:
             weight = linear_rampup(self.lambda_u, run.progress, self.warm_up, self.stage.epochs, self.ramp)
-            alone = batch._replace(unlabeled=None) if self.web else batch
-            target = targets(net, peer, alone, self.temperature)
-            loss = semi_loss(
-                net, alone, target, slice(2, 4), weight, lambda rows: sample_mixup(rows, self.alpha, run.rng)
+            mixed = batch._replace(unlabeled=None) if self.clean_only else batch
+            targets = soft_targets(net, peer, mixed, self.temperature)
+            loss = semi_supervised_loss(
+                net, mixed, targets, slice(2, 4), weight, lambda rows: sample_mixup(rows, self.alpha, run.rng)
             )
-            return (
-                loss + self.lambda_c * self.contrasted(net, batch.unlabeled)
-                if self.contrast and batch.unlabeled
-                else loss
-            )
+            if not self.has_contrast or not batch.unlabeled:
+                return loss
+            return loss + self.lambda_c * self.contrastive_loss(net, batch.unlabeled)
 
-        return of
+        return batch_loss
 
-    def contrasted(self, net: nn.Module, unlabeled: Batch) -> Tensor:
-        """The contrastive loss of the two strong views of the rest."""
+    def contrastive_loss(self, net: nn.Module, unlabeled: Batch) -> Float[Tensor, ""]:
+        """Return the contrastive loss of the two strong views of the unlabeled samples."""
         if isinstance(unlabeled.views[2], Tensor):
             z = net(torch.cat(cast(tuple[Tensor, ...], unlabeled.views[2:4]))).embedding
         else:
             z = torch.cat([net(x).embedding for x in unlabeled.views[2:4]])
-        one, two = net.project(z).chunk(2)  # type: ignore[operator]
-        return losses.nt_xent(one, two, self.contrast_temperature)
+        first, second = net.project(z).chunk(2)  # type: ignore[operator]
+        return losses.nt_xent(first, second, self.contrast_temperature)
 
 
 def warm_up_loss(net: Network, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the batch."""
+    """Return the mean cross-entropy of the batch."""
     return losses.cross_entropy(net(batch.views[0]).logits, batch.y).mean()
 
 
-def _authors(backbone: str) -> UNICON:
-    """Table 8 of TURN's paper with batch 64, and UNICON's settings of CIFAR."""
+def _official(backbone: str) -> UNICON:
+    """Return UNICON's settings of CIFAR with Table 8 of TURN's paper and batches of 64."""
     return UNICON(
         lambda_u=30.0,
         warm_up_all=1,

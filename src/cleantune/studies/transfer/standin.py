@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cleantune.config.schema import to_dict
 from cleantune.errors import UserError, did_you_mean
-from cleantune.methods.nmtune import TEXT
+from cleantune.methods.nmtune import TEXT_BACKBONES
 from cleantune.studies.transfer.study import Study, Target, Task
 from cleantune.studies.turn_paper.standin import CLASSES, IMAGES, NETWORKS, images, network
 
@@ -36,8 +36,8 @@ def synthetic(study: Study, folder: Path) -> Study:
     for k, model in enumerate(study.models):
         place = folder / "models" / str(k)
         if model.model != "none" and not (place / "config.json").is_file():
-            if model.architecture not in (*NETWORKS, *TEXT):
-                known = did_you_mean(model.architecture, (*NETWORKS, *TEXT))
+            if model.architecture not in (*NETWORKS, *TEXT_BACKBONES):
+                known = did_you_mean(model.architecture, (*NETWORKS, *TEXT_BACKBONES))
                 raise UserError(f'there is no stand-in for the architecture "{model.architecture}"{known}')
             (network if model.architecture in NETWORKS else text_network)(model.architecture, place, k)
         made = "none" if model.model == "none" else str(place)
