@@ -1,4 +1,4 @@
-"""Makes run folders as `fit` leaves them, small and synthetic, for the tests of whatever reads one."""
+"""Synthetic run folders in the format of `fit`, for tests of their readers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_run(
     noise: float = 0.4,
     seed: int = 0,
 ) -> Path:
-    """A whole run folder but for model and checkpoint; `size` counts train and validation samples together."""
+    """Write a run folder without model and checkpoint; `size` is the number of training and validation samples."""
     rng = np.random.default_rng(seed)
     (folder / "artifacts").mkdir(parents=True)
     table = _samples(rng, names, size, noise)
@@ -41,7 +41,8 @@ def make_run(
     table.to_parquet(folder / "labels.parquet")
     table.to_csv(folder / "labels.csv", index=False)
     losses.to_parquet(folder / "artifacts" / "losses.parquet")
-    _write(folder / "artifacts" / "mixtures.json", {look: _mixtures(losses, look, names) for look in ("first", "last")})
+    mixtures = {suffix: _mixtures(losses, suffix, names) for suffix in ("first", "last")}
+    _write(folder / "artifacts" / "mixtures.json", mixtures)
     _write(folder / "artifacts" / "gallery.json", _gallery(rng, table, kind, text))
     rows = _rows(rng, truth=truth, test=test, harm=harm)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -57,7 +58,7 @@ def make_run(
 
 
 def change_summary(folder: Path, **changes: Any) -> None:
-    """Overwrite top-level keys of summary.json."""
+    """Replace top-level keys of summary.json."""
     path = folder / "summary.json"
     _write(path, json.loads(path.read_text()) | changes)
 
@@ -73,17 +74,17 @@ def _samples(rng: np.random.Generator, names: tuple[str, ...], size: int, noise:
     given = np.where(wrong, (true + 1 + (rng.random(size) ** 3 * (count - 1)).astype(int)) % count, true)
     wrong = given != true
     score = np.where(wrong, rng.beta(1.2, 5, size), rng.beta(6, 1.2, size))
-    found = np.where(rng.random(size) < 0.9, true, given)
+    suggested = np.where(rng.random(size) < 0.9, true, given)
     labels = np.array(names, dtype=object)
     return pd.DataFrame(
         {
             "id": [f"train-{i:05}" for i in range(size)],
             "split": np.where(rng.random(size) < 0.9, "train", "validation"),
             "given_label": labels[given],
-            "suggested_label": labels[found],
+            "suggested_label": labels[suggested],
             "label_score": score,
-            "is_label_issue": (score < 0.4) & (found != given),
-            "p_clean": score,
+            "is_label_issue": (score < 0.4) & (suggested != given),
+            "p_wrong": 1 - score,
             "true_label": labels[true],
         }
     )
@@ -97,10 +98,10 @@ def _losses(rng: np.random.Generator, table: pd.DataFrame) -> pd.DataFrame:
     return columns.assign(loss_first=np.maximum(first, 0), loss_last=np.maximum(last, 0))
 
 
-def _mixtures(losses: pd.DataFrame, look: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _mixtures(losses: pd.DataFrame, suffix: str, names: tuple[str, ...]) -> dict[str, Any]:
     fitted = {}
     for name in names:
-        values = losses.loc[(losses["given_label"] == name) & (losses["split"] == "train"), f"loss_{look}"]
+        values = losses.loc[(losses["given_label"] == name) & (losses["split"] == "train"), f"loss_{suffix}"]
         if len(values) < 4:
             continue
         low, high = values[values < values.median()], values[values >= values.median()]
@@ -120,7 +121,7 @@ def _gallery(rng: np.random.Generator, table: pd.DataFrame, kind: str, text: str
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "JPEG")
             picture = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        keep = {key: value for key, value in row.items() if key not in ("is_label_issue", "p_clean")}
+        keep = {key: value for key, value in row.items() if key not in ("is_label_issue", "p_wrong")}
         words = text.format(row["id"]) if kind == "text" else None
         entries.append(keep | {"kind": kind, "thumbnail": picture, "text": words})
     return entries

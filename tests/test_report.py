@@ -1,4 +1,4 @@
-"""The report of a run: what it says, what it survives, and that it needs nothing but the run folder."""
+"""The report of a run: content, robustness, and independence of everything but the run folder."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from run_folder import CLASSES, change_summary, make_run
 
 from cleantune.errors import UserError
-from cleantune.report import build, figures, svg, tables, words
+from cleantune.report import build_report, figures, label_errors, svg, tables, wording
 from cleantune.storage.readers import class_name, finite
 from cleantune.storage.run_dir import RunDir
-from cleantune.utils import format as fmt
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 OPEN_ENDED = {"tr", "td"}  # HTML lets these end by themselves
@@ -38,7 +37,7 @@ SIXTY = tuple(f"intent {i:02}" for i in range(60))
 
 
 class Page(HTMLParser):
-    """Elements of a page with their attributes and text, and a check that they nest."""
+    """Elements of a page with attributes and text; checks that they nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class Page(HTMLParser):
 
     @property
     def words(self) -> str:
-        """The text with every run of white space as one blank; narrow no-break spaces stay."""
+        """Return the text with white space collapsed; narrow no-break spaces stay."""
         return re.sub(r"[ \t\r\n]+", " ", self.text)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -78,11 +77,11 @@ class Page(HTMLParser):
 
 
 def render_page(run: Path) -> Page:
-    return Page(build(run).read_text("utf-8"))
+    return Page(build_report(run).read_text("utf-8"))
 
 
 def without_losses(run: Path) -> Path:
-    """The run without the evidence whose figures take longest, for tests of something else."""
+    """Remove the losses, whose figures take longest, for tests of something else."""
     (run / "artifacts" / "losses.parquet").unlink()
     return run
 
@@ -105,20 +104,20 @@ def copy(made: Path, tmp_path: Path) -> Iterator[Path]:
 # The page as a document.
 
 
-def test_elements_nest_and_ids_are_unique(page: Page):
+def test_page_elements_nest_and_ids_are_unique(page: Page):
     assert page.open == []
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_every_reference_inside_the_page_has_its_target(page: Page):
+def test_page_references_have_targets(page: Page):
     ids = {attributes.get("id") for _, attributes in page.elements}
     links = [value for _, a in page.elements for key, value in a.items() if key in ("href", "aria-labelledby")]
     clips = re.findall(r"url\(#([^)]+)\)", " ".join(str(v) for _, a in page.elements for v in a.values()))
     assert {link.removeprefix("#") for link in links if link} | set(clips) <= ids
 
 
-def test_nothing_is_loaded_from_outside_and_nothing_runs(page: Page):
+def test_page_loads_nothing_and_runs_no_script(page: Page):
     assert not page.all("script")
     assert not page.all("link")
     assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
@@ -129,7 +128,7 @@ def test_nothing_is_loaded_from_outside_and_nothing_runs(page: Page):
     assert policy.startswith("default-src 'none'")
 
 
-def test_pictures_plots_and_tables_can_be_read_without_eyes(page: Page):
+def test_page_describes_pictures_plots_and_tables(page: Page):
     assert page.all("html")[0]["lang"] == "en"
     assert all(image.get("alt") for image in page.all("img"))
     assert all(plot.get("role") == "img" and plot.get("aria-label") for plot in page.all("svg"))
@@ -137,14 +136,14 @@ def test_pictures_plots_and_tables_can_be_read_without_eyes(page: Page):
     assert len(page.all("figcaption")) == len(page.all("figure")) == len(page.all("svg"))
 
 
-def test_every_plot_names_its_axes(page: Page):
+def test_page_plots_have_axis_labels(page: Page):
     assert page.words.count("loss (nats)") == 2 * (1 + len(NAMES))
-    for axis in ("noise rate (% of the class's given labels)", "accuracy (%)", "epoch, counted over all phases"):
+    for axis in ("noise rate (% of the class's given labels)", "accuracy (%)", "epoch, over all phases"):
         assert axis in page.words
 
 
 def contrast(one: str, other: str) -> float:
-    """Ratio of luminances as WCAG 2 defines it."""
+    """Return the contrast ratio of two colors (WCAG 2)."""
 
     def luminance(color: str) -> float:
         parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -155,7 +154,7 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_text_has_contrast_in_light_dark_and_print(page: Page):
+def test_page_text_has_contrast_in_light_dark_and_print(page: Page):
     palettes = [
         dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", page.style, re.S)
     ]
@@ -165,31 +164,31 @@ def test_text_has_contrast_in_light_dark_and_print(page: Page):
             assert contrast(colors[name], colors["paper"]) >= 4.5, (name, colors)
 
 
-def test_figures_use_no_color_but_the_pages(page: Page):
+def test_figures_use_colors_of_the_page(page: Page):
     styles = " ".join(a.get("style") or "" for name, a in page.elements if name in ("path", "text", "use", "g"))
     assert not re.findall(r"#\w{6}", styles)
     assert "DejaVu" not in styles
 
 
-def test_equal_folders_give_equal_bytes(made: Path, tmp_path: Path):
-    first = build(shutil.copytree(made, tmp_path / "a" / "x")).read_bytes()
-    assert build(shutil.copytree(made, tmp_path / "b" / "x")).read_bytes() == first
+def test_build_report_gives_equal_bytes_for_equal_folders(made: Path, tmp_path: Path):
+    first = build_report(shutil.copytree(made, tmp_path / "a" / "x")).read_bytes()
+    assert build_report(shutil.copytree(made, tmp_path / "b" / "x")).read_bytes() == first
 
 
-def test_the_page_is_small_with_sixty_classes_and_many_suspects(tmp_path: Path):
+def test_page_is_small_with_many_classes_and_issues(tmp_path: Path):
     run = make_run(tmp_path / "x", names=SIXTY, size=12_000)
-    path = build(run)
+    path = build_report(run)
     assert path == run / "report.html"
     assert path.stat().st_size < 2_000_000
     page = Page(path.read_text("utf-8"))
     assert "The 30 noisiest of 60 classes are shown." in page.words
     assert "The 12 noisiest of 60 classes are shown." in page.words
     assert "60 classes are too many for a matrix" in page.words
-    assert "2,000 worst of" in page.words
+    assert "worst 2,000 of" in page.words
 
 
-def test_pictures_beyond_the_budget_are_left_out_and_counted(copy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tables, "PICTURE_BYTES", 10_000)
+def test_gallery_leaves_out_pictures_beyond_the_limit(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tables, "MAX_PICTURE_BYTES", 10_000)
     without_losses(copy)
     page = render_page(copy)
     left = 60 - len(page.all("img"))
@@ -197,7 +196,7 @@ def test_pictures_beyond_the_budget_are_left_out_and_counted(copy: Path, monkeyp
     assert f"{left} pictures are left out" in page.words
 
 
-# Values of the data.
+# Untrusted text.
 
 
 def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
@@ -229,7 +228,7 @@ def test_markup_in_names_ids_and_texts_stays_text(tmp_path: Path):
 @pytest.mark.parametrize(("low", "high", "labels"), [
     (0.4, 2.5, {"0.5", "1", "2"}), (0.001, 0.6, {"0.001", "0.003", "0.01", "0.03", "0.1", "0.3"}),
 ])  # fmt: skip
-def test_logarithms_are_labeled_by_plain_numbers(low: float, high: float, labels: set[str]):
+def test_label_log_axis_uses_plain_numbers(low: float, high: float, labels: set[str]):
     with svg.canvas(300, 200) as figure:
         axes = figure.add_subplot()
         axes.set_yscale("log")
@@ -242,7 +241,7 @@ def test_logarithms_are_labeled_by_plain_numbers(low: float, high: float, labels
 
 @settings(max_examples=5, deadline=None)
 @given(names=st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4, unique=True))
-def test_any_class_name_survives_inside_svg(names: list[str]):
+def test_svg_accepts_any_class_name(names: list[str]):
     classes = [figures.ClassNoise(name, 0.1 * i, None, 5) for i, name in enumerate(names)]
     drawn = figures.noise_by_class(classes, 0.2, names[0])
     parsed = Page(drawn)
@@ -260,7 +259,7 @@ def test_any_class_name_survives_inside_svg(names: list[str]):
     }
 
 
-def test_labels_that_are_numbers_are_matched_with_their_classes(tmp_path: Path):
+def test_confusion_matches_numeric_labels_with_classes(tmp_path: Path):
     run = make_run(tmp_path / "x", names=("0", "1", "2"))
     for path in (run / "labels.parquet", run / "artifacts" / "losses.parquet"):
         table = pd.read_parquet(path)
@@ -272,14 +271,14 @@ def test_labels_that_are_numbers_are_matched_with_their_classes(tmp_path: Path):
     assert [class_name(v) for v in (3, 3.0, np.int64(3), "3", True, 2.5)] == ["3", "3", "3", "3", "True", "2.5"]
 
 
-# What is missing.
+# Missing and broken files.
 
 
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "summary.json", "labels.parquet"])
-def test_a_missing_required_file_is_named_with_the_remedy(copy: Path, name: str):
+def test_build_report_names_a_missing_file_and_the_remedy(copy: Path, name: str):
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{re.escape(name)} is missing.*--resume"):
-        build(copy)
+        build_report(copy)
 
 
 FILLED = (
@@ -295,46 +294,45 @@ BROKEN = [(name, b"{[\xff\x00") for name in (*FILLED, "config.toml", "metrics.js
 
 
 @pytest.mark.parametrize(("name", "content"), BROKEN)
-def test_a_broken_file_is_one_sentence_that_names_it(copy: Path, name: str, content: bytes):
+def test_build_report_names_a_broken_file_in_one_sentence(copy: Path, name: str, content: bytes):
     (copy / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(name)) as caught:
-        build(copy)
+        build_report(copy)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_none_and_a_summary_without_a_key_are_refused(copy: Path, tmp_path: Path):
+def test_build_report_refuses_other_folders_and_summaries(copy: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no run folder"):
-        build(tmp_path / "nowhere")
+        build_report(tmp_path / "nowhere")
     change_summary(copy, samples={})
     with pytest.raises(UserError, match=r"lacks samples\.train"):
-        build(copy)
+        build_report(copy)
 
 
-def test_a_failed_build_leaves_the_earlier_report(copy: Path):
+def test_build_report_keeps_the_earlier_page_on_failure(copy: Path):
     before = b"an earlier report"
     (copy / "report.html").write_bytes(before)
     (copy / "summary.json").write_text("{")
     with pytest.raises(UserError):
-        build(copy)
+        build_report(copy)
     assert (copy / "report.html").read_bytes() == before
     assert not list(copy.glob(".report*"))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "text"),
     [
-        ("losses.parquet", "The run kept no losses"),
-        ("mixtures.json", "No mixtures were kept"),
-        ("gallery.json", "The run kept no gallery"),
+        ("mixtures.json", "The run has no mixtures"),
+        ("gallery.json", "The run has no gallery"),
     ],
 )
-def test_missing_evidence_costs_its_section_and_is_said(copy: Path, page: Page, name: str, said: str):
+def test_page_states_missing_artifacts(copy: Path, page: Page, name: str, text: str):
     (copy / "artifacts" / name).unlink()
-    assert said in render_page(copy).words
-    assert said not in page.words
+    assert text in render_page(copy).words
+    assert text not in page.words
 
 
-def test_a_bare_summary_still_makes_a_page(copy: Path):
+def test_build_report_needs_only_a_minimal_summary(copy: Path):
     shutil.rmtree(copy / "artifacts")
     (copy / "summary.json").write_text(
         json.dumps({"method": "ce", "class_names": list(NAMES), "samples": {"train": 360}, "accuracy": None})
@@ -342,11 +340,11 @@ def test_a_bare_summary_still_makes_a_page(copy: Path):
     (copy / "metrics.jsonl").write_text("")
     (copy / "config.toml").write_text("")
     page = render_page(copy)
-    assert "CE ran to its end, but there was neither a test nor a validation split" in page.words
-    assert "No epoch was measured" in page.words
+    assert "CE finished, but there is neither a test nor a validation split" in page.words
+    assert "The run has no measured epochs" in page.words
 
 
-def test_losses_that_are_not_finite_zero_or_constant_are_drawn_or_counted(copy: Path):
+def test_page_counts_losses_that_are_not_finite(copy: Path):
     path = copy / "artifacts" / "losses.parquet"
     losses = pd.read_parquet(path)
     losses["loss_first"] = 0.0
@@ -357,10 +355,10 @@ def test_losses_that_are_not_finite_zero_or_constant_are_drawn_or_counted(copy: 
     mixtures["last"][NAMES[2]]["high"] = None
     mixtures["first"] = {name: {"low": {"mean": 0.0, "std": 0.0, "weight": 1.0}} for name in NAMES}
     (copy / "artifacts" / "mixtures.json").write_text(json.dumps(mixtures))
-    assert "3 losses of the last look are not finite and left out." in render_page(copy).words
+    assert "3 losses (end of the run) are not finite and left out." in render_page(copy).words
 
 
-def test_skipped_samples_are_listed(copy: Path):
+def test_page_lists_unreadable_samples(copy: Path):
     (copy / "artifacts" / "unreadable_samples.csv").write_text(
         "id,place,reason\ncat/1.jpg,photos/cat/1.jpg,truncated\n"
     )
@@ -370,52 +368,52 @@ def test_skipped_samples_are_listed(copy: Path):
 
 
 @pytest.mark.parametrize("kind", ["text", "features"])
-def test_texts_and_features_have_their_gallery(tmp_path: Path, kind: str):
+def test_gallery_shows_texts_and_features(tmp_path: Path, kind: str):
     page = render_page(without_losses(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False)))
     assert not page.all("img")
     assert len(page.all("blockquote")) == (60 if kind == "text" else 0)
-    assert page.words.count("0 is surely wrong") == 1
+    assert page.words.count("(0 wrong, 1 correct)") == 1
     assert "True labels are known" not in page.words
 
 
-# What it says.
+# Content.
 
 
-def test_the_verdict_compares_with_the_probe_on_the_same_features(page: Page):
-    assert "TURN reaches 66.2\u202f% on the test split, 19.3 ± 0.7 points above a plain CE linear probe" in page.words
-    assert "Delivered in model/ is the fine-tuned model." in page.words
-    for heading in ("What was done", "Noise:", "Losses:", "Curves", "Confusion:", "suspicious", "Cost", "How to go on"):
-        assert heading in page.words
+def test_conclusions_compare_with_the_linear_probe(page: Page):
+    assert "Robust reaches 66.2\u202f% on the test split, 19.3 ± 0.7 points above a CE linear probe" in page.words
+    assert "The folder model/ has the fine-tuned model." in page.words
+    headings = ("Method", "Noise rate", "Label errors", "Loss distributions", "Label confusion", "Next steps", "Cost")
+    assert all(heading in page.words for heading in (*headings, "Data table", "Training curves"))
 
 
-def test_do_no_harm_is_said_when_the_probe_was_delivered(tmp_path: Path):
+def test_conclusions_state_a_fallback_to_the_probe(tmp_path: Path):
     run = RunDir.read(make_run(tmp_path / "x", harm=True, delivered="probe"))
-    first, second = words.verdict(run)
-    assert first.startswith("TURN reaches 52.1")
+    first, second = wording.conclusions(run)
+    assert first.startswith("Robust reaches 52.1")
     assert second.startswith(
-        "Do no harm: delivered in model/ is the probe on frozen features, not the fine-tuned model"
+        "Fallback: model/ has the probe on frozen features, not the fine-tuned model"
     )
     assert "42.0" in second
 
 
-def test_the_best_epoch_is_named_and_is_no_harm(copy: Path):
+def test_conclusions_name_the_best_epoch(copy: Path):
     change_summary(copy, selected_model="best", selection_reason="it was best on the validation split")
-    said = words.verdict(RunDir.read(copy))[1]
+    said = wording.conclusions(RunDir.read(copy))[1]
     assert said == (
-        "Delivered in model/ is the model of the best epoch on validation. It was best on the validation split."
+        "The folder model/ has the model of the best epoch on validation. It was best on the validation split."
     )
 
 
-def test_a_run_without_suspects_says_so(copy: Path):
+def test_page_states_that_there_are_no_issues(copy: Path):
     labels = pd.read_parquet(copy / "labels.parquet")
     labels.assign(is_label_issue=False).to_parquet(copy / "labels.parquet")
     (copy / "artifacts" / "gallery.json").write_text("[]")
     said = render_page(without_losses(copy)).words
-    assert "No label is listed as an issue." in said
-    assert "kept no gallery" not in said
+    assert "The run found no label issues." in said
+    assert "has no gallery" not in said
 
 
-def test_noise_that_was_put_in_is_named(copy: Path):
+def test_page_names_injected_noise(copy: Path):
     noise = {"estimated_rate": None, "injected": {"noise": "symmetric:0.6", "seed": 3, "rate": 0.6}}
     change_summary(copy, noise=noise, command=None)
     said = render_page(without_losses(copy)).words
@@ -424,35 +422,36 @@ def test_noise_that_was_put_in_is_named(copy: Path):
     assert "cleantune fit --config x/config.toml --out x --resume" in said
 
 
-def test_without_a_test_split_validation_is_named_for_what_it_is(tmp_path: Path):
+def test_conclusions_qualify_validation_accuracy(tmp_path: Path):
     run = RunDir.read(make_run(tmp_path / "x", test=False, truth=False))
-    said = words.verdict(run)[0]
-    assert said.startswith("There is no labeled test split. TURN reaches 44.0")
+    said = wording.conclusions(run)[0]
+    assert said.startswith("There is no labeled test split. Robust reaches 44.0")
     assert "Validation labels are given labels" in said
-    assert words.tiles(run)[0].name == "validation accuracy"
+    assert wording.tiles(run)[0].name == "validation accuracy"
 
 
 @pytest.mark.parametrize(
-    ("ours", "said"), [(0.475, "no clear difference"), (0.60, "points above"), (0.30, "the plain probe is the better")]
+    ("ours", "said"), [(0.475, "no clear difference"), (0.60, "points above"), (0.30, "The linear probe is better")]
 )
-def test_the_verdict_follows_the_standard_error(copy: Path, ours: float, said: str):
+def test_conclusions_follow_the_standard_error(copy: Path, ours: float, said: str):
     accuracy = {"test": ours, "by_phase": {"tune": {"test": ours}}}
     change_summary(copy, accuracy=accuracy, selected_model="tune", selection_reason=None)
     run = RunDir.read(copy)
-    assert said in words.verdict(run)[0]
-    gain = words.gain(run, "test")
+    assert said in wording.conclusions(run)[0]
+    gain = wording.gain(run, "test")
     assert gain is not None
     assert gain.standard_error == pytest.approx(math.hypot(*(math.sqrt(p * (1 - p) / 10_000) for p in (ours, 0.469))))
 
 
-def test_issues_are_each_named_once_in_the_list(made: Path, page: Page):
+def test_page_lists_every_issue_once(made: Path, page: Page):
     labels = pd.read_parquet(made / "labels.parquet")
-    listed = page.words[page.words.index("suspected labels") : page.words.index("How to go on", 2000)]
+    start = page.words.index("label issues", page.words.index("(0 wrong, 1 correct)"))
+    listed = page.words[start : page.words.rindex("Next steps")]
     for name in labels.loc[labels["is_label_issue"], "id"]:
         assert listed.count(f"{name} ") == 1
 
 
-def test_commands_name_the_folder_and_survive_a_blank_in_it(made: Path, tmp_path: Path):
+def test_commands_quote_the_folder(made: Path, tmp_path: Path):
     run = shutil.copytree(made, tmp_path / "my run's")
     said = render_page(without_losses(run)).words
     assert """cleantune predict 'my run'"'"'s' DATA""" in said
@@ -461,10 +460,10 @@ def test_commands_name_the_folder_and_survive_a_blank_in_it(made: Path, tmp_path
     assert str(tmp_path) not in said
 
 
-# The arithmetic.
+# Arithmetic.
 
 
-def test_confusion_and_pairs_equal_a_count_by_hand(made: Path):
+def test_confusion_and_pairs_equal_a_manual_count(made: Path):
     run = RunDir.read(made)
     by_hand = np.zeros((len(NAMES), len(NAMES)), dtype=int)
     for given_label, suggested in zip(run.labels["given_label"], run.labels["suggested_label"], strict=True):
@@ -479,7 +478,7 @@ def test_confusion_and_pairs_equal_a_count_by_hand(made: Path):
     assert max(shades) == 1.0
 
 
-def test_expected_counts_are_the_mixture_integrated_over_bins():
+def test_expected_counts_integrate_the_mixture_over_bins():
     edges = np.linspace(0, 4, 9)
     normal = {"mean": 1.5, "std": 0.4, "weight": 0.3}
     found = figures.expected_counts([(200, {"low": normal})], "low", edges)
@@ -494,7 +493,7 @@ def test_expected_counts_are_the_mixture_integrated_over_bins():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.01, 0.2))
-def test_spread_keeps_the_order_the_gap_and_the_mean(heights: list[float], gap: float):
+def test_spread_keeps_order_gap_and_mean(heights: list[float], gap: float):
     moved = figures.spread(heights, gap)
     ranked = [moved[i] for i in sorted(range(len(heights)), key=lambda i: heights[i])]
     assert all(b - a >= gap - 1e-9 for a, b in pairwise(ranked))
@@ -504,33 +503,60 @@ def test_spread_keeps_the_order_the_gap_and_the_mean(heights: list[float], gap: 
 
 
 @given(st.lists(st.floats(-1, 50), max_size=200))
-def test_bins_rise_and_hold_all_but_the_farthest_losses(values: list[float]):
+def test_bin_edges_rise_and_cover_all_but_outliers(values: list[float]):
     edges = figures.bin_edges(np.array(values))
     assert (np.diff(edges) > 0).all()
     assert sum(value > edges[-1] + 1e-9 for value in values) <= max(1, 0.005 * len(values))
 
 
-def test_curves_begin_with_the_phase_that_was_measured():
+def test_measured_phases_start_at_the_first_measurement():
     phases = ["probe"] * 3 + ["tune"] * 3 + ["end"]
     assert figures.measured_phases([[None] * 4 + [1.0, None, None]], phases) == (3, 6)
     assert figures.measured_phases([[1.0] * 7], phases) == (0, 7)
 
 
-def test_numbers_read_as_a_person_writes_them():
-    thin = "\u202f"
-    assert fmt.percent(0.7034) == f"70.3{thin}%"
-    assert fmt.percent(None) == "–"
-    assert [fmt.points(v) for v in (0.0321, -0.005, 0.0001, -0.0001)] == ["+3.2", "\u22120.5", "0.0", "0.0"]
-    assert fmt.count(10000) == "10,000"
-    seconds = (0.44, 48.3, 59.7, 192, 3600, 3899)
-    said = ["0.4 s", "48 s", "1 min 00 s", "3 min 12 s", "1 h 00 min", "1 h 05 min"]
-    assert [fmt.duration(v).replace(thin, " ") for v in seconds] == said
-    assert fmt.memory(1_310_000_000) == f"1.3{thin}GB"
+@pytest.mark.parametrize("truth", [True, False])
+def test_page_shows_error_probabilities_with_the_threshold(tmp_path: Path, truth: bool):
+    run = without_losses(make_run(tmp_path / "x", names=NAMES, truth=truth))
+    labels = pd.read_parquet(run / "labels.parquet")
+    page = render_page(run)
+    threshold = labels.loc[labels["is_label_issue"], "p_wrong"].min()
+    assert f"Labels above the threshold {threshold:.2f} (dashed) are label issues" in page.words
+    assert "Loss distributions" not in page.words
+    assert ("correct label" in page.words) is truth
+    change_summary(run, issues={"count": 3, "threshold": 0.75})
+    assert "threshold 0.75" in render_page(run).words
+
+
+def test_page_without_scores_and_losses_states_it(copy: Path):
+    labels = pd.read_parquet(copy / "labels.parquet")
+    labels.drop(columns="p_wrong").to_parquet(copy / "labels.parquet")
+    assert "The run has no losses" in render_page(without_losses(copy)).words
+
+
+def test_error_probabilities_ignore_missing_values(tmp_path: Path):
+    run = without_losses(make_run(tmp_path / "x", names=NAMES))
+    labels = pd.read_parquet(run / "labels.parquet")
+    labels.loc[labels.index[:5], "p_wrong"] = np.nan
+    labels.to_parquet(run / "labels.parquet")
+    plot = label_errors.sections(RunDir.read(run))["p_wrong"]
+    assert f"{len(labels) - 5} labels" in plot.svg
+
+
+def test_finite_is_none_for_anything_but_a_number():
     assert [finite(v) for v in (1, True, math.nan, "1", None)] == [1.0, None, None, None, None]
-    assert [tables.score(v) for v in (0, 0.0001, 0.25, None)] == ["0.000", "< 0.001", "0.250", "–"]
 
 
-def test_a_label_that_is_missing_is_no_class(tmp_path: Path):
+def test_sentence_has_a_capital_and_a_period():
+    assert wording.sentence("a class is small") == "A class is small."
+    assert [wording.sentence(text) for text in (None, "", "Done!")] == ["", "", "Done!"]
+
+
+def test_display_method_keeps_unknown_names():
+    assert [wording.display_method(name) for name in ("turn", "my_method")] == ["TURN", "my_method"]
+
+
+def test_confusion_ignores_missing_labels(tmp_path: Path):
     run = make_run(tmp_path / "x", names=NAMES)
     labels = pd.read_parquet(run / "labels.parquet")
     labels.loc[labels.index[:2], ["suggested_label", "true_label"]] = None
@@ -542,7 +568,7 @@ def test_a_label_that_is_missing_is_no_class(tmp_path: Path):
 
 
 @given(st.floats(1, 1e7))
-def test_ticks_of_a_root_axis_have_one_digit_and_stand_apart(top: float) -> None:
+def test_root_ticks_have_one_digit_and_do_not_overlap(top: float) -> None:
     ticks = figures.root_ticks(top)
     assert ticks[0] == 0
     assert all(float(f"{tick:.0e}") == tick <= top for tick in ticks)

@@ -1,57 +1,102 @@
-"""The report of an audit: one HTML file, made from its folder alone and readable without a network."""
+"""Report of an audit: one HTML file, built from its folder alone, that needs no network."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
+from cleantune.audit.tables import suspects
+from cleantune.report.tables import gallery_samples
 from cleantune.report.templates import render_page
+from cleantune.report.wording import Tile
 from cleantune.storage.files import read_json, write_text
+from cleantune.utils.format import count, decimal, percent
 
-LISTED = 60
-PAIRS = 15
+MAX_SAMPLES = 60
+MAX_CLASSES = 40
+MAX_PAIRS = 15
 
 
 def build(run: Path) -> Path:
-    """Write `report.html` into the folder of an audit.
+    """Write `report.html` into the folder of an audit, and return its path.
 
     Raises:
         UserError: The summary is missing.
     """
     import pandas as pd
 
-    from cleantune.audit.tables import suspects
-
     summary = read_json(run / "summary.json")
     labels = pd.read_parquet(run / "labels.parquet")
-    listed = suspects(labels).head(LISTED).to_dict("records")
+    entries = suspects(labels).head(MAX_SAMPLES).to_dict("records")
     gallery = run / "artifacts" / "gallery.json"
     shown = {(g["split"], g["id"]): g for g in read_json(gallery)} if gallery.is_file() else {}
-    for row in listed:
-        seen = shown.get((row["split"], row["id"]), {})
-        row |= {"thumbnail": seen.get("thumbnail"), "text": seen.get("text")}
+    entries = [shown.get((entry["split"], entry["id"]), {}) | entry for entry in entries]
+    samples, num_dropped = gallery_samples(entries)
+    folder = shlex.quote(run.resolve().name)
     parts = {
-        "name": run.name, "summary": summary, "rows": listed, "total": len(labels),
-        "by_class": _table(run / "by_class.csv", 40), "pairs": _table(run / "pairs.csv", PAIRS),
-        "duplicates": _table(run / "duplicates.csv", PAIRS),
-    }  # fmt: skip
-    page = render_page("cleantune.audit", "page.html", parts, percent=_percent, count="{:,}".format)
-    write_text(run / "report.html", page)
+        "name": run.resolve().name,
+        "conclusions": conclusions(summary, len(labels)),
+        "tiles": tiles(summary),
+        "samples": samples,
+        "num_dropped_pictures": num_dropped,
+        "kind": next((str(entry["kind"]) for entry in entries if "kind" in entry), "features"),
+        "by_class": _table(run / "by_class.csv", MAX_CLASSES),
+        "pairs": _table(run / "pairs.csv", MAX_PAIRS),
+        "duplicates": _table(run / "duplicates.csv", MAX_PAIRS),
+        "commands": [
+            ("Review the label issues", f"cleantune review {folder}"),
+            ("Write the data with the decisions", f"cleantune apply {folder} --out DATA"),
+        ],
+    }
+    write_text(run / "report.html", render_page("cleantune.audit", "page.html", parts))
     return run / "report.html"
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
+def conclusions(summary: dict[str, Any], total: int) -> list[str]:
+    """Return the conclusions of an audit as sentences."""
+    if summary["cannot_tell"]:
+        return [
+            f"The number of wrong labels among {count(total)} cannot be identified: {summary['cannot_tell']}.",
+            "No label is an issue. The labels are ranked; a stronger or better fitting model may identify more.",
+        ]
+    noise = summary["noise"]
+    return [
+        f"About {percent(noise['rate'])} of {count(total)} labels are wrong (95 % interval {percent(noise['low'])} to"
+        f" {percent(noise['high'])}). {count(summary['issues']['count'])} labels are label issues."
+    ]
 
 
-def _table(path: Path, most: int) -> list[dict[str, Any]]:
+def tiles(summary: dict[str, Any]) -> list[Tile]:
+    """Return the key numbers of an audit."""
+    noise, issues = summary["noise"], summary["issues"]
+    if summary["cannot_tell"]:
+        out = [Tile("noise rate", "cannot tell", "")]
+    else:
+        out = [Tile("noise rate", percent(noise["rate"]), f"{percent(noise['low'])} to {percent(noise['high'])}")]
+    note = "" if issues["cut"] is None else f"error probability {decimal(issues['cut'], 2)} and above"
+    out.append(Tile("label issues", count(issues["count"]), note))
+    if duplicates := summary["duplicates"]:
+        conflicts, leaks = count(duplicates["conflicting"]), count(duplicates["leaks"])
+        note = f"pairs; {conflicts} with conflicting labels, {leaks} in two splits"
+        out.append(Tile("near-duplicates", count(duplicates["pairs"]), note))
+    if summary["outliers"] is not None:
+        out.append(Tile("outliers", count(summary["outliers"]), "samples far from all neighbors"))
+    if measured := summary.get("measured"):
+        notes = [f"AUROC of the label scores {decimal(measured['auroc'])}"]
+        if measured["precision"] is not None:
+            notes.append(f"precision {percent(measured['precision'])}, recall {percent(measured['recall'])}")
+        out.append(Tile("true noise rate", percent(measured["true_rate"]), "; ".join(notes)))
+    return out
+
+
+def _table(path: Path, limit: int) -> list[dict[str, Any]]:
     import pandas as pd
 
     if not path.is_file() or path.stat().st_size < 3:
         return []
     frame = pd.read_csv(path, dtype={"true": str, "given": str, "id": str, "other_id": str}, keep_default_na=False)
-    frame = frame.rename(columns={frame.columns[0]: "name"}) if path.name == "by_class.csv" else frame
     if path.name == "by_class.csv":
-        frame = frame.sort_values("rate", ascending=False)
-    rows: list[dict[str, Any]] = frame.head(most).to_dict("records")  # type: ignore[assignment]
+        frame = frame.rename(columns={frame.columns[0]: "name"}).sort_values("rate", ascending=False)
+    rows: list[dict[str, Any]] = frame.head(limit).to_dict("records")  # type: ignore[assignment]
     return rows

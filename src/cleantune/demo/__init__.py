@@ -142,7 +142,7 @@ def run_digits(out: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Re
     """
     from cleantune.pipeline.fit import fit
 
-    settings: dict[str, Any] = {"views.image.flip": 0.0}  # a mirrored digit is no digit
+    settings: dict[str, Any] = {"augmentation.image.flip": 0.0}  # a mirrored digit is no digit
     baseline_settings = {"method.tune.epochs": BASELINE_EPOCHS, "method.tune.learning_rate": 1e-3}
     with tempfile.TemporaryDirectory() as folder:
         table, backbone = digits_table(Path(folder)), demo_backbone()

@@ -184,7 +184,7 @@ def print_estimate(run: ResolvedRun, run_dir: RunDir, console: Console) -> None:
 
 def write_results(finished: FinishedRun, run_dir: RunDir, console: Console) -> Result:
     """Write every file of a trained run; the summary marks it as finished."""
-    from cleantune.report import build
+    from cleantune.report import build_report
 
     predictions = artifacts.predict_splits(finished)
 
@@ -198,7 +198,7 @@ def write_results(finished: FinishedRun, run_dir: RunDir, console: Console) -> R
         write_model(finished, run_dir)
         summary = make_summary(finished, scores, predictions)
         write_json(run_dir.path / RunDir.SUMMARY, summary)
-        report = build(run_dir.path)
+        report = build_report(run_dir.path)
         count = summary["issues"]["count"]
         console.info(f"{count:,} of {len(labels):,} labels are probably wrong: {run_dir.path / RunDir.LABELS_CSV}")
         console.info(f"report: {report}")

@@ -1,4 +1,4 @@
-"""The report's figures: loss histograms with their mixtures, noise by class, curves over epochs."""
+"""Figures of the report: noise rates by class, histograms of error probabilities and losses, curves over epochs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = NDArray[np.float64]
-FEWEST_BINS, MOST_BINS = 12, 48
+Mask = NDArray[np.bool_]
+
+MIN_BINS, MAX_BINS = 12, 48
+PEAK_FRACTION = 0.15
+"""Fraction of the samples in one bin from which counts are drawn on a square-root axis."""
 SMALL = (204, 150)
-"""Width and height of one histogram of many; there may be dozens, and each with the same labels at its axes."""
+"""Width and height of a histogram of one class."""
 
 
 class ClassNoise(NamedTuple):
-    """The noise of one class, as shares; `true_rate` is None where truth is not known."""
+    """Noise rates of one class as fractions; `true_rate` is None if the true labels are unknown."""
 
     name: str
     estimated_rate: float
@@ -32,7 +36,7 @@ class ClassNoise(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a plot over epochs."""
+    """Line of a plot over epochs."""
 
     name: str
     values: Sequence[float | None]
@@ -41,24 +45,24 @@ class Line(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The losses of one look, in nats, with what is known about the labels."""
+    """Losses of one evaluation pass, in nats."""
 
     values: Array
-    wrong: NDArray[np.bool_] | None
-    """Which labels are wrong; None where truth is not known."""
+    wrong: Mask | None
+    """Mask of the wrong labels; None if the true labels are unknown."""
     parts: Sequence[tuple[int, Mapping[str, Any]]]
-    """(samples, mixture) of every class that had one fitted."""
+    """(samples, mixture) of each class with a fitted mixture."""
 
 
 def noise_by_class(classes: Sequence[ClassNoise], overall: float | None, alt: str) -> Markup:
-    """Horizontal bars of the estimated noise rate of each class, true rates as diamonds where known."""
+    """Draw bars of the estimated noise rate by class, and known true rates as diamonds."""
     with canvas(420, 58 + 18 * len(classes)) as figure:
         axes = figure.add_subplot()
         places = np.arange(len(classes))
         axes.barh(places, [100 * c.estimated_rate for c in classes], height=0.55, color=FIRST)
-        known = [(place, 100 * c.true_rate) for place, c in enumerate(classes) if c.true_rate is not None]
-        if known:
-            rows, rates = zip(*known, strict=True)
+        true_rates = [(place, 100 * c.true_rate) for place, c in enumerate(classes) if c.true_rate is not None]
+        if true_rates:
+            rows, rates = zip(*true_rates, strict=True)
             axes.scatter(rates, rows, marker="D", s=34, color=WRONG, edgecolors=PAPER, linewidths=1, zorder=3)
         if overall is not None:
             axes.axvline(100 * overall, color=INK, linewidth=0.9, linestyle=(0, (3, 3)))
@@ -73,29 +77,55 @@ def noise_by_class(classes: Sequence[ClassNoise], overall: float | None, alt: st
         return inline(figure, "noise", alt)
 
 
-def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, small: bool = False) -> Markup:
-    """Histogram of losses with the counts that the fitted mixture expects in the same bins.
+def probability_histogram(
+    values: Array, wrong: Mask | None, threshold: float | None, name: str, alt: str
+) -> Markup:
+    """Draw a histogram of probabilities with a threshold.
 
-    The mixture is integrated over each bin, so that a component narrower than a bin is drawn as high as its count.
+    Args:
+        values: Probabilities of a label error.
+        wrong: Mask of the wrong labels; None if the true labels are unknown.
+        threshold: Threshold of the label issues.
+        name: Unique name on the page.
+        alt: Description of the figure.
+    """
+    edges = np.linspace(0, 1, 41)
+    with canvas(420, 262) as figure:
+        axes = figure.add_subplot()
+        counts = _stacked_histogram(axes, values, edges, wrong)
+        root = _is_dominated(counts)
+        if root:
+            axes.set_yscale("function", functions=(_root, np.square))
+        if threshold is not None:
+            axes.axvline(threshold, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, counts.max(initial=1) * 1.08)
+        axes.set_xlabel("probability of a label error")
+        axes.set_ylabel("samples (root scale)" if root else "samples")
+        _few_ticks(axes, counts.max(initial=1), root=root)
+        return inline(figure, name, alt)
+
+
+def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, small: bool = False) -> Markup:
+    """Draw a histogram of losses with the counts that the fitted mixture expects in each bin.
+
+    The mixture is integrated over each bin, so a component narrower than a bin is as high as its count.
 
     Args:
         losses: Finite losses with their mixtures.
-        name: Unique on the page.
-        alt: What the figure shows.
-        root: Counts on a square-root axis, on which bars and curve differ evenly by chance, and small bars beside a
-            tall one stay visible.
-        small: One of many.
+        name: Unique name on the page.
+        alt: Description of the figure.
+        root: Draw counts on a square-root axis (rootogram): small bins next to a large one stay visible, and random
+            deviations from the curve have equal size.
+        small: Draw the histogram of one class.
 
-    Source: the square-root axis is Tukey's rootogram (Exploratory Data Analysis, 1977).
+    Source: Tukey, Exploratory Data Analysis, 1977 (rootogram).
     """
     edges = bin_edges(losses.values)
     values = np.clip(losses.values, edges[0], edges[-1])
-    counts = np.histogram(values, edges)[0]
     with canvas(*(SMALL if small else (420, 262)), constrained=not small) as figure:
         axes = figure.add_subplot()
-        axes.stairs(counts, edges, fill=True, color=MUTED if losses.wrong is None else WRONG, alpha=0.8)
-        if losses.wrong is not None:
-            axes.stairs(np.histogram(values[~losses.wrong], edges)[0], edges, fill=True, color=RIGHT)
+        counts = _stacked_histogram(axes, values, edges, losses.wrong)
         middle = (edges[1:] + edges[:-1]) / 2
         for component, dashes in (("low", "-"), ("high", "--")):
             expected = expected_counts(losses.parts, component, edges)
@@ -115,32 +145,32 @@ def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, s
         return inline(figure, name, alt)
 
 
-def peaked(values: Array) -> bool:
-    """Whether one bin of the histogram holds so many samples that the others would not be seen beside it."""
-    counts = np.histogram(np.clip(values, *bin_edges(values)[[0, -1]]), bin_edges(values))[0]
-    return bool(counts.max(initial=0) > 0.15 * counts.sum())
+def is_peaked(values: Array) -> bool:
+    """Return whether one bin of the histogram has so many samples that the others would be invisible."""
+    edges = bin_edges(values)
+    return _is_dominated(np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0])
 
 
 def bin_edges(values: Array) -> Array:
-    """Edges of equal bins over the losses, 2 n^(1/3) of them (Rice's rule) within limits.
+    """Return the edges of equal bins over losses, 2 n^(1/3) bins (Rice's rule) within limits.
 
-    The highest 0.5 % of the losses share the last bin, so that one outlier costs no detail.
+    The last bin includes the highest 0.5 % of the losses, so outliers cost no resolution.
     """
     low = min(0.0, float(values.min(initial=0.0)))
     high = float(np.quantile(values, 0.995)) if len(values) else 1.0
     if not high - low > 1e-9:
         high = low + 1.0
-    bins = int(np.clip(2 * np.cbrt(len(values)), FEWEST_BINS, MOST_BINS))
+    bins = int(np.clip(2 * np.cbrt(len(values)), MIN_BINS, MAX_BINS))
     return np.linspace(low, high, bins + 1)
 
 
 def expected_counts(parts: Sequence[tuple[int, Mapping[str, Any]]], component: str, edges: Array) -> Array:
-    """Samples that one component of all classes' mixtures together expects in each bin.
+    """Return the number of samples that one component of all mixtures expects in each bin.
 
     Args:
-        parts: (samples, mixture) of each class; a mixture holds `low` and `high` with mean, std (nats) and weight.
+        parts: (samples, mixture) of each class; a mixture has `low` and `high` with mean, std (nats) and weight.
         component: `low` or `high`.
-        edges: Edges of the bins, the last bin taken as open to the right.
+        edges: Edges of the bins; the last bin is open to the right.
     """
     total = np.zeros(len(edges) - 1)
     for size, mixture in parts:
@@ -163,19 +193,19 @@ def over_epochs(
     alt: str,
     *,
     level: tuple[str, float] | None = None,
-    axis: str = "epoch, counted over all phases",
+    axis: str = "epoch, over all phases",
 ) -> Markup:
-    """Lines over the epochs of all phases, each named at its end, phases set apart by a band.
+    """Draw lines over the epochs of all phases, each labeled at its end; bands separate the phases.
 
     Phases before the first and after the last measurement are left out; epochs keep their numbers.
 
     Args:
-        lines: Values by epoch; None where there was no measurement.
-        phases: The phase of each epoch.
+        lines: Values by epoch; None for no measurement.
+        phases: Phase of each epoch.
         unit: Name and unit of the y axis.
-        name: Unique on the page.
-        alt: What it shows.
-        level: Name and height of a horizontal line to compare with.
+        name: Unique name on the page.
+        alt: Description of the figure.
+        level: Name and height of a horizontal reference line.
         axis: Name of the x axis.
     """
     from matplotlib.ticker import MaxNLocator
@@ -200,7 +230,7 @@ def over_epochs(
 
 
 def _draw_line(axes: Axes, line: Line, start: int, end: int) -> float:
-    """Draw the epochs from start to end, counted from 0; the last value that was measured."""
+    """Draw the epochs from start to end, counted from 0, and return the last measured value."""
     values = np.array([np.nan if value is None else value for value in line.values[start:end]], dtype=float)
     measured = values[np.isfinite(values)]
     marker = "o" if len(measured) <= 12 else None
@@ -209,7 +239,7 @@ def _draw_line(axes: Axes, line: Line, start: int, end: int) -> float:
 
 
 def measured_phases(lines: Sequence[Sequence[float | None]], phases: Sequence[str]) -> tuple[int, int]:
-    """First epoch and end of the phases that hold a measurement, counted from 0."""
+    """Return the first epoch and the end of the phases with a measurement, counted from 0."""
     measured = [i for i in range(len(phases)) if any(values[i] is not None for values in lines)]
     start, end = measured[0], measured[-1] + 1
     while start and phases[start - 1] == phases[start]:
@@ -220,9 +250,9 @@ def measured_phases(lines: Sequence[Sequence[float | None]], phases: Sequence[st
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved apart as little as it takes to keep a gap between neighbors, order kept."""
+    """Move heights apart just enough for a gap between neighbors; keep their order and mean."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
-    groups: list[tuple[float, int]] = []  # (center, members): neighbors that touch move as one
+    groups: list[tuple[float, int]] = []  # (center, members): touching neighbors move together
     for index in order:
         center, members = heights[index], 1
         while groups and groups[-1][0] + gap * (groups[-1][1] + members) / 2 > center:
@@ -236,12 +266,25 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
+def _stacked_histogram(axes: Axes, values: Array, edges: Array, wrong: Mask | None) -> NDArray[np.int64]:
+    """Draw a histogram, correct labels in front of wrong ones, and return the counts of all."""
+    counts = np.histogram(values, edges)[0]
+    axes.stairs(counts, edges, fill=True, color=MUTED if wrong is None else WRONG, alpha=0.8)
+    if wrong is not None:
+        axes.stairs(np.histogram(values[~wrong], edges)[0], edges, fill=True, color=RIGHT)
+    return counts
+
+
+def _is_dominated(counts: NDArray[np.int64]) -> bool:
+    return bool(counts.max(initial=0) > PEAK_FRACTION * counts.sum())
+
+
 def _normal_cdf(z: float) -> float:
     return (1 + math.erf(z / math.sqrt(2))) / 2
 
 
 def _root(counts: Array) -> Array:
-    return np.sqrt(np.maximum(counts, 0))  # matplotlib asks for margins below zero too
+    return np.sqrt(np.maximum(counts, 0))  # matplotlib asks for margins below zero
 
 
 def _few_ticks(axes: Axes, top: float, *, root: bool) -> None:
@@ -256,7 +299,7 @@ def _few_ticks(axes: Axes, top: float, *, root: bool) -> None:
 
 
 def root_ticks(top: float) -> list[float]:
-    """Ticks of a square-root axis up to `top`, at about even heights: numbers of one digit, none on its neighbor."""
+    """Return ticks of a square-root axis up to `top`: one-digit numbers at similar distances that do not overlap."""
     ticks = [0.0]
     for step in (top * share**2 for share in (0.25, 0.5, 0.75, 1)):
         if step < 1:
@@ -290,7 +333,7 @@ def _mark_phases(axes: Axes, phases: Sequence[str], first: int) -> None:
 
 
 def _name_ends(axes: Axes, ends: Sequence[tuple[str, float, str]]) -> None:
-    """Write each line's name beside its last value, in its color, so that no legend has to be looked up."""
+    """Write the name of each line at its last value, in its color, instead of a legend."""
     low, high = axes.get_ylim()
     fractions = spread([(height - low) / (high - low) for _, height, _ in ends], 0.075)
     for (name, _, color), fraction in zip(ends, fractions, strict=True):

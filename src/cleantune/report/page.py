@@ -1,122 +1,119 @@
-"""Turns what a run left behind into the page's parts and sets them into the template."""
+"""Sections of a run's report, as variables of the template `run.html`."""
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from cleantune.errors import UserError
-from cleantune.report import figures, tables, words
+from cleantune.report import figures, label_errors, tables, wording
 from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, sanitize
 from cleantune.report.templates import render_page
 from cleantune.storage.readers import finite, value_at
 from cleantune.storage.run_dir import RunDir
-from cleantune.utils import format as fmt
+from cleantune.utils.format import count, percent
 
-if TYPE_CHECKING:
-    import pandas as pd
+MAX_CLASSES_IN_CHART = 30
+MAX_UNREADABLE = 100
 
-NOISY_CLASSES = 30
-SMALL_MULTIPLES = 12
-# Title, name of the y axis with its unit, note, and the lines: name, path in a row, color and dashes.
-CURVES: tuple[tuple[str, str, str, tuple[tuple[str, ...], ...]], ...] = (
-    (
-        "Accuracy",
-        "accuracy (%)",
-        "Validation is measured on given labels, wrong ones among them.",
-        (("test", "accuracy_test", FIRST), ("validation", "accuracy_validation", SECOND)),
-    ),
-    (
+
+class Quantity(NamedTuple):
+    """Line of a curve: name, dotted path in a row of metrics, color and dashes."""
+
+    name: str
+    path: str
+    color: str
+    dashes: str = "-"
+
+
+class Curve(NamedTuple):
+    """Plot over epochs: title, y axis with its unit, note, and lines."""
+
+    title: str
+    unit: str
+    note: str
+    quantities: tuple[Quantity, ...]
+
+
+ACCURACY = Curve(
+    "Accuracy",
+    "accuracy (%)",
+    "Validation is measured on given labels, some of them wrong.",
+    (Quantity("test", "accuracy_test", FIRST), Quantity("validation", "accuracy_validation", SECOND)),
+)
+SELECTION_CURVES = (
+    Curve(
         "Quality of the selection",
         "share (AUROC: 0.5 is chance)",
-        "Against true labels, which training never saw.",
-        (("purity", "purity", FIRST), ("recall", "recall", SECOND), ("AUROC", "auroc", THIRD)),
+        "Against true labels, which training never uses.",
+        (
+            Quantity("purity", "purity", FIRST),
+            Quantity("recall", "recall", SECOND),
+            Quantity("AUROC", "auroc", THIRD),
+        ),
     ),
-    ("Selected samples", "samples", "What an epoch learned from.", (("selected", "selected", FIRST),)),
-    (
+    Curve("Selected samples", "samples", "Training samples of an epoch.", (Quantity("selected", "selected", FIRST),)),
+    Curve(
         "Selected samples per class",
         "samples per class",
-        "How evenly the classes are kept.",
+        "Balance of the selection over classes.",
         (
-            ("largest", "selected_per_class.max", THIRD, "--"),
-            ("median", "selected_per_class.median", FIRST),
-            ("smallest", "selected_per_class.min", SECOND, "--"),
+            Quantity("largest", "selected_per_class.max", THIRD, "--"),
+            Quantity("median", "selected_per_class.median", FIRST),
+            Quantity("smallest", "selected_per_class.min", SECOND, "--"),
         ),
     ),
 )
 
 
 def render(run: RunDir) -> str:
-    """The whole page as HTML."""
-    parts = _about(run) | _noise(run) | _losses(run) | _curves(run) | _confusion(run) | _suspects(run) | _onward(run)
-    return render_page("cleantune.report", "page.html", parts | {"run": run, "words": words})
+    """Return the report of a run as HTML."""
+    parts = (
+        _overview(run) | _noise(run) | label_errors.sections(run) | _curves(run) | _confusion(run) | _suspects(run)
+    )
+    return render_page("cleantune.report", "run.html", parts | {"run": run, "commands": _commands(run)})
 
 
-def write(path: Path, page: str) -> Path:
-    """Put the page in place whole: a report cut short never stands where one was."""
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with half.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-    except OSError as error:
-        half.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror}); make room or give write permission, "
-                        f"then run `cleantune report {path.parent}`") from error  # fmt: skip
-    return path
-
-
-def _about(run: RunDir) -> dict[str, Any]:
+def _overview(run: RunDir) -> dict[str, Any]:
     model, samples = run.get("model") or {}, run.get("samples") or {}
+    method, data = wording.display_method(str(run.summary["method"])), wording.data_name(run)
+    name = wording.model_name(run)
     facts = [
-        ("data", words.data_name(run)),
-        ("classes", fmt.count(len(run.classes))),
-        *(
-            (f"{name} samples", fmt.count(finite(size)))
-            for name, size in samples.items()
-            if name != "unreadable" and size
-        ),
-        ("model", words.model_name(run)),
+        ("data", data),
+        ("classes", count(len(run.classes))),
+        *((f"{split} samples", count(finite(n))) for split, n in samples.items() if split != "unreadable" and n),
+        ("model", name),
         ("architecture", model.get("architecture")),
         ("feature", model.get("feature")),
-        ("feature width", _whole(model.get("width"))),
-        ("parameters", _whole(model.get("parameters"))),
-        ("method", words.method_name(run)),
+        ("feature dimension", count(finite(model.get("width")))),
+        ("parameters", count(finite(model.get("parameters")))),
+        ("method", method),
         ("scope", run.get("scope")),
         ("preset", run.get("preset")),
         ("seed", run.get("seed")),
-        ("noise put in", _injected(run)),
-        ("arithmetic", run.get("compute.training.dtype")),
+        ("injected noise", _injected_noise(run)),
+        ("precision", run.get("compute.training.dtype")),
     ]
     versions = run.get("versions") or {}
+    unreadable = run.unreadable or []
     return {
-        "facts": [(name, sanitize(value, 200)) for name, value in facts if value not in (None, "", "–")],
-        "settings": tables.settings(run.config),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "verdict": words.verdict(run),
-        "tiles": words.tiles(run),
-        "notes": [words.sentence(sanitize(note, 600)) for note in run.get("log") or []],
-        "warnings": [words.sentence(sanitize(note, 600)) for note in run.get("warnings") or []],
-        "skipped": (run.unreadable or [])[:100],
-        "skipped_count": len(run.unreadable) if run.unreadable else int(finite(samples.get("unreadable")) or 0),
-        "cost": tables.cost(run),
+        "method": method,
+        "data": data,
+        "model": name,
+        "facts": [(key, sanitize(value, 200)) for key, value in facts if value not in (None, "", "–")],
+        "settings": tables.flatten_settings(run.config),
+        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
+        "conclusions": wording.conclusions(run),
+        "tiles": wording.tiles(run),
+        "notes": [wording.sentence(sanitize(note, 600)) for note in run.get("log") or []],
+        "warnings": [wording.sentence(note) for note in run.get("warnings") or []],
+        "unreadable": unreadable[:MAX_UNREADABLE],
+        "num_unreadable": len(unreadable) or int(finite(samples.get("unreadable")) or 0),
+        "cost": tables.cost_rows(run),
     }
 
 
-def _whole(value: Any) -> str | None:
-    number = finite(value)
-    return None if number is None else fmt.count(number)
-
-
-def _injected(run: RunDir) -> str | None:
-    """The noise that was put into clean labels to rehearse, as it was asked for."""
+def _injected_noise(run: RunDir) -> str | None:
     noise, seed = run.get("noise.injected.noise"), run.get("noise.injected.seed")
     return None if noise is None else f"{noise}, seed {seed}"
 
@@ -125,90 +122,46 @@ def _noise(run: RunDir) -> dict[str, Any]:
     classes = tables.class_noise(run)
     if not classes:
         return {"noise": None, "noise_table": [], "noise_true": False}
-    shown = classes[:NOISY_CLASSES]
-    known = any(c.true_rate is not None for c in shown)
-    cut = f" The {len(shown)} noisiest of {len(classes)} classes are shown." if len(shown) < len(classes) else ""
-    ends = (f"{c.name} ({fmt.percent(c.estimated_rate)})" for c in (shown[0], shown[-1]))
+    shown = classes[:MAX_CLASSES_IN_CHART]
+    has_truth = any(c.true_rate is not None for c in shown)
+    note = "Dashed: rate over all classes."
+    if len(shown) < len(classes):
+        note += f" The {len(shown)} noisiest of {len(classes)} classes are shown."
+    ends = (f"{c.name} ({percent(c.estimated_rate)})" for c in (shown[0], shown[-1]))
     alt = f"Estimated noise rate by class, from {' down to '.join(ends)}."
-    note = "Dashed: the rate over all classes." + cut
     svg = figures.noise_by_class(shown, run.number("noise.estimated_rate"), alt)
-    return {"noise": Plot("Estimated noise rate by class", svg, note), "noise_table": classes, "noise_true": known}
-
-
-def _losses(run: RunDir) -> dict[str, Any]:
-    parts: dict[str, Any] = {"looks": [], "multiples": [], "multiples_note": "", "losses_truth": False}
-    notes = parts["losses_notes"] = []
-    if run.losses is None:
-        return parts
-    train = run.losses[run.losses["split"] == "train"]
-    parts["losses_truth"] = "true_label" in train
-    shown = run.classes
-    if len(shown) > SMALL_MULTIPLES:
-        shown = ([c.name for c in tables.class_noise(run)] or shown)[:SMALL_MULTIPLES]
-        parts["multiples_note"] = f"The {len(shown)} noisiest of {len(run.classes)} classes are shown."
-    for look in ("first", "last"):
-        finite_rows = train[np.isfinite(train[f"loss_{look}"].to_numpy(dtype=float))]
-        if len(finite_rows) < len(train):
-            notes.append(f"{len(train) - len(finite_rows)} losses of the {look} look are not finite and left out.")
-        if len(finite_rows):
-            whole, multiples = _look(finite_rows, look, (run.mixtures or {}).get(look) or {}, run.classes, shown)
-            parts["looks"].append(whole)
-            parts["multiples"].append(multiples)
-    if not run.mixtures:
-        notes.append("No mixtures were kept (artifacts/mixtures.json), so no curves are drawn.")
-    return parts
-
-
-def _look(
-    table: pd.DataFrame, look: str, mixtures: dict[str, Any], classes: list[str], shown: list[str]
-) -> tuple[Plot, tuple[str, list[Plot]]]:
-    """One look's histogram over all classes, and the small ones of the classes shown under their heading."""
-    whole = _of_classes(table, look, mixtures, classes)
-    root = figures.peaked(whole.values)
-    median = f"{np.median(whole.values):.2f}"
-    alt = f"Histogram of {len(whole.values)} losses of the {look} look, median {median} nats, with the fitted mixture."
-    plot = Plot(f"{look.capitalize()} look, all classes", figures.loss_histogram(whole, f"loss-{look}", alt, root=root))
-    small = []
-    for index, name in enumerate(shown):
-        losses = _of_classes(table[table["given_label"] == name], look, mixtures, [name])
-        if len(losses.values):
-            alt = f"Losses of class {name}, {look} look."
-            svg = figures.loss_histogram(losses, f"loss-{look}-{index}", alt, root=root, small=True)
-            small.append(Plot(name, svg))
-    scale = ", samples on a root scale" if root else ""
-    return plot, (f"{look.capitalize()} look by class{scale}", small)
-
-
-def _of_classes(table: pd.DataFrame, look: str, mixtures: dict[str, Any], classes: list[str]) -> figures.Losses:
-    wrong = (table["given_label"] != table["true_label"]).to_numpy(dtype=bool) if "true_label" in table else None
-    sizes = table["given_label"].value_counts()
-    fitted = [(int(sizes.get(name, 0)), mixtures[name]) for name in classes if isinstance(mixtures.get(name), dict)]
-    return figures.Losses(table[f"loss_{look}"].to_numpy(dtype=float), wrong, fitted)
+    return {"noise": Plot("Estimated noise rate by class", svg, note), "noise_table": classes, "noise_true": has_truth}
 
 
 def _curves(run: RunDir) -> dict[str, Any]:
-    """Curves over the epochs; a quantity that was never measured has none."""
-    split = "test" if words.accuracy(run, "test") is not None else "validation"
+    """Return the curves over epochs; a quantity without measurements has none."""
+    split = "test" if wording.accuracy(run, "test") is not None else "validation"
     baseline = run.number(f"baseline.accuracy.{split}")
-    selecting = [row for row in run.metrics if finite(row.get("selected")) is not None]
-    plots = []
-    for number, (title, unit, note, quantities) in enumerate(CURVES):
-        whole = title == "Accuracy"
-        rows, axis = (run.metrics, "epoch, counted over all phases") if whole else (selecting, "cleansing")
-        lines = [figures.Line(name, _over(rows, path), *look) for name, path, *look in quantities]
-        measured = [line for line in lines if any(value is not None for value in line.values)]
-        if measured:
-            level = (f"CE probe, {split}", 100 * baseline) if whole and baseline is not None else None
-            ends = ", ".join(f"{line.name} {_last(line):.3g}" for line in measured)
-            alt = f"{title} over {len(rows)} {'epochs' if whole else 'cleansings'}; at the end: {ends}."
-            phases = [str(row["phase"]) for row in rows]
-            svg = figures.over_epochs(measured, phases, unit, f"curve-{number}", alt, level=level, axis=axis)
-            plots.append(Plot(title, svg, note))
-    return {"curves": plots}
+    level = None if baseline is None else (f"CE probe, {split}", 100 * baseline)
+    rows = run.metrics
+    selections = [row for row in rows if finite(row.get("selected")) is not None]
+    plots = [_curve(ACCURACY, rows, "epoch, over all phases", "curve-0", level)]
+    plots += [_curve(c, selections, "selection", f"curve-{k}") for k, c in enumerate(SELECTION_CURVES, start=1)]
+    return {"curves": [plot for plot in plots if plot is not None]}
 
 
-def _over(rows: list[dict[str, Any]], path: str) -> list[float | None]:
-    """A quantity by row, accuracies in percent."""
+def _curve(
+    curve: Curve, rows: list[dict[str, Any]], axis: str, name: str, level: tuple[str, float] | None = None
+) -> Plot | None:
+    lines = [figures.Line(q.name, _values(rows, q.path), q.color, q.dashes) for q in curve.quantities]
+    measured = [line for line in lines if any(value is not None for value in line.values)]
+    if not measured:
+        return None
+    ends = ", ".join(f"{line.name} {_last(line):.3g}" for line in measured)
+    alt = f"{curve.title} over {len(rows)} {axis.split(',')[0]}s; at the end: {ends}."
+    phases = [str(row["phase"]) for row in rows]
+    return Plot(
+        curve.title, figures.over_epochs(measured, phases, curve.unit, name, alt, level=level, axis=axis), curve.note
+    )
+
+
+def _values(rows: list[dict[str, Any]], path: str) -> list[float | None]:
+    """Return a quantity of each row, accuracies in percent."""
     values = [finite(value_at(row, path)) for row in rows]
     return [100 * v if v is not None and path.startswith("accuracy") else v for v in values]
 
@@ -219,31 +172,41 @@ def _last(line: figures.Line) -> float:
 
 def _confusion(run: RunDir) -> dict[str, Any]:
     counts = tables.confusion(run)
-    if len(run.classes) <= tables.HEATMAP_CLASSES:
+    if len(run.classes) <= tables.MAX_HEATMAP_CLASSES:
         return {"heatmap": tables.heatmap(counts), "pairs": []}
     return {"heatmap": [], "pairs": tables.top_pairs(run.classes, counts)}
 
 
 def _suspects(run: RunDir) -> dict[str, Any]:
-    shown, dropped = tables.gallery(run)
-    listed = run.labels[run.labels["is_label_issue"].astype(bool)]
+    samples, num_dropped = tables.gallery_samples(run.gallery or [])
     check = None
     if "true_label" in run.labels:
-        known = run.labels[run.labels["true_label"].notna()]
-        wrong, flagged = known["given_label"] != known["true_label"], known["is_label_issue"].astype(bool)
+        labels = run.labels[run.labels["true_label"].notna()]
+        wrong, flagged = labels["given_label"] != labels["true_label"], labels["is_label_issue"].astype(bool)
         check = {"flagged": int(flagged.sum()), "hits": int((wrong & flagged).sum()), "wrong": int(wrong.sum())}
     kind = next((str(entry.get("kind")) for entry in run.gallery or []), run.get("kind"))
-    return {"gallery": shown, "gallery_dropped": dropped, "kind": kind, "issues": tables.issues(run),
-            "issue_count": len(listed), "check": check}  # fmt: skip
-
-
-def _onward(run: RunDir) -> dict[str, Any]:
-    folder = shlex.quote(run.name)
-    fit = f"cleantune fit --config {shlex.quote(f'{run.name}/config.toml')} --out"
-    command = str(run.get("command") or f"{fit} {folder}").removesuffix(" --resume")
     return {
-        "folder": folder,
-        "load": f"model = cleantune.load({json.dumps(run.name, ensure_ascii=False)})",
-        "again": f"{fit} {shlex.quote(f'{run.name}-again')}",
-        "resume": f"{command} --resume",
+        "samples": samples,
+        "num_dropped_pictures": num_dropped,
+        "kind": kind,
+        "issues": tables.issues(run),
+        "num_issues": int(run.labels["is_label_issue"].astype(bool).sum()),
+        "check": check,
     }
+
+
+def _commands(run: RunDir) -> list[tuple[str, str]]:
+    name = run.path.resolve().name
+    folder = shlex.quote(name)
+    fit = f"cleantune fit --config {shlex.quote(f'{name}/config.toml')} --out"
+    command = str(run.get("command") or f"{fit} {folder}").removesuffix(" --resume")
+    load = f"model = cleantune.load({json.dumps(name, ensure_ascii=False)})"
+    return [
+        ("Review the label issues", f"cleantune review {folder}"),
+        ("Predict the labels of new data", f"cleantune predict {folder} DATA"),
+        ("Use the model in Python", f"import cleantune\n{load}\nmodel.predict(samples)"),
+        ("Read all labels, worst first", f"{name}/labels.csv"),
+        ("Build this page again", f"cleantune report {folder}"),
+        ("Repeat the run", f"{fit} {shlex.quote(f'{name}-again')}"),
+        ("Resume the run after an interruption", sanitize(f"{command} --resume")),
+    ]

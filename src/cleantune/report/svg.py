@@ -1,4 +1,4 @@
-"""Matplotlib figures as inline SVG in the page's own font and colors, light or dark, byte-equal each time."""
+"""Matplotlib figures as inline SVG in the font and colors of the page, with reproducible bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-# Matplotlib knows no CSS variables: a figure is drawn in these stand-ins, which `inline` replaces.
+# Matplotlib has no CSS variables: figures use these placeholder colors, which `inline` replaces.
 INK, MUTED, LINE, BAND = "#010101", "#020202", "#030303", "#040404"
 RIGHT, WRONG, FIRST, SECOND, THIRD = "#050505", "#060606", "#070707", "#080808", "#090909"
 PAPER = "#010102"
@@ -33,11 +33,11 @@ VARIABLES = {
     THIRD: "var(--third)",
 }
 STYLE: Any = {  # matplotlib 3.11 types the keys one by one, earlier releases do not
-    "svg.fonttype": "none",  # text stays text: small, searchable, in the page's own font
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the font of the page
     "svg.hashsalt": "cleantune",  # ids follow from content, so equal inputs give equal bytes
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the layout is the same on every machine
     "font.size": 10,
-    "text.parse_math": False,  # a class may be called "$x$"
+    "text.parse_math": False,  # "$x$" is a valid class name
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.labelcolor": MUTED,
@@ -62,7 +62,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\u
 
 
 class Plot(NamedTuple):
-    """A figure with its title and what is to be said under it."""
+    """Figure with its title and note."""
 
     title: str
     svg: Markup
@@ -71,12 +71,12 @@ class Plot(NamedTuple):
 
 @contextmanager
 def canvas(width: float, height: float, *, constrained: bool = True) -> Iterator[Figure]:
-    """A figure in the house style; draw and `inline` it inside the context.
+    """Create a figure in the style of the page; draw on it and call `inline` inside the context.
 
     Args:
-        width: Units of the SVG, about a CSS pixel each.
-        height: The same.
-        laid_out: Margins are found by matplotlib, which takes as long as drawing; else they are left to whoever draws.
+        width: Width in SVG units, about CSS pixels.
+        height: Height in SVG units.
+        constrained: Let matplotlib find the margins, which takes as long as drawing; otherwise the caller sets them.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -90,12 +90,12 @@ def canvas(width: float, height: float, *, constrained: bool = True) -> Iterator
 
 
 def label_log_axis(axis: Axis, low: float, high: float) -> None:
-    """Labels of a logarithmic axis as plain numbers; matplotlib's own are formulas, which are not drawn here.
+    """Label a logarithmic axis with plain numbers; matplotlib's default labels are formulas, which are disabled.
 
     Args:
-        axis: Of a logarithmic scale.
-        low: The least value that is drawn, above 0.
-        high: The largest.
+        axis: Axis with a logarithmic scale.
+        low: Smallest value in the figure, above 0.
+        high: Largest value in the figure.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -105,32 +105,32 @@ def label_log_axis(axis: Axis, low: float, high: float) -> None:
 
 
 def sanitize(text: object, limit: int | None = None) -> str:
-    """A text on one line without what XML forbids, cut to a limit of characters with an ellipsis."""
+    """Return a text on one line, without characters that XML forbids, cut to a limit with an ellipsis."""
     line = CONTROL.sub("\N{REPLACEMENT CHARACTER}", re.sub(r"[ \t-\r]+", " ", str(text))).strip(" ")
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def inline(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an `<svg>` element to be set into HTML.
+    """Return a figure as an `<svg>` element for a page.
 
     Args:
-        figure: A figure drawn in `canvas`.
-        name: Unique on the page; ids inside the figure begin with it.
-        alt: What the figure shows, for those who cannot see it.
+        figure: Figure drawn in `canvas`.
+        name: Unique name on the page, the prefix of all ids in the figure.
+        alt: Text description of the figure.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    # What is parsed here was written by matplotlib a line ago.
+    # The input comes from matplotlib, one line above.
     root = ElementTree.fromstring(buffer.getvalue())
     for child in [*root.findall(f"{SVG}metadata"), *root.findall(f"{SVG}defs[{SVG}style]")]:
-        root.remove(child)  # matplotlib's style sheet would rule the whole page
+        root.remove(child)  # matplotlib's style sheet would apply to the whole page
     used = {reference for element in root.iter() for reference in _references(element)}
     for element in root.iter():
-        _adopt(element, name, used)
+        _adapt(element, name, used)
     view = root.get("viewBox", "0 0 100 100")
     root.attrib.clear()
     root.attrib.update({"viewBox": view, "role": "img", "aria-label": sanitize(alt), "class": "plot"})
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # the serializer escaped every text
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # the serializer escapes text
 
 
 def _references(element: ElementTree.Element) -> Iterator[str]:
@@ -141,8 +141,8 @@ def _references(element: ElementTree.Element) -> Iterator[str]:
         yield link.removeprefix("#")
 
 
-def _adopt(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Make one element the page's own: no namespaces, no stray ids, the page's colors and font."""
+def _adapt(element: ElementTree.Element, name: str, used: set[str]) -> None:
+    """Adapt one element to the page: no namespace, no unused ids, colors and font of the page."""
     element.tag = element.tag.removeprefix(SVG)
     element.tail = None if element.tail is None else element.tail.strip() or None
     attributes = {}
@@ -160,7 +160,7 @@ def _adopt(element: ElementTree.Element, name: str, used: set[str]) -> None:
         elif key == "transform" and value.startswith("rotate(-0 "):
             continue
         elif key in ("d", "x", "y", "width", "height", "transform", "points"):
-            value = re.sub(r"-?\d+\.\d{2,}", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
+            value = re.sub(r"-?\d+\.\d{2,}", lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), value)
         attributes[key] = value
     element.attrib.clear()
     element.attrib.update(attributes)
@@ -169,7 +169,7 @@ def _adopt(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def _page_style(style: str) -> str:
-    style = re.sub(r"#0[1-9]0[1-9]0[1-9]", lambda found: VARIABLES.get(found[0], found[0]), style)
+    style = re.sub(r"#0[1-9]0[1-9]0[1-9]", lambda match: VARIABLES.get(match[0], match[0]), style)
     style = re.sub(r"font:\s*(?:normal |bold |\d00 )*([\d.]+px)[^;]*", r"font-size: \1", style)
     style = re.sub(r"font-family:[^;]*;?\s*", "", style)
     return style.strip()

@@ -1,10 +1,10 @@
-"""The report's tables: noise by class, confusion of labels, suspects, cost and settings."""
+"""Tables of the report: noise by class, label confusion, suspicious samples, cost and settings."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,38 +14,49 @@ from cleantune.report.figures import ClassNoise
 from cleantune.report.svg import sanitize
 from cleantune.storage.readers import finite
 from cleantune.storage.run_dir import RunDir
-from cleantune.utils import format as fmt
+from cleantune.utils.format import count, duration, memory, probability
 
-HEATMAP_CLASSES = 20
-PAIRS = 30
-SUSPECTS = 2000
-PICTURE_BYTES = 1_200_000
+MAX_HEATMAP_CLASSES = 20
+MAX_PAIRS = 30
+MAX_ISSUES = 2000
+MAX_PICTURE_BYTES = 1_200_000
+"""Size of all pictures of a page; later ones are left out."""
 PICTURE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+
+COST_ITEMS = (
+    ("forward_passes", "forward passes", "an evaluation pass costs 1, a training pass through the backbone 3"),
+    ("evaluation_forward_passes", "forward passes of evaluation", "validation and test; not in the row above"),
+    ("training_samples", "training samples", ""),
+    ("optimizer_steps", "optimizer steps", ""),
+)
+"""Key of `cost` in summary.json, name and remark."""
+TIMES = {"extract": "feature extraction", "probe": "probe", "score": "scoring", "tune": "fine-tuning"}
+"""Display names of the parts of the running time."""
 
 
 class Cell(NamedTuple):
-    """One cell of the confusion table."""
+    """Cell of the label confusion."""
 
     samples: int
     share: float
-    """Of the samples with this given label."""
+    """Fraction of the samples with this given label."""
     shade: float
-    """0..1, relative to the largest disagreement."""
+    """Share relative to the largest disagreement, 0 to 1."""
     agrees: bool
 
 
 class Pair(NamedTuple):
-    """A given label and what is suggested in its place."""
+    """Given label and suggested label that disagree."""
 
     given: str
     suggested: str
     samples: int
     share: float
-    """Of the samples with this given label."""
+    """Fraction of the samples with this given label."""
 
 
-class Suspect(NamedTuple):
-    """One sample of the gallery or of the list of issues."""
+class GallerySample(NamedTuple):
+    """Sample of the gallery or of the table of label issues, as text."""
 
     id: str
     split: str
@@ -58,18 +69,18 @@ class Suspect(NamedTuple):
 
 
 def class_noise(run: RunDir) -> list[ClassNoise]:
-    """The noise of every class that has an estimate, noisiest first."""
+    """Return the noise rate of every class with an estimate, noisiest first."""
     per_class = run.get("noise.per_class")
-    found = []
+    out = []
     for name, entry in (per_class if isinstance(per_class, dict) else {}).items():
         rate = finite(entry.get("estimated_rate")) if isinstance(entry, Mapping) else None
         if rate is not None:
-            found.append(ClassNoise(str(name), rate, finite(entry.get("true_rate")), finite(entry.get("size"))))
-    return sorted(found, key=lambda c: (-c.estimated_rate, c.name))
+            out.append(ClassNoise(str(name), rate, finite(entry.get("true_rate")), finite(entry.get("size"))))
+    return sorted(out, key=lambda c: (-c.estimated_rate, c.name))
 
 
 def confusion(run: RunDir) -> NDArray[np.int64]:
-    """Counts of given (rows) against suggested labels (columns), in the order of the classes."""
+    """Return the counts of given (rows) and suggested labels (columns), [C, C]."""
     place = {name: index for index, name in enumerate(run.classes)}
     counts = np.zeros((len(place), len(place)), dtype=np.int64)
     rows = run.labels["given_label"].map(place)
@@ -80,7 +91,7 @@ def confusion(run: RunDir) -> NDArray[np.int64]:
 
 
 def heatmap(counts: NDArray[np.int64]) -> list[list[Cell]]:
-    """The confusion as cells; what agrees is counted but not shaded, since disagreement is the question."""
+    """Return the confusion as cells; only disagreements have a shade."""
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     off = share * ~np.eye(len(counts), dtype=bool)
     top = float(off.max(initial=0)) or 1.0
@@ -90,109 +101,85 @@ def heatmap(counts: NDArray[np.int64]) -> list[list[Cell]]:
     ]
 
 
-def top_pairs(classes: list[str], counts: NDArray[np.int64], limit: int = PAIRS) -> list[Pair]:
-    """The most frequent disagreements, most frequent first."""
+def top_pairs(classes: list[str], counts: NDArray[np.int64], limit: int = MAX_PAIRS) -> list[Pair]:
+    """Return the most frequent disagreements, most frequent first."""
     off = counts * ~np.eye(len(counts), dtype=bool)
     order = np.argsort(-off, axis=None, kind="stable")[:limit]
     totals = np.maximum(counts.sum(1), 1)
-    found = []
-    for flat in order:
-        i, j = divmod(int(flat), len(counts))
-        if off[i, j]:
-            found.append(Pair(classes[i], classes[j], int(off[i, j]), float(off[i, j] / totals[i])))
-    return found
+    pairs = [divmod(int(flat), len(counts)) for flat in order]
+    return [Pair(classes[i], classes[j], int(off[i, j]), float(off[i, j] / totals[i])) for i, j in pairs if off[i, j]]
 
 
-def gallery(run: RunDir) -> tuple[list[Suspect], int]:
-    """The most suspicious samples, and how many pictures were left out to keep the page small."""
-    suspects, spent, dropped = [], 0, 0
-    for entry in run.gallery or []:
+def gallery_samples(entries: Iterable[Mapping[str, Any]]) -> tuple[list[GallerySample], int]:
+    """Return the samples of a gallery, and the number of pictures left out to limit the size of the page.
+
+    Args:
+        entries: Rows of `artifacts/gallery.json`.
+    """
+    samples, size, num_dropped = [], 0, 0
+    for entry in entries:
         picture = entry.get("thumbnail")
         if not (isinstance(picture, str) and PICTURE.fullmatch(picture)):
             picture = None
-        elif spent + len(picture) > PICTURE_BYTES:
-            picture, dropped = None, dropped + 1
-        spent += len(picture or "")
-        text = entry.get("text")
-        suspects.append(
-            Suspect(
-                id=sanitize(entry.get("id"), 80),
-                split=sanitize(entry.get("split", "")),
-                given=sanitize(entry.get("given_label"), 60),
-                suggested=sanitize(entry.get("suggested_label"), 60),
-                score=score(entry.get("label_score")),
-                truth=_truth(entry.get("true_label")),
-                picture=picture,
-                text=None if text is None else sanitize(text, 400),
-            )
-        )
-    return suspects, dropped
+        elif size + len(picture) > MAX_PICTURE_BYTES:
+            picture, num_dropped = None, num_dropped + 1
+        size += len(picture or "")
+        samples.append(_sample(entry)._replace(picture=picture, text=_text(entry.get("text"), 400)))
+    return samples, num_dropped
 
 
-def issues(run: RunDir) -> list[Suspect]:
-    """The labels listed as issues, worst first, at most `SUSPECTS`."""
-    table = run.labels[run.labels["is_label_issue"].astype(bool)].head(SUSPECTS)
-    truths = table["true_label"] if "true_label" in table else [None] * len(table)
-    columns = (table[name] for name in ("id", "split", "given_label", "suggested_label", "label_score"))
-    return [
-        Suspect(sanitize(i, 80), sanitize(split), sanitize(given, 60), sanitize(new, 60), score(p), _truth(t))
-        for i, split, given, new, p, t in zip(*columns, truths, strict=True)
-    ]
+def issues(run: RunDir) -> list[GallerySample]:
+    """Return the label issues, worst first, at most `MAX_ISSUES`."""
+    table = run.labels[run.labels["is_label_issue"].astype(bool)].head(MAX_ISSUES)
+    return [_sample(row) for row in table.to_dict("records")]
 
 
-def score(value: Any) -> str:
-    """A label score with three digits; small ones are not rounded to nothing."""
-    number = finite(float(value)) if value is not None else None
-    if number is None:
-        return "–"
-    return "< 0.001" if 0 < number < 0.0005 else f"{number:.3f}"
-
-
-def cost(run: RunDir) -> list[tuple[str, str, str]]:
-    """(what, how much, remark) of everything the run spent."""
+def cost_rows(run: RunDir) -> list[tuple[str, str, str]]:
+    """Return item, value and remark of everything the run spent."""
     train = run.number("samples.train") or 0
-    listed = [
-        ("forward_passes", "forward_passes", "looked at counts 1, trained on through the backbone 3"),
-        ("evaluation_forward_passes", "forward_passes of evaluation", "validation and test, not in the row above"),
-        ("training_samples", "samples trained on", ""),
-        ("optimizer_steps", "optimizer steps", ""),
-    ]
-    found = []
-    for key, name, remark in listed:
+    out = []
+    for key, name, remark in COST_ITEMS:
         value = run.number(f"cost.{key}")
         if value is not None:
             times = f"{value / train:.1f} × training set" if train and key != "optimizer_steps" else ""
-            found.append((name, fmt.count(value), "; ".join(part for part in (times, remark) if part)))
+            out.append((name, count(value), "; ".join(part for part in (times, remark) if part)))
     seconds = run.get("cost.seconds")
-    names = {
-        "extract": "features extracted",
-        "probe": "probe",
-        "score": "looks at all samples",
-        "evaluate": "evaluation",
-        "tune": "fine-tuning",
-    }
     for key, value in (seconds if isinstance(seconds, dict) else {}).items():
-        if key != "total" and finite(value) is not None:
-            found.append((f"time: {names.get(key, key)}", fmt.duration(finite(value)), ""))
-    found.append(("time: CE linear probe", fmt.duration(run.number("baseline.seconds")), "the baseline"))
-    found.append(("time in all", fmt.duration(run.number("cost.seconds.total")), ""))
-    found.append(("peak memory", fmt.memory(run.number("cost.peak_bytes")), ""))
-    return [row for row in found if row[1] != "–"]
+        if key != "total":
+            out.append((f"time: {TIMES.get(key, key)}", duration(finite(value)), ""))
+    out.append(("time: CE linear probe", duration(run.number("baseline.seconds")), "baseline"))
+    out.append(("total time", duration(run.number("cost.seconds.total")), ""))
+    out.append(("peak memory", memory(run.number("cost.peak_bytes")), ""))
+    return [row for row in out if row[1] != "–"]
 
 
-def settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The resolved config as (dotted key, value as TOML spells it) in its own order, scalars before tables."""
-    flat = [(f"{prefix}{key}", _toml(value)) for key, value in config.items() if not isinstance(value, Mapping)]
+def flatten_settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return a configuration as (dotted key, TOML value), in its order, scalars before tables."""
+    flat = [
+        (f"{prefix}{key}", sanitize(json.dumps(value, ensure_ascii=False, default=str), 300))
+        for key, value in config.items()
+        if not isinstance(value, Mapping)
+    ]
     for key, value in config.items():
         if isinstance(value, Mapping):
-            flat += settings(value, f"{prefix}{key}.")
+            flat += flatten_settings(value, f"{prefix}{key}.")
     return flat
 
 
-def _truth(value: Any) -> str | None:
-    return None if value is None or value != value else sanitize(value, 60)  # NaN alone differs from itself
+def _sample(row: Mapping[str, Any]) -> GallerySample:
+    score = row.get("label_score")
+    return GallerySample(
+        id=sanitize(row.get("id"), 80),
+        split=sanitize(row.get("split", "")),
+        given=sanitize(row.get("given_label"), 60),
+        suggested=sanitize(row.get("suggested_label"), 60),
+        score=probability(None if score is None else finite(float(score))),
+        truth=_text(row.get("true_label"), 60),
+    )
 
 
-def _toml(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return sanitize(text, 300)
+def _text(value: Any, limit: int) -> str | None:
+    return None if value is None or value != value else sanitize(value, limit)  # NaN differs from itself
+
+
+settings = flatten_settings

@@ -1,4 +1,4 @@
-"""What all pages are made by: a template with the shared head, style and filters around it."""
+"""Templates of all pages: shared head, CSS, macros and filters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 from markupsafe import Markup
 
 from cleantune.report.svg import sanitize
-from cleantune.utils import format as fmt
+from cleantune.utils.format import count, decimal, duration, percent, probability
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "plain": sanitize, "percent": fmt.percent, "count": fmt.count, "duration": fmt.duration,
+    "plain": sanitize, "sanitize": sanitize,
+    "count": count, "decimal": decimal, "duration": duration, "percent": percent,
+    "probability": probability,
 }  # fmt: skip
-"""How templates write texts, shares, numbers and seconds."""
+"""Formats of texts, numbers, seconds and fractions in templates."""
 
 
-def render_page(package: str, template: str, parts: Mapping[str, Any], **filters: Callable[..., str]) -> str:
-    """A page as HTML that needs no network.
+def render_page(package: str, template: str, parts: Mapping[str, Any]) -> str:
+    """Return a page as HTML that needs no network.
 
     Args:
-        package: Where the template is; it finds `base.html` and `settings.html` of `cleantune.report` too.
-        template: Its file.
-        parts: What the template names; one that is missing is an error, and text is escaped.
-        **filters: In the place of `FILTERS`.
+        package: Package of the template; templates of `cleantune.report` are available too.
+        template: File name of the template.
+        parts: Variables of the template. A missing one is an error; text is escaped.
     """
     import jinja2
 
@@ -35,6 +36,6 @@ def render_page(package: str, template: str, parts: Mapping[str, Any], **filters
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(FILTERS | filters)
+    environment.filters.update(FILTERS)
     css = (Path(__file__).parent / "page.css").read_text("utf-8")
     return environment.get_template(template).render(css=Markup(css), **parts)

@@ -73,7 +73,7 @@ def study(
     Raises:
         UserError: In one sentence, for whatever is missing or does not fit.
     """
-    from cleantune.report.spectrum import build
+    from cleantune.studies.spectrum_page import build
 
     if preset not in PRESETS or split not in SPLITS:
         known, said = (PRESETS, preset) if preset not in PRESETS else (SPLITS, split)

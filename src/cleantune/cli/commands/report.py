@@ -14,6 +14,6 @@ from cleantune.cli import options
 @options.VERBOSE
 def report(run: Path) -> None:
     """Build the report of a run again."""
-    from cleantune.report import build
+    from cleantune.report import build_report
 
-    click.echo(f"report: {build(run)}")
+    click.echo(f"report: {build_report(run)}")
