@@ -304,7 +304,7 @@ def root_ticks(top: float) -> list[float]:
     for step in (top * share**2 for share in (0.25, 0.5, 0.75, 1)):
         if step < 1:
             continue
-        tick = step - step % 10 ** int(math.log10(step))
+        tick = step - step % 10 ** (len(str(int(step))) - 1)
         if len(ticks) > 1 and math.sqrt(tick) - math.sqrt(ticks[-1]) < 0.1 * math.sqrt(top):
             ticks.pop()
         ticks.append(tick)
