@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cleantune.config.data import DataConfig
-from cleantune.data import corrupt, load, write_corrupted, write_swapped
+from cleantune.data import corrupt, load, write_corrupted, write_swapped_captions
 from cleantune.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(300)]
@@ -107,7 +107,7 @@ def test_written_features_are_the_same_and_wrong_forms_are_refused(tmp_path):
         np.testing.assert_array_equal(file["features"], f)
         assert (file["true_label"] == np.arange(30) % 3).all()
         assert (file["label"] != file["true_label"]).any()
-    for name, word in (("t.npz", "features alone"), ("t.xyz", ".parquet"), ("t", "without a suffix")):
+    for name, word in (("t.npz", "features only"), ("t.xyz", ".parquet"), ("t", "without a suffix")):
         with pytest.raises(UserError, match=word):
             write_corrupted(DataConfig(frame()), "symmetric:0.5", 0, tmp_path / name)
     with pytest.raises(UserError, match=r"write \.parquet"):
@@ -118,7 +118,7 @@ def test_captions_change_places_and_the_right_ones_stand_beside_them(tmp_path):
     table = pd.DataFrame({"image": [f"{i}.png" for i in range(50)], "caption": [f"caption {i}" for i in range(50)]})
     source, out = tmp_path / "pairs.csv", tmp_path / "elsewhere" / "noisy.csv"
     table.to_csv(source, index=False)
-    share = write_swapped(source, "captions:0.3", "caption", out, image="image", seed=1)
+    share = write_swapped_captions(source, "captions:0.3", "caption", out, image="image", seed=1)
     read = pd.read_csv(out)
     assert share == 15 / 50
     assert (read["caption"] != read["true_caption"]).sum() == 15
@@ -134,4 +134,4 @@ def test_captions_that_cannot_be_swapped_are_refused_in_a_sentence(tmp_path, noi
     source = tmp_path / "pairs.csv"
     pd.DataFrame({"image": ["a", "b"], "caption": ["x", "y"]}).to_csv(source, index=False)
     with pytest.raises(UserError, match=words):
-        write_swapped(source, noise, column, tmp_path / "out.csv")
+        write_swapped_captions(source, noise, column, tmp_path / "out.csv")

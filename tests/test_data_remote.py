@@ -100,7 +100,7 @@ def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(memory), "get_file", broken)
-        with pytest.raises(UserError, match=r"could not be copied \(the line is dead\); .* tries again"):
+        with pytest.raises(UserError, match=r"could not be copied \(the line is dead\); .* run the same command again"):
             fetch_to_cache("memory://bucket/talk.parquet", [], tmp_path / "cache")
     assert list((tmp_path / "cache" / "remote").iterdir()) == []
     assert fetch_to_cache("memory://bucket/talk.parquet", [], tmp_path / "cache").is_file()
@@ -126,7 +126,7 @@ def test_a_process_that_was_slower_takes_the_copy_of_the_other(
 
 @pytest.mark.parametrize(("address", "words"), [
     ("memory://bucket/nothing.parquet", "does not exist"),
-    ("nonsense://bucket/x.parquet", "no storage is known by nonsense://"),
+    ("nonsense://bucket/x.parquet", "there is no storage for nonsense://"),
     ("memory://bucket/talk.xyz", "cannot read files of the kind .xyz"),
 ])  # fmt: skip
 def test_what_cannot_be_had_is_one_sentence(memory: fsspec.AbstractFileSystem, address: str, words: str) -> None:

@@ -162,8 +162,8 @@ def _columns(spec: Any, data: Data, names: list[str]) -> list[dict[tuple[str, An
             if split not in data.rows:
                 continue
             piece = pieces[split]
-            piece.part.need(name, "--annotators")
-            codes = read_labels(piece.part, name, []).encode(data.classes)[piece.rows]
+            piece.raw.need(name, "--annotators")
+            codes = read_labels(piece.raw, name, []).encode(data.classes)[piece.rows]
             known |= {(split, i): int(max(c, -1)) for i, c in zip(data.rows[split].ids.tolist(), codes, strict=True)}
         out.append(known)
     return out

@@ -1,4 +1,4 @@
-"""Pairs of images and captions, or of any two columns, with captions at the wrong places: to pre-train on."""
+"""Swapped captions: pairs of images and captions, or of any two columns, with noise for pre-training."""
 
 from __future__ import annotations
 
@@ -7,52 +7,51 @@ from typing import Any
 
 import pyarrow as pa
 
-from cleantune.data.corrupt import relocate_image_paths, set_column
 from cleantune.data.readers import read_single_table
-from cleantune.data.writers import write_table
+from cleantune.data.writers import relocate_image_paths, set_column, write_table
 from cleantune.errors import UserError
 from cleantune.noise.pairs import swap_pairs
 
-KIND = "captions:"
-"""How noise of this kind is spelled: `captions:0.2`."""
+CAPTION_NOISE = "captions:"
+"""Prefix of a specification of caption noise, such as `captions:0.2`."""
 
 
-def write_swapped(
+def write_swapped_captions(
     data: Any, noise: str, caption: str, out: str | Path, *, image: str | None = None, seed: int = 0
 ) -> float:
-    """Write a table in which a share of the captions changed places, with the right ones in `true_` and the name.
+    """Write a table with a fraction of the captions permuted, and the right captions in `true_<caption>`.
 
     Args:
-        data: A table, in any form that `fit` takes; its part `train` where it has parts.
-        noise: As `captions:0.2`.
-        caption: Column that is swapped.
-        out: `.parquet`, `.csv`, `.tsv` or `.jsonl`.
-        image: Column of image paths, which are written relative to `out`; None: other columns stay as they are.
-        seed: Same data, noise and seed: same places.
+        data: Data in any form that `fit` takes; its training split if it has splits.
+        noise: Specification such as `captions:0.2`.
+        caption: Column to permute.
+        out: File to write: `.parquet`, `.csv`, `.tsv` or `.jsonl`.
+        image: Column of image paths, which are written relative to `out`.
+        seed: Seed of the permutation.
 
     Returns:
-        Share of the pairs whose caption differs from the right one; equal captions may change places unseen.
+        Fraction of the pairs whose caption differs from the right one; it is lower than the rate if captions repeat.
 
     Raises:
-        UserError: The rate or a column is not what it must be.
+        UserError: The rate is not between 0 and 1, or a column is missing.
     """
-    rate = _rate(noise)
-    part = read_single_table(data, "train", [])
-    part.need(caption, "--text")
-    values = part.table.column(caption).to_pylist()
+    rate = _parse_rate(noise)
+    raw = read_single_table(data, "train", [])
+    raw.need(caption, "--text")
+    values = raw.table.column(caption).to_pylist()
     swapped = [values[k] for k in swap_pairs(len(values), rate, seed).tolist()]
-    table = set_column(set_column(part.table, caption, pa.array(swapped)), f"true_{caption}", pa.array(values))
-    table = table.replace_schema_metadata(None)
+    table = set_column(raw.table, caption, pa.array(swapped))
+    table = set_column(table, f"true_{caption}", pa.array(values)).replace_schema_metadata(None)
     if image is not None:
-        part.need(image, "--image")
-        table = relocate_image_paths(table, part, image, Path(out))
+        raw.need(image, "--image")
+        table = relocate_image_paths(table, raw.folder, image, Path(out))
     write_table(table, "text", caption, caption, Path(out))
-    wrong = sum(bool(a != b) for a, b in zip(values, swapped, strict=True))
-    return wrong / max(len(values), 1)
+    num_wrong = sum(bool(a != b) for a, b in zip(values, swapped, strict=True))
+    return num_wrong / max(len(values), 1)
 
 
-def _rate(noise: str) -> float:
-    text = noise.removeprefix(KIND)
+def _parse_rate(noise: str) -> float:
+    text = noise.removeprefix(CAPTION_NOISE)
     try:
         rate = float(text)
     except ValueError:

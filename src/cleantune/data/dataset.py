@@ -1,4 +1,4 @@
-"""Rows and their samples: what the rest of the project sees of data, wherever it came from."""
+"""Splits, rows and samples: the interface of the data to the rest of the package."""
 
 from __future__ import annotations
 
@@ -17,84 +17,84 @@ DataKind = Literal["image", "text", "features"]
 
 
 class UnreadableImage(NamedTuple):
-    """Stands in the place of an image that cannot be read."""
+    """Placeholder of an image that cannot be read."""
 
     reason: str
 
 
 class Samples(Protocol):
-    """Images, texts or features by their index; reading is thread-safe and changes nothing."""
+    """Images, texts or features; reading is thread-safe."""
 
     @property
     def kind(self) -> DataKind:
-        """What `read` gives: `image` RGB pictures, `text` strings, `features` float32 [B, D]."""
+        """Modality: `image` for RGB images, `text` for strings, `features` for float32 vectors."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the content, or of path, size and time of the files; the same rows give the same."""
+        """SHA-256 (hex) of the content, or of path, size and modification time of image files."""
         ...
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Sequence[int]) -> list[Image | UnreadableImage] | list[str] | np.ndarray:
-        """The samples at these indices, in this order."""
+        """Return samples in the order of the indices."""
         ...
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Samples:
-        """These samples alone, in this order; nothing is copied."""
+        """Return a subset in this order; nothing is copied."""
         ...
 
     def describe(self, index: int) -> str:
-        """Where the sample stands, for messages: `photos/cat/1.jpg` or `row 17 of data.parquet` (rows from 0)."""
+        """Name a sample for messages: `photos/cat/1.jpg` or `row 17 of data.parquet` (rows count from 0)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Samples with their ids and given labels. True labels are not here and cannot be reached from here."""
+    """Samples with ids and given labels; true labels cannot be reached from here."""
 
     ids: Shaped[np.ndarray, " N"]
-    """int64, or str as objects."""
+    """Ids: int64, or objects of type str."""
     y: Int[np.ndarray, " N"]
-    """Given labels 0..C-1; -1 where there is none."""
+    """Given labels, 0 to C - 1; -1 for a missing label."""
     samples: Samples
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> Rows:
-        """These rows alone, in this order."""
+        """Return a subset in this order."""
         return Rows(self.ids[indices], self.y[indices], self.samples.take(indices))
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """The splits of one data set."""
+    """Splits of one data set."""
 
     kind: DataKind
     classes: tuple[str, ...]
-    """Names of the classes, in the order of y."""
+    """Class names in the order of y."""
     class_values: tuple[Any, ...]
-    """The labels as they were written (int, str or bool), in the order of y."""
+    """Labels as they were written (int, str or bool), in the order of y."""
     rows: dict[str, Rows]
-    """`train`, and `validation`, `test`, `unlabeled` where there are any."""
+    """Rows of `train`, and of `validation`, `test`, `unlabeled` if they exist."""
     truth: dict[str, Int[np.ndarray, " N"]]
-    """True labels of the splits that have them, aligned with `rows`; -1 where one is not known."""
+    """True labels of splits that have them, aligned with `rows`; -1 for an unknown one."""
     notes: tuple[str, ...]
-    """Guesses made and things done, for the user to read."""
+    """Messages for the user about guesses and omissions."""
     fingerprint: str
-    """SHA-256 (hex) of ids, labels and samples of every split."""
+    """SHA-256 (hex) of ids, labels and samples of all splits."""
 
 
 def compute_fingerprint(classes: Sequence[str], rows: dict[str, Rows], truth: dict[str, np.ndarray]) -> str:
-    """SHA-256 (hex) of everything a run can depend on."""
+    """Return the SHA-256 (hex) of everything that a run depends on."""
     digest = hashlib.sha256("\0".join(classes).encode())
     for split in sorted(rows):
         part = rows[split]
         ids = part.ids.tobytes() if part.ids.dtype != object else "\0".join(part.ids).encode()
-        for piece in (split.encode(), ids, part.y.tobytes(), part.samples.fingerprint.encode()):
-            digest.update(hashlib.sha256(piece).digest())
+        for content in (split.encode(), ids, part.y.tobytes(), part.samples.fingerprint.encode()):
+            digest.update(hashlib.sha256(content).digest())
         if split in truth:
             digest.update(hashlib.sha256(truth[split].tobytes()).digest())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Ids of rows: from a column, from image paths, or row numbers; unique where labels are listed."""
+"""Ids of rows: from a column, from image paths, or row numbers."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ from cleantune.utils.arrays import object_array
 
 
 def read_ids(
-    part: RawTable, rows: Int[np.ndarray, " N"], columns: Columns, named: str | None, split: str, notes: list[str]
+    raw: RawTable, rows: Int[np.ndarray, " N"], columns: Columns, id_option: str | None, split: str, notes: list[str]
 ) -> Shaped[np.ndarray, " N"]:
-    """Ids of some rows of a part: int64, or str as objects.
+    """Return the ids of rows, as int64 or as objects of type str.
 
     Args:
-        part: Where the rows are.
-        rows: Their numbers.
-        columns: Which columns hold id and sample.
-        named: The id column that the user asked for.
-        split: What the rows become; test rows may lack the column.
-        notes: Gets what was done instead.
+        raw: Table.
+        rows: Row numbers.
+        columns: Roles of the columns.
+        id_option: Id column that the user named.
+        split: Split of the rows; test rows need not have the id column.
+        notes: Receives messages for the user.
 
     Raises:
-        UserError: Naming the id that stands twice, the row without one, or the column that is missing.
+        UserError: An id occurs twice, a row has none, or the column is missing.
     """
     column = columns.id
-    if column is not None and named and split in ("train", "validation"):
-        part.need(column, "--id")
-    if column is not None and part.has(column):
-        return _from_column(part, rows, column)
+    if column is not None and id_option and split in ("train", "validation"):
+        raw.need(column, "--id")
+    if column is not None and raw.has(column):
+        return _ids_from_column(raw, rows, column)
     if columns.kind == "image":
-        paths = part.paths(columns.sample)
-        own = None if paths is None else paths[rows]
-        if own is not None and all(path is not None for path in own):
-            if len(set(own)) == len(own):
-                return object_array(own.tolist())
-            notes.append(f"{part.name}: some image paths stand twice, so row numbers are the ids")
+        paths = raw.paths(columns.sample)
+        ids = None if paths is None else paths[rows]
+        if ids is not None and all(path is not None for path in ids):
+            if len(set(ids)) == len(ids):
+                return ids
+            notes.append(f"{raw.name}: some image paths occur twice, so row numbers are the ids")
     return rows.astype(np.int64)
 
 
-def unify_ids(ids: dict[str, np.ndarray], notes: list[str]) -> None:
-    """Make ids of train, validation and unlabeled unique together and of one type; test ids only differ from them.
+def make_ids_unique(ids: dict[str, np.ndarray], notes: list[str]) -> None:
+    """Make the ids of all splits unique and those of train, validation and unlabeled of one type, in place.
 
-    Where files clash, those that are not of the training file get the name of their split before them.
+    If ids of files clash, those that are not of the training file get the name of their split as a prefix.
     """
-    listed = [split for split in ("train", "validation", "unlabeled") if split in ids]
-    seen: set[object] = set()
-    for split in [*listed, *(["test"] if "test" in ids else [])]:
-        own = ids[split].tolist()
-        if not seen.isdisjoint(own):
-            notes.append(f"ids of the {split} rows stand elsewhere too, so they are written as {split}/<id>")
-            own = [f"{split}/{value}" for value in own]
-            ids[split] = object_array(own)
-        seen.update(own)
-    if any(ids[split].dtype == object for split in listed):
-        for split in listed:
-            ids[split] = object_array([str(value) for value in ids[split].tolist()])
+    one_type = [split for split in ("train", "validation", "unlabeled") if split in ids]
+    used: set[object] = set()
+    for split in [*one_type, *(["test"] if "test" in ids else [])]:
+        values = ids[split].tolist()
+        if not used.isdisjoint(values):
+            notes.append(f"ids of the {split} rows occur in other splits too, so they are written as {split}/<id>")
+            values = [f"{split}/{value}" for value in values]
+            ids[split] = object_array(values)
+        used.update(values)
+    if any(ids[split].dtype == object for split in one_type):
+        for split in one_type:
+            ids[split] = object_array(str(value) for value in ids[split].tolist())
 
 
-def _from_column(part: RawTable, rows: np.ndarray, column: str) -> np.ndarray:
-    values = part.table.column(column)
+def _ids_from_column(raw: RawTable, rows: np.ndarray, column: str) -> np.ndarray:
+    values = raw.table.column(column)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     missing = np.flatnonzero(values.is_null().to_numpy())
     if len(missing):
         raise UserError(
-            f'{part.name}: row {missing[0]} (from 0) has no id in the column "{column}"; '
+            f'{raw.name}: row {missing[0]} (from 0) has no id in the column "{column}"; '
             "fill it or name another by --id"
         )
     if pa.types.is_integer(values.type):
@@ -77,14 +77,14 @@ def _from_column(part: RawTable, rows: np.ndarray, column: str) -> np.ndarray:
     elif is_text(values.type):
         ids = object_array(values.to_pylist())
     else:
-        raise UserError(f'{part.name}: the id column "{column}" holds {values.type}; ids are text or whole numbers')
+        raise UserError(f'{raw.name}: the id column "{column}" holds {values.type}; ids are text or whole numbers')
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     if (counts > 1).any():
-        twice = ids[first[counts > 1].min()]
-        places = np.flatnonzero(ids == twice)
+        duplicate = ids[first[counts > 1].min()]
+        places = np.flatnonzero(ids == duplicate)
         raise UserError(
-            f'{part.name}: the id "{twice}" in the column "{column}" stands twice, in rows {places[0]} and {places[1]} '
-            '(from 0); name another column by --id, or --id "" for row numbers'
+            f'{raw.name}: the id "{duplicate}" in the column "{column}" occurs twice, in rows {places[0]} and '
+            f'{places[1]} (from 0); name another column by --id, or --id "" for row numbers'
         )
-    taken: np.ndarray = ids[rows]
-    return taken
+    selected: np.ndarray = ids[rows]
+    return selected

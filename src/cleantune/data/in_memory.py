@@ -1,4 +1,4 @@
-"""Data that is in memory already: Hugging Face datasets, pandas frames, arrays."""
+"""Tables from objects in memory: Hugging Face datasets, pandas frames, arrays."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LARGE_BYTES = 2 << 30
-"""Files above this size stay on disk, and are told apart by size and time instead of by their content."""
+"""Size in bytes above which files stay on disk and are identified by size and time, not by their content."""
 
 ARRAYS = ("features", "image", "text", "label", "true_label", "id", "split")
-"""Names that a mapping of arrays or an .npz file may use."""
+"""Names of arrays in a mapping or an .npz file."""
 
 
 def table_from_dataset(data: Any, name: str) -> RawTable:
-    """A `datasets.Dataset` as it lies, memory-mapped where it is.
+    """Convert a `datasets.Dataset`; it stays memory-mapped.
 
     Raises:
-        UserError: For a streamed dataset, whose rows cannot be looked up.
+        UserError: The dataset is streamed, so that its rows have no random access.
     """
     import datasets
 
     if not isinstance(data, datasets.Dataset):
-        raise UserError(f"{name} is a {type(data).__name__}; rows must be looked up, so load it without streaming")
+        raise UserError(f"{name} is a {type(data).__name__}; random access is needed, so load it without streaming")
     table = data.with_format("arrow")[:] if len(data) else data.data.table
     names = {
         column: tuple(kind.names) for column, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)
@@ -50,10 +50,10 @@ def _identity(data: datasets.Dataset) -> str | None:
 
 
 def table_from_frame(frame: pd.DataFrame, name: str) -> RawTable:
-    """A pandas frame, without its index.
+    """Convert a pandas frame without its index.
 
     Raises:
-        UserError: Naming the column that mixes types.
+        UserError: A column mixes types; the message names it.
     """
     columns = {}
     for column in frame.columns:
@@ -62,12 +62,15 @@ def table_from_frame(frame: pd.DataFrame, name: str) -> RawTable:
 
 
 def table_from_arrays(arrays: Mapping[str, Any], name: str) -> RawTable:
-    """A mapping of arrays of one length, by the names of `ARRAYS`.
+    """Convert arrays of one length.
 
-    `features` is [N, D], `image` [N, H, W] or [N, H, W, 3] uint8 or a list of Pillow images or paths.
+    Args:
+        arrays: Arrays by a name of `ARRAYS`. `features` is [N, D]; `image` is uint8 [N, H, W] or [N, H, W, 3], or a
+            list of Pillow images or paths.
+        name: Name of the data for messages.
 
     Raises:
-        UserError: For another name, lengths that differ (both are said) or shapes that do not fit.
+        UserError: A name is unknown, lengths differ, or a shape does not fit.
     """
     columns: dict[str, Any] = {}
     for key, values in arrays.items():
@@ -83,36 +86,36 @@ def table_from_arrays(arrays: Mapping[str, Any], name: str) -> RawTable:
 
 
 def read_npz(path: Path) -> RawTable:
-    """Embeddings of an .npz file: `features` [N, D]; every array [N] beside it is a column by its name.
+    """Read embeddings from an .npz file: `features` [N, D], and each other array [N] as a column.
 
     Raises:
-        UserError: As `table_from_arrays`, and where the file is damaged, pickled or lacks `features`.
+        UserError: As from `table_from_arrays`, or the file is damaged, has pickled objects, or has no `features`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in ARRAYS}
             names = list(file.files)
             others = {key: file[key] for key in names if key not in ARRAYS and len(_shape(file, key)) == 1}
-    except Exception as error:  # zipfile, zlib, struct and numpy each have their own
+    except Exception as error:  # zipfile, zlib, struct and numpy raise different types
         reason = (
-            "it holds pickled objects, write plain arrays" if "pickle" in str(error) else str(error).splitlines()[0]
+            "it has pickled objects, write plain arrays" if "pickle" in str(error) else str(error).splitlines()[0]
         )
         raise UserError(f"{path} cannot be read: {reason}") from error
     if "features" not in arrays:
         raise UserError(f'{path} has no array "features"{did_you_mean("features", names)}')
-    part = table_from_arrays(arrays, path.name)
-    table = part.table
+    raw = table_from_arrays(arrays, path.name)
+    table = raw.table
     for key, values in others.items():
         if len(values) == len(table):
             table = table.append_column(key, _array(values, key, path.name))
-    return replace(part, table=table)
+    return replace(raw, table=table)
 
 
 def _shape(file: Any, key: str) -> tuple[int, ...]:
-    """Of an array in an .npz file, which is not read for it."""
+    """Return the shape of an array in an .npz file without reading the array."""
     with file.zip.open(f"{key}.npy") as raw:
-        old = np.lib.format.read_magic(raw) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        is_version_1 = np.lib.format.read_magic(raw) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_version_1 else np.lib.format.read_array_header_2_0
         shape: tuple[int, ...] = read(raw)[0]
     return shape
 
@@ -158,6 +161,6 @@ def _array(values: Any, column: str, name: str) -> pa.Array:
         converted = pa.array(values, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise UserError(
-            f'{name}: the column "{column}" mixes types or holds unknown ones: {str(error).splitlines()[0]}'
+            f'{name}: the column "{column}" mixes types or has unsupported ones: {str(error).splitlines()[0]}'
         ) from error
     return converted.combine_chunks() if isinstance(converted, pa.ChunkedArray) else converted

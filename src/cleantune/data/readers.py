@@ -1,4 +1,4 @@
-"""Whatever a user calls their data, as parts: one table a split, `""` where it is not divided yet."""
+"""Readers of all input formats: paths, addresses, Hugging Face names and Python objects become tables."""
 
 from __future__ import annotations
 
@@ -25,55 +25,65 @@ READERS: dict[str, Callable[[Path], RawTable]] = {
     ".parquet": read_parquet,
     ".npz": read_npz,
 }
-"""How each kind of file is read, by the end of its name."""
+"""Reader of each file format, by extension."""
 
 
-def read(data: Any, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> dict[str, RawTable]:
-    """The tables of a path, a Hugging Face name or a Python object, by split.
+def read_tables(data: Any, notes: list[str], *, labeled: bool = True, cache: str | None = None) -> dict[str, RawTable]:
+    """Read the tables of a path, an address, a Hugging Face name or a Python object.
 
     Args:
-        data: See `DataConfig.data`.
-        notes: Gets what is left out.
+        data: Data in any form that `DataConfig.data` takes.
+        notes: Receives messages for the user.
         labeled: Whether the folders of an image folder are classes.
-        cache: Where copies of what lies at an address are kept, as `--cache`.
+        cache: Folder for copies of remote data, as `--cache`.
+
+    Returns:
+        Tables by split; one under the key `""` if the data have no splits.
 
     Raises:
-        UserError: Where there is nothing, nothing readable, or no rows.
+        UserError: There are no data, they cannot be read, or they have no rows.
     """
-    named = isinstance(data, str | Path)
-    parts = _read_named(str(data), notes, labeled, cache) if named else _read_object(data, notes)
-    for part in parts.values():
-        if not len(part):
-            raise UserError(f"{part.name} is empty: it has no rows")
-    return parts
+    is_path = isinstance(data, str | Path)
+    tables = _read_path(str(data), notes, labeled, cache) if is_path else _read_object(data, notes)
+    for raw in tables.values():
+        if not len(raw):
+            raise UserError(f"{raw.name} is empty: it has no rows")
+    return tables
 
 
 def read_single_table(
     data: Any, split: str, notes: list[str], *, labeled: bool = True, cache: str | None = None
 ) -> RawTable:
-    """The one table meant by data that is handed over for one split: its part of that name, or all there is.
+    """Read the table of one split: the only table, or the one with the name of the split.
+
+    Args:
+        data: Data in any form that `DataConfig.data` takes.
+        split: Name of the split.
+        notes: Receives messages for the user.
+        labeled: Whether the folders of an image folder are classes.
+        cache: Folder for copies of remote data, as `--cache`.
 
     Raises:
-        UserError: As `read`, and where several parts are there and none has the name.
+        UserError: As from `read_tables`, or none of several tables has the name.
     """
-    parts = read(data, notes, labeled=labeled, cache=cache)
-    if split in parts or len(parts) == 1:
-        return parts.get(split) or next(iter(parts.values()))
-    raise UserError(f"{data} has the splits {', '.join(sorted(parts))}, but no {split}; hand over one table")
+    tables = read_tables(data, notes, labeled=labeled, cache=cache)
+    if split in tables or len(tables) == 1:
+        return tables.get(split) or next(iter(tables.values()))
+    raise UserError(f"{data} has the splits {', '.join(sorted(tables))}, but no {split}; pass one table")
 
 
-def _read_named(name: str, notes: list[str], labeled: bool, cache: str | None) -> dict[str, RawTable]:
+def _read_path(name: str, notes: list[str], labeled: bool, cache: str | None) -> dict[str, RawTable]:
     if name.startswith("hf:"):
         return _read_object(_from_hub(name), notes, name)
     path = fetch_to_cache(name, notes, cache_folder(cache)) if is_remote(name) else Path(name)
     if not path.exists():
-        raise UserError(f"{name} does not exist{_sibling(path)}")
+        raise UserError(f"{name} does not exist{_path_hint(path)}")
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _read_object(_from_disk(path), notes, name)
         tables = sorted(file.name for file in path.iterdir() if file.suffix.lower() in READERS)
         if tables and not any(child.is_dir() for child in path.iterdir()):
-            raise UserError(f"{path} holds tables, not images in folders; name one of them, as {path / tables[0]}")
+            raise UserError(f"{path} contains tables, not images in folders; name one of them, as {path / tables[0]}")
         return read_image_folder(path, notes, labeled=labeled)
     if not labeled and path.suffix.lower() in IMAGE_EXTENSIONS:
         return {"": RawTable(name, pa.table({"image": [path.name]}), path.parent)}
@@ -85,7 +95,7 @@ def _read_named(name: str, notes: list[str], labeled: bool, cache: str | None) -
     return {"": reader(path)}
 
 
-def _sibling(path: Path) -> str:
+def _path_hint(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" and neither does its folder {folder}"
@@ -99,11 +109,11 @@ def _from_hub(name: str) -> Any:
     repo, _, config = name.removeprefix("hf:").partition(":")
     try:
         return datasets.load_dataset(repo, config or None)
-    except Exception as error:  # the hub's client raises dozens of types; each means that the data cannot be had
+    except Exception as error:  # the client of the hub raises dozens of types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name} could not be loaded ({reason}); check the name (hf:OWNER/NAME or hf:OWNER/NAME:CONFIG) and the "
-            "network, or hand over a folder written by save_to_disk"
+            "network, or pass a folder written by save_to_disk"
         ) from error
 
 
@@ -112,7 +122,7 @@ def _from_disk(path: Path) -> Any:
 
     try:
         return datasets.load_from_disk(str(path))
-    except Exception as error:  # a damaged folder fails in as many ways as it has files
+    except Exception as error:  # a damaged folder raises many types
         raise UserError(
             f"{path} is no readable dataset folder ({str(error).splitlines()[0]}); write it again by save_to_disk"
         ) from error
@@ -133,19 +143,19 @@ def _read_object(data: Any, notes: list[str], name: str = "the data") -> dict[st
     if isinstance(data, Mapping):
         return {"": table_from_arrays(data, name)}
     raise UserError(
-        f"cannot read data of the type {type(data).__name__}; hand over a path, a datasets.Dataset or DatasetDict, a "
+        f"cannot read data of the type {type(data).__name__}; pass a path, a datasets.Dataset or DatasetDict, a "
         'pandas frame, a mapping of arrays such as {"features": ..., "label": ...}, or (features, labels)'
     )
 
 
 def _read_dict(data: Mapping[Any, Any], notes: list[str], name: str) -> dict[str, RawTable]:
-    parts: dict[str, RawTable] = {}
+    tables: dict[str, RawTable] = {}
     for key, value in data.items():
         split = canonical_split(str(key))
-        if split is None or split in parts:
+        if split is None or split in tables:
             notes.append(f'left the split "{key}" of {name} out ({len(value)} rows)')
         else:
-            parts[split] = table_from_dataset(value, f"{name} ({key})")
-    if not parts:
+            tables[split] = table_from_dataset(value, f"{name} ({key})")
+    if not tables:
         raise UserError(f"{name} has the splits {', '.join(map(str, data)) or '(none)'}; one must be named train")
-    return parts
+    return tables

@@ -1,7 +1,7 @@
-"""Data on other storage (`s3://`, `gs://`, `https://`, …): copied into the cache once a machine, then local.
+"""Remote data (`s3://`, `gs://`, `https://`, …), copied into the cache once per machine.
 
-Whatever fsspec has a file system for can be read. The copy is named by the address and the state of what lies there, so
-data that changed are copied anew, and data that did not are not asked for again. The copy appears whole or not at all.
+All file systems of fsspec are supported. A copy is named by the address and the state of the remote files, so that data
+are copied again only if they changed. A copy appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from cleantune.errors import UserError
 
 
 def is_remote(name: str) -> bool:
-    """Whether it is an address, not a path."""
+    """Return whether a name is an address, not a path."""
     return "://" in name
 
 
 def fetch_to_cache(address: str, notes: list[str], cache: Path) -> Path:
-    """The local copy of a file or folder.
+    """Copy a remote file or folder into the cache, unless it is there, and return the path of the copy.
 
     Args:
-        address: As fsspec writes it: `s3://bucket/photos`, `https://host/table.parquet`.
-        notes: Gets what was copied.
-        cache: Where copies are kept.
+        address: Address in the form of fsspec: `s3://bucket/photos`, `https://host/table.parquet`.
+        notes: Receives messages for the user.
+        cache: Folder of the copies.
 
     Raises:
-        UserError: Nothing is there, it cannot be had, or a package for its protocol is missing.
+        UserError: The data do not exist or cannot be read, or a package for the protocol is missing.
     """
     import fsspec
 
     try:
         system, place = fsspec.core.url_to_fs(address)
         files = system.find(place, detail=True)
-    except Exception as error:  # every storage has errors of its own
-        raise UserError(_sentence(address, error)) from error
+    except Exception as error:  # each file system has its own errors
+        raise UserError(_error_message(address, error)) from error
     if not files:
         raise UserError(f"{address} does not exist or is empty; check the address")
     state = sha256(repr([address, *(_state(system, path, files[path]) for path in sorted(files))]).encode()).hexdigest()
@@ -53,7 +53,7 @@ def fetch_to_cache(address: str, notes: list[str], cache: Path) -> Path:
 
 
 def _state(system: Any, path: str, file: dict[str, Any]) -> tuple[Any, ...]:
-    """What changes when the content does: a tag of the storage where it has one, else size and time."""
+    """Return a value that changes with the content of a file: its tag if the storage has one, else size and time."""
     tag = next((file[key] for key in ("ETag", "etag", "md5Hash", "md5") if file.get(key)), None)
     if tag is None:
         tag = str(file.get("LastModified") or file.get("mtime") or file.get("created") or system.ukey(path))
@@ -64,34 +64,35 @@ def _copy(system: Any, place: str, folder: Path, name: str, address: str) -> Non
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
+        callback = _progress_callback(address)
         if system.isdir(place):
-            system.get(place.rstrip("/") + "/", str(draft / name) + "/", recursive=True, callback=_bar(address))
+            system.get(place.rstrip("/") + "/", str(draft / name) + "/", recursive=True, callback=callback)
         else:
-            system.get_file(place, str(draft / name), callback=_bar(address))
-        # Large files are told apart by size and time: the same time on every machine, another where the state is.
-        time = int(folder.name[:8], 16)
+            system.get_file(place, str(draft / name), callback=callback)
+        # Large files are identified by size and time, so the time must depend on the remote state only.
+        seconds = int(folder.name[:8], 16)
         for file in draft.rglob("*"):
-            os.utime(file, (time, time))
+            os.utime(file, (seconds, seconds))
         draft.replace(folder)
     except Exception as error:
-        if not (folder / name).exists():  # else another process was quicker
-            raise UserError(_sentence(address, error)) from error
+        if not (folder / name).exists():  # else another process was faster
+            raise UserError(_error_message(address, error)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _bar(address: str) -> Any:
+def _progress_callback(address: str) -> Any:
     from fsspec.callbacks import DEFAULT_CALLBACK, TqdmCallback
 
     return TqdmCallback(tqdm_kwargs={"desc": address, "delay": 2}) if sys.stderr.isatty() else DEFAULT_CALLBACK
 
 
-def _sentence(address: str, error: Exception) -> str:
+def _error_message(address: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{address} does not exist; check the address"
-    if isinstance(error, ImportError):  # fsspec says which package to install
+    if isinstance(error, ImportError):  # fsspec names the package to install
         return f"{address} cannot be read: {str(error).splitlines()[0]}"
     if isinstance(error, ValueError) and "Protocol" in str(error):
-        return f"{address} cannot be read: no storage is known by {address.partition('://')[0]}://"
+        return f"{address} cannot be read: there is no storage for {address.partition('://')[0]}://"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{address} could not be copied ({reason}); what was begun is removed, the same command tries again"
+    return f"{address} could not be copied ({reason}); nothing was kept, run the same command again"

@@ -1,4 +1,4 @@
-"""Seeded stratified draws, and the names of splits."""
+"""Stratified random draws and names of splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {
 
 
 def canonical_split(value: str) -> str | None:
-    """`train`, `validation` or `test` where a value is one of their usual names, else None."""
+    """Return `train`, `validation` or `test` for one of their usual names, else None."""
     word = value.strip().lower()
     return next((split for split, names in _NAMES.items() if word in names), None)
 
@@ -21,9 +21,16 @@ def canonical_split(value: str) -> str | None:
 def quotas(
     sizes: Int[np.ndarray, " C"], count: int, low: Int[np.ndarray, " C"], high: Int[np.ndarray, " C"]
 ) -> Int[np.ndarray, " C"]:
-    """How many of each class make `count`, in proportion to the sizes by largest remainder, each within low..high.
+    """Divide a number of samples among classes, in proportion to their sizes by the largest-remainder method.
 
-    The sum falls short of or exceeds `count` only where the bounds leave no choice.
+    Args:
+        sizes: Number of samples of each class.
+        count: Number of samples to divide.
+        low: Minimum of each class.
+        high: Maximum of each class.
+
+    Returns:
+        Number of samples of each class; the sum differs from `count` only if the bounds enforce it.
     """
     exact = sizes * (count / max(int(sizes.sum()), 1))
     quota = np.clip(np.floor(exact).astype(np.int64), low, high)
@@ -32,31 +39,32 @@ def quotas(
         free = quota < high if step > 0 else quota > low
         if not free.any():
             break
-        owed = np.where(free, step * (exact - quota), -np.inf)
-        quota[np.argsort(-owed, kind="stable")[: min(abs(short), int(free.sum()))]] += step
+        remainder = np.where(free, step * (exact - quota), -np.inf)
+        quota[np.argsort(-remainder, kind="stable")[: min(abs(short), int(free.sum()))]] += step
     return quota
 
 
 def draw_fraction(y: Int[np.ndarray, " N"], fraction: float, rng: np.random.Generator) -> Bool[np.ndarray, " N"]:
-    """Which rows a stratified draw of this share takes; every class leaves at least one row behind."""
+    """Draw a fraction of the rows, stratified by class, as a mask; at least one row of each class is not drawn."""
     sizes = np.bincount(y)
     count = round(fraction * len(y))
     return _draw(y, quotas(sizes, count, np.zeros_like(sizes), np.maximum(sizes - 1, 0)), rng)
 
 
 def draw_count(y: Int[np.ndarray, " N"], count: int, rng: np.random.Generator) -> Bool[np.ndarray, " N"]:
-    """Which rows a stratified draw of `count` takes; every class gives at least one where `count` allows."""
+    """Draw `count` rows, stratified by class, as a mask; at least one of each class if `count` allows it."""
     sizes = np.bincount(y)
     low = np.minimum(sizes, 1) if count >= np.count_nonzero(sizes) else np.zeros_like(sizes)
     return _draw(y, quotas(sizes, min(count, len(y)), low, sizes), rng)
 
 
 def _draw(y: np.ndarray, quota: np.ndarray, rng: np.random.Generator) -> Bool[np.ndarray, " N"]:
-    taken = np.zeros(len(y), bool)
-    # Shuffle once, then stand the classes side by side: the first of each class are its draw.
+    """Draw `quota[c]` rows of each class c."""
+    drawn = np.zeros(len(y), bool)
+    # Shuffle, then sort by class: the first rows of each class are drawn.
     order = rng.permutation(len(y))
     order = order[np.argsort(y[order], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(np.bincount(y, minlength=len(quota)))])[:-1]
     rank = np.arange(len(y)) - starts[y[order]]
-    taken[order[rank < quota[y[order]]]] = True
-    return taken
+    drawn[order[rank < quota[y[order]]]] = True
+    return drawn

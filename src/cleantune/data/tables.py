@@ -1,4 +1,4 @@
-"""Tables in files: CSV, TSV, JSON lines and Parquet."""
+"""Readers of table files: CSV, TSV, JSON lines and Parquet."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cleantune.errors import UserError
 
 
 def read_csv(path: Path) -> RawTable:
-    """A table of a .csv or .tsv file; columns of whole numbers or numbers become such, the rest stays as written.
+    """Read a .csv or .tsv file; columns of numbers are converted if nothing is lost, others stay text.
 
     Raises:
-        UserError: Where the file is empty or not a table of UTF-8 text, with the row that is at fault.
+        UserError: The file is empty or no table of UTF-8 text; the message names the row.
     """
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
@@ -32,7 +32,7 @@ def read_csv(path: Path) -> RawTable:
         twice = {name for name in header if header.count(name) > 1}
         if twice:
             raise UserError(f'{path} has two columns named "{min(twice)}"; rename one')
-        # Read as written: guesses by the first rows would turn the id 007 into 7 and the label NA into nothing.
+        # Read all as text: type inference would read the id 007 as 7 and the label NA as missing.
         table = pyarrow.csv.read_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(block_size=16 << 20, column_names=header, skip_rows=0),
@@ -43,12 +43,12 @@ def read_csv(path: Path) -> RawTable:
         ).slice(1)
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
-    columns = [_typed(table.column(name)) for name in header]
+    columns = [_infer_type(table.column(name)) for name in header]
     return RawTable(path.name, pa.table(columns, names=header), path.parent)
 
 
-def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    # Whole numbers only where they are spelled as numbers are, so that nothing is lost by reading them back.
+def _infer_type(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Convert a text column to numbers if their spelling is canonical, so that the text can be recovered."""
     column = pa.chunked_array(column.chunks, pa.large_string())
     filled = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.large_string()), column)
     if filled.null_count == len(filled):
@@ -59,17 +59,17 @@ def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
         except pa.ArrowInvalid:
             continue
         if kind == pa.float64() or pc.all(pc.equal(numbers.cast(pa.large_string()), filled)).as_py():
-            # "007" is a float too, and an id all the same
-            leading = pc.any(pc.match_substring_regex(filled, r"^[+-]?0\d")).as_py()
-            return column if leading else numbers
+            # "007" is a valid float, but probably an id
+            has_leading_zero = pc.any(pc.match_substring_regex(filled, r"^[+-]?0\d")).as_py()
+            return column if has_leading_zero else numbers
     return column
 
 
 def read_jsonl(path: Path) -> RawTable:
-    """A table of JSON objects, one a line; a key that a line lacks is missing there.
+    """Read a file with one JSON object per line; a key that a line lacks is a missing value.
 
     Raises:
-        UserError: Naming the line that is no JSON object, or the column that mixes types.
+        UserError: A line is no JSON object, or a column mixes types; the message names it.
     """
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8-sig") as file:
@@ -103,18 +103,18 @@ def _column(values: list[Any], name: str, place: str) -> pa.Array:
 
 
 def read_parquet(path: Path) -> RawTable:
-    """A table of a Parquet file; one above `LARGE_BYTES` stays on disk, in the cache of Hugging Face datasets.
+    """Read a Parquet file; a file above `LARGE_BYTES` is memory-mapped from the cache of Hugging Face datasets.
 
     Raises:
-        UserError: Where the file is damaged or no Parquet.
+        UserError: The file is damaged or no Parquet file.
     """
     stat = path.stat()
     if stat.st_size > LARGE_BYTES:
         import datasets
 
-        part = table_from_dataset(datasets.Dataset.from_parquet(str(path)), path.name)
+        raw = table_from_dataset(datasets.Dataset.from_parquet(str(path)), path.name)
         identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        return RawTable(path.name, part.table, path.parent, part.class_names, identity)
+        return RawTable(path.name, raw.table, path.parent, raw.class_names, identity)
     try:
         table = pyarrow.parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -123,7 +123,7 @@ def read_parquet(path: Path) -> RawTable:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> dict[str, tuple[str, ...]]:
-    # Hugging Face writes the names of a ClassLabel beside the numbers.
+    """Return the class names of `ClassLabel` columns, which Hugging Face writes into the metadata."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Tables out: the forms that can be read, written whole or not at all."""
+"""Writers of tables in the formats that can be read; a file appears only when it is complete."""
 
 from __future__ import annotations
 
@@ -19,26 +19,33 @@ from cleantune.errors import UserError
 
 
 def write_table(table: pa.Table, kind: DataKind, sample: str, label: str, out: Path) -> None:
-    """Write a table in the form that the name of `out` says; the file appears whole or not at all.
+    """Write a table in the format of the extension of `out`.
+
+    Args:
+        table: Table.
+        kind: Modality of the samples.
+        sample: Column of the samples.
+        label: Column of the labels.
+        out: File to write.
 
     Raises:
-        UserError: Where the form is unknown, cannot hold the samples, or the folder cannot be written to.
+        UserError: The format is unknown or cannot represent the samples, or the file cannot be written.
     """
     suffix = out.suffix.lower()
     nested = any(pa.types.is_nested(field.type) or pa.types.is_binary(field.type) for field in table.schema)
     if suffix == ".npz":
         if kind != "features":
-            raise UserError(f"{out}: .npz holds features alone; write .parquet")
+            raise UserError(f"{out}: .npz is for features only; write .parquet")
         _write(out, lambda file: _write_npz(table, sample, label, file))
     elif suffix == ".parquet":
         _write(out, lambda file: pyarrow.parquet.write_table(table, file))
     elif suffix in (".csv", ".tsv", ".jsonl"):
         if nested:
-            raise UserError(f"{out}: {suffix} cannot hold images or features; write .parquet")
+            raise UserError(f"{out}: {suffix} cannot contain images or features; write .parquet")
         _write(out, lambda file: _write_text(table, suffix, file))
     else:
         raise UserError(
-            f"{out}: cannot write the form {suffix or 'without a suffix'}; known: .parquet, .csv, .tsv, .jsonl, .npz"
+            f"{out}: cannot write the format {suffix or 'without a suffix'}; known: .parquet, .csv, .tsv, .jsonl, .npz"
         )
 
 
@@ -81,3 +88,28 @@ def _write_text(table: pa.Table, suffix: str, file: BinaryIO) -> None:
         return
     options = pyarrow.csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ",")
     pyarrow.csv.write_csv(table, file, options)
+
+
+def set_column(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """Return the table with a column replaced or appended."""
+    if name in table.column_names:
+        return table.set_column(table.column_names.index(name), name, values)
+    return table.append_column(name, values)
+
+
+def relocate_image_paths(table: pa.Table, folder: Path, column: str, out: Path) -> pa.Table:
+    """Return the table with image paths relative to the file that it is written to.
+
+    Args:
+        table: Table.
+        folder: Folder that its paths start from.
+        column: Column of images; only paths are changed.
+        out: File to write.
+    """
+    if not (pa.types.is_string(table.column(column).type) or pa.types.is_large_string(table.column(column).type)):
+        return table
+    paths = [
+        None if path is None else Path(os.path.relpath(folder / path, out.parent)).as_posix()
+        for path in table.column(column).to_pylist()
+    ]
+    return set_column(table, column, pa.array(paths, pa.large_string()))

@@ -36,12 +36,12 @@ def corrupt(data: str, noise: str, out: Path, seed: int, **values: Any) -> None:
     Noise captions:0.2 is for pairs of image and caption: it permutes the captions of a fifth of the rows (--text).
     """
     from cleantune.config.schema import from_dict
-    from cleantune.data import KIND, write_corrupted, write_swapped
+    from cleantune.data import CAPTION_NOISE, write_corrupted, write_swapped_captions
 
-    if noise.startswith(KIND):
+    if noise.startswith(CAPTION_NOISE):
         if values.get("text") is None:
             raise UserError(f"--noise {noise}: name the column of captions with --text")
-        fraction = write_swapped(data, noise, values["text"], out, image=values.get("image"), seed=seed)
+        fraction = write_swapped_captions(data, noise, values["text"], out, image=values.get("image"), seed=seed)
         click.echo(f"{out}: {percent(fraction)} of the captions are wrong")
         return
     config = from_dict(DataConfig, {"data": data} | options.drop_unset(values), "data")

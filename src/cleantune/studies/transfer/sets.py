@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from cleantune.config.data import DataConfig
 from cleantune.config.schema import from_dict
 from cleantune.data import LabeledEvalSet, Rows, load, load_labeled_eval_set
-from cleantune.data.readers import read
+from cleantune.data.readers import read_tables
 from cleantune.data.splits import draw_fraction
 from cleantune.errors import UserError
 from cleantune.studies.evaluate import IN_DOMAIN, read_map
@@ -102,7 +102,7 @@ def joined(data: Any, columns: tuple[str, ...]) -> Any:
     import pyarrow as pa
 
     parts = {}
-    for split, part in read(data, []).items():
+    for split, part in read_tables(data, []).items():
         for column in columns:
             part.need(column, "join")
         rows = zip(*(part.table.column(column).to_pylist() for column in columns), strict=True)
