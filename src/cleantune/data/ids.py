@@ -35,7 +35,7 @@ def read_ids(
         return _ids_from_column(raw, rows, column)
     if columns.kind == "image":
         paths = raw.paths(columns.sample)
-        ids = None if paths is None else paths[rows]
+        ids: np.ndarray | None = None if paths is None else paths[rows]
         if ids is not None and all(path is not None for path in ids):
             if len(set(ids)) == len(ids):
                 return ids
