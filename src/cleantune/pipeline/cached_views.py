@@ -46,7 +46,7 @@ def cached_views(
         return None
     backbone = inputs.backbone
     if backbone is None:
-        console.print("features without a backbone have one view: it serves as every view")
+        console.info("features without a backbone have one view: it serves as every view")
         return None
     rows, dtype, backend = inputs.data.rows["train"], config.run.feature_dtype, inputs.compute.inference
     cache = cache_folder(config.run.cache)
@@ -73,7 +73,7 @@ def _check_space(size: int, num_views: int, num_samples: int, config: Config, co
     """Print the bytes that the views take, and refuse them where the disk is too small."""
     cache = cache_folder(config.run.cache)
     free, disk = psutil.virtual_memory().available, psutil.disk_usage(str(cache)).free
-    console.print(
+    console.info(
         f"{num_views} augmented views of {num_samples:,} training samples: {size / 2**20:,.0f} MiB with the plain one"
         f" ({free / 2**20:,.0f} MiB of memory are free)"
     )

@@ -224,7 +224,7 @@ def decode_inputs(
             config, backbone, data.rows, model_inputs["train"],
             extracts=extracts, trains_backbone=trains_backbone, group=group,
         )  # fmt: skip
-    console.print(f"features by {compute.inference}{f'; training in {compute.training}' if trains_backbone else ''}")
+    console.info(f"features by {compute.inference}{f'; training in {compute.training}' if trains_backbone else ''}")
     if compute.inference.precision.channels_last:
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return RunInputs(
@@ -287,7 +287,7 @@ def drop_unreadable(inputs: RunInputs, max_unreadable: float, console: Console, 
             if name in truth:
                 truth[name] = truth[name][kept]
     inputs.data = replace(inputs.data, rows=rows, truth=truth)
-    console.print(f"{summary} and are left out, the first is {first}; all of them: {list_name}")
+    console.info(f"{summary} and are left out, the first is {first}; all of them: {list_name}")
 
 
 def fingerprint(inputs: RunInputs) -> str:

@@ -82,7 +82,7 @@ def extract_all(config: Config, workers: int, quiet: bool = False) -> dict[str, 
         job = ExtractionJob(replace(config, run=replace(config.run, cache=str(cache))), WorkerEnvironment.capture())
         selected = ray.remote(num_gpus=num_gpus)(select_in_worker).remote(job)
         job = replace(job, backend=ray.get(selected))
-        console.print(f"features by {job.backend}")
+        console.info(f"features by {job.backend}")
         for name, rows in data.rows.items():
             key = features_key(backbone, rows.samples.fingerprint, job.backend, dtype)
             if find_features(cache, key) is not None:

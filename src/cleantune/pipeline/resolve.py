@@ -134,13 +134,13 @@ def load_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | 
     """
     data = load(config.data, config.run.cache)
     for note in data.notes:
-        console.print(note)
+        console.info(note)
     if config.run.noise is None:
         return data, None
     data, noise = corrupt(data, config.run.noise, config.run.noise_seed)
     if "rate" not in noise:
         return data, None
-    console.print(f"noise {noise['noise']}: {noise['rate']:.1%} of the training and validation labels are now wrong")
+    console.info(f"noise {noise['noise']}: {noise['rate']:.1%} of the training and validation labels are now wrong")
     return data, noise
 
 

@@ -71,7 +71,7 @@ def train_and_select(
     for row in train(phases, trainer, evaluator, run_dir, config.run.model_selection):
         console.row(row)
         for warning in row.get("warnings", ()):
-            console.print(warning)
+            console.info(warning)
     selected = select_model(trainer, inputs, make_models, config.run, last_phase(phases))
     trainer.gather_models(make_models)
     console.info(f"selected model: {selected.reason}")

@@ -221,7 +221,7 @@ def over_epochs(
         axes.margins(y=0.08)
         axes.set_xlim(start + 0.5, end + 0.5)
         if unit.startswith("samples"):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.08 * axes.dataLim.y1)
             axes.yaxis.set_major_formatter("{x:,.6g}")
         _name_ends(axes, ends)
         axes.set(xlabel=axis, ylabel=unit)

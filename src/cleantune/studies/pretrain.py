@@ -127,7 +127,7 @@ def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
     made = random_backbone(
         name, seed=config.run.train_seed, image_size=config.model.image_size, max_length=config.model.max_length
     )
-    console.print(f"backbone {name}: {made.num_parameters:,} weights, {made.width} numbers a sample")
+    console.info(f"backbone {name}: {made.num_parameters:,} weights, {made.width} numbers a sample")
     material = decode_inputs(config, data, made, console, compute=stored_compute(folder), trains_backbone=True)
     drop_unreadable(material, config.run.max_unreadable, console, "summary.json")
     todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]

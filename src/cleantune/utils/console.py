@@ -1,4 +1,4 @@
-"""What a run says while it works: lines, bars over anything long, and a table with a line an epoch."""
+"""Output of a run on standard error: messages, progress bars, and a table with one row per epoch."""
 
 from __future__ import annotations
 
@@ -8,74 +8,73 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-PATIENCE = 2.0
-"""A bar appears over what takes longer than this, in seconds."""
+PROGRESS_DELAY = 2.0
+"""Seconds until a progress bar appears; shorter tasks have none."""
 
 COLUMNS = (
     ("phase", "phase", "{}"),
     ("epoch", "epoch", "{}"),
     ("loss", "loss", "{:.3f}"),
-    ("selected", "trusted", "{:,}"),
+    ("selected", "selected", "{:,}"),
     ("purity", "purity", "{:.1%}"),
     ("auroc", "AUROC", "{:.3f}"),
     ("accuracy_validation", "validation", "{:.1%}"),
     ("accuracy_test", "test", "{:.1%}"),
-    ("forward_passes", "forward_passes", "{:,}"),
+    ("forward_passes", "passes", "{:,}"),
     ("seconds", "seconds", "{:.0f}"),
 )
-"""Key of a row, heading, and how the value is written."""
+"""Key of the metrics of an epoch, heading, and format."""
 
 
 class Console:
-    """Where a run speaks. A silent one says nothing; a terminal gets bars, a log file does not."""
+    """Output of a run; quiet, on a terminal with progress bars, or in a file without them."""
 
     def __init__(self, quiet: bool = False, out: TextIO | None = None) -> None:
-        """Speak to standard error, which leaves standard output to results, or into a file."""
+        """Open the console.
+
+        Args:
+            quiet: Print nothing.
+            out: Stream; standard error by default, since standard output is for results.
+        """
         self.quiet = quiet
         self._out = out
-        self.messages: list[str] = []
-        self._headed = False
-
-    def print(self, text: str) -> None:
-        """One line; it is also kept for the run's notes."""
-        self.messages.append(text)
-        self.info(text)
+        self._has_header = False
 
     def info(self, text: str) -> None:
-        """One line that is not worth a note."""
+        """Print a message."""
         if not self.quiet:
             print(text, file=self._out or sys.stderr, flush=True)
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """A line of the table of epochs, with the heading before the first."""
-        if not self._headed:
-            self.info("  ".join(f"{title:>10}" for _, title, _ in COLUMNS))
-            self._headed = True
-        cells = ("" if row.get(key) is None else form.format(row[key]) for key, _, form in COLUMNS)
+    def row(self, metrics: Mapping[str, Any]) -> None:
+        """Print the metrics of an epoch as a row of a table, the first with a header."""
+        if not self._has_header:
+            self.info("  ".join(f"{heading:>10}" for _, heading, _ in COLUMNS))
+            self._has_header = True
+        cells = ("" if metrics.get(key) is None else form.format(metrics[key]) for key, _, form in COLUMNS)
         self.info("  ".join(f"{cell:>10}" for cell in cells))
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A function to be told `(done, total)`; on a terminal it draws a bar once two seconds have passed."""
+        """Yield a function of (done, total) that draws a progress bar, on a terminal, if the task takes a while."""
         if self.quiet or not (self._out or sys.stderr).isatty():
             yield lambda done, total: None
             return
-        from rich.console import Console as Terminal
+        from rich.console import Console as RichConsole
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        progress = Progress(
+        bar = Progress(
             TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=Terminal(stderr=True), transient=True,
+            console=RichConsole(stderr=True), transient=True,
         )  # fmt: skip
-        task, start = progress.add_task(title, total=None), time.perf_counter()
+        task, start = bar.add_task(title, total=None), time.perf_counter()
 
-        def messages(done: int, total: int) -> None:
-            if not progress.live.is_started and time.perf_counter() - start > PATIENCE:
-                progress.start()
-            progress.update(task, completed=done, total=total)
+        def update(done: int, total: int) -> None:
+            if not bar.live.is_started and time.perf_counter() - start > PROGRESS_DELAY:
+                bar.start()
+            bar.update(task, completed=done, total=total)
 
         try:
-            yield messages
+            yield update
         finally:
-            if progress.live.is_started:
-                progress.stop()
+            if bar.live.is_started:
+                bar.stop()

@@ -55,7 +55,7 @@ def run(table: dict[str, Any], out: Path, *, resume: bool, overwrite: bool, quie
         refuse_other_settings(resolved_table(matrix), resolved_table(resolve(stored, data.kind == "features")))
     refuse_data(matrix, data)
     for note in data.notes:
-        console.print(note)
+        console.info(note)
     shared = [share(matrix, m, data) for m in range(len(matrix.models))]
     for noise in matrix.noises:
         if parse_noise(noise).kind != "instance" or data.kind == "text":  # that reads every image, and fits any
