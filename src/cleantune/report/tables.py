@@ -166,7 +166,7 @@ def flatten_settings(config: Mapping[str, Any], prefix: str = "") -> list[tuple[
     return flat
 
 
-def _sample(row: Mapping[str, Any]) -> GallerySample:
+def _sample(row: Mapping[Any, Any]) -> GallerySample:
     score = row.get("label_score")
     return GallerySample(
         id=sanitize(row.get("id"), 80),

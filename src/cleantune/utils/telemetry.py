@@ -32,4 +32,5 @@ def import_openvino() -> ModuleType:
             del sys.modules["openvino_telemetry"]
         else:
             sys.modules["openvino_telemetry"] = previous  # type: ignore[assignment]
-    return openvino
+    module: ModuleType = openvino
+    return module
