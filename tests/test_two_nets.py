@@ -262,7 +262,7 @@ def test_a_loaded_ensemble_predicts_the_mean_of_its_nets(scope: str, world: Path
     assert len(alone) == 2
     assert not np.allclose(alone[0], alone[1])
     np.testing.assert_allclose(p, (alone[0] + alone[1]) / 2, rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match="holds 2 nets"):
+    with pytest.raises(UserError, match="has 2 models"):
         load_model(result.path / "model")
     assert result.report.is_file()
 

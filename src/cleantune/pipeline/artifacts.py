@@ -1,4 +1,4 @@
-"""What a finished run shows beside its summary: labels, losses, mixtures, gallery; each file whole or not at all."""
+"""Files of a finished run besides its summary: labels, losses, mixtures, gallery and predictions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from cleantune.storage.run_dir import RunDir
 from cleantune.utils.arrays import object_array
 
 GALLERY = 60
-"""Most suspicious samples that the report shows."""
+"""Number of samples that the gallery shows."""
 THUMBNAIL = 96
-"""Their longer side in pixels."""
+"""Longer side of a thumbnail in pixels."""
 
 
 def predict_splits(finished: FinishedRun) -> dict[str, Tensor]:
-    """The delivered model's probabilities of every split."""
+    """Return the probabilities [N, C] of the selected model by split."""
     return {split: finished.trainer.probabilities(split) for split in finished.trainer.splits}
 
 
@@ -46,7 +46,7 @@ def write_labels(run_dir: RunDir, data: Data, said: Verdict) -> Any:
 
 
 def write_artifacts(run_dir: RunDir, finished: FinishedRun, looks: dict[str, Tensor], frame: Any) -> None:
-    """What the report shows beside the summary: losses, mixtures, gallery, skipped samples."""
+    """Write the data of the report's figures: losses, mixtures, gallery, unreadable samples."""
     import pandas as pd
 
     data, run, parts = finished.inputs.data, finished.trainer, []
@@ -83,7 +83,7 @@ def write_artifacts(run_dir: RunDir, finished: FinishedRun, looks: dict[str, Ten
 
 
 def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:
-    """The most suspicious samples with what a person needs to judge them."""
+    """Return the first label issues with the text or a thumbnail of the sample."""
     place = {s: {i: k for k, i in enumerate(data.rows[s].ids.tolist())} for s in LABELED_SPLITS if s in data.rows}
     out = []
     for row in frame[frame["is_label_issue"]].head(GALLERY).to_dict("records"):
@@ -98,7 +98,7 @@ def gallery(data: Data, frame: Any) -> list[dict[str, Any]]:
 
 
 def thumbnail(image: Any) -> str:
-    """A small JPEG as a data URI."""
+    """Return a small JPEG of an image as a data URI."""
     image = image.copy()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
@@ -107,7 +107,7 @@ def thumbnail(image: Any) -> str:
 
 
 def write_unlabeled(run_dir: RunDir, data: Data, p: Tensor) -> None:
-    """Predictions for the rows that had no label."""
+    """Write the predictions for the rows without a label."""
     import pandas as pd
 
     values = object_array(data.class_values)

@@ -241,7 +241,7 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
     form: ModelFormat = note["form"]
     if form == "ensemble":
         raise UserError(
-            f"{folder} holds {note['nets']} nets: open one of {folder}/{MEMBER_PREFIX}*, or all with cleantune.load"
+            f"{folder} has {note['nets']} models: open one of {folder}/{MEMBER_PREFIX}*, or all with cleantune.load"
         )
     max_length = note.get("backbone", {}).get("max_length")
     if form == "native":

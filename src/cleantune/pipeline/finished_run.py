@@ -28,7 +28,7 @@ class FinishedRun:
     config: Config
     inputs: RunInputs
     trainer: Trainer
-    """Trainer that holds the selected model."""
+    """Trainer with the selected model."""
     metrics: list[EpochMetrics]
     selected_model: SelectedModel
     baseline: Baseline

@@ -44,7 +44,7 @@ def select_model(
         inputs: Inputs of the run.
         make_models: Function that makes models as before the first phase.
         config: Settings of the selection.
-        last_phase: Name of the phase that made the last model.
+        last_phase: Phase that trained the last model.
     """
     if config.model_selection != "last" and "best" in trainer.candidates:
         trainer.deliver(make_models(), "best")

@@ -43,7 +43,7 @@ class WorkerJob:
     """Arguments of a worker."""
 
     work: Callable[[Console], None]
-    """Function that runs from where the run's folder stands to the end."""
+    """Function that resumes the run from its folder."""
     folder: Path
     environment: WorkerEnvironment
 

@@ -20,7 +20,7 @@ def write_config(run_dir: RunDir, config: Config, phases: tuple[Phase, ...], inp
     """Write config.toml with every learning rate as a number, and a record of the inputs.
 
     Raises:
-        UserError: The folder holds a run on other data or with another model.
+        UserError: The folder has a run on other data or with another model.
     """
     table = config_to_dict(config)
     for phase in phases:

@@ -1,4 +1,4 @@
-"""Resolution of a run: its configuration, data, backbone and phases, each made once for every entry point."""
+"""Resolution of a run: its configuration, data, backbone and phases, each resolved once for every entry point."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ResolvedRun:
 
     @property
     def trains_backbone(self) -> bool:
-        """Whether a phase trains the backbone."""
+        """Return whether a phase trains the backbone."""
         return any(phase.scope == "all" for phase in self.phases)
 
 

@@ -33,7 +33,7 @@ def train_and_select(
     start: float,
     baseline: Baseline | None = None,
 ) -> FinishedRun:
-    """Train epoch by epoch, resuming where the folder holds a checkpoint, and select the model to keep.
+    """Train epoch by epoch, resuming from the folder's checkpoint if there is one, and select the model to keep.
 
     Args:
         config: Configuration of the run.

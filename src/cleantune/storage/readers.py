@@ -45,7 +45,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ValueError: The file holds another value.
+        ValueError: The file has another type.
     """
     content = json.loads(path.read_text("utf-8"))
     if not isinstance(content, dict):
@@ -57,7 +57,7 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
     """Read a JSON list of objects.
 
     Raises:
-        ValueError: The file holds another value.
+        ValueError: The file has another type.
     """
     content = json.loads(path.read_text("utf-8"))
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):

@@ -35,7 +35,7 @@ UNFINISHED = "so the run is unfinished or incomplete; finish it with the same `c
 
 
 def folder_kind(config: Mapping[str, Any]) -> str:
-    """Return what a folder with this config.toml holds: audit, matrix, reproduction, search, run or something else."""
+    """Return the kind of a folder with this config.toml: audit, matrix, reproduction, search, run or something else."""
     recorded = next((kind for kind in ("audit", "search") if kind in config.get("record", {})), None)
     marks = {"matrix": "matrix", "synthetic": "reproduction", "method": "run"}
     return recorded or next((kind for key, kind in marks.items() if key in config), "something else")
@@ -44,8 +44,8 @@ def folder_kind(config: Mapping[str, Any]) -> str:
 class RunDir:
     """The folder of one run; every file is written through it, and no file is ever half written.
 
-    A run that trains opens it by the constructor, which refuses a folder that holds something else. Whoever reads a
-    finished run opens it by `RunDir.read`; its files are then read when they are first asked for.
+    A run that trains opens it by the constructor, which refuses a folder with other contents. A reader of a finished
+    run opens it by `RunDir.read`; each file is then read on first access.
     """
 
     CONFIG = "config.toml"
@@ -69,13 +69,13 @@ class RunDir:
 
         Args:
             path: Folder; created where it is missing.
-            resume: Take over what the folder holds.
-            overwrite: Remove what the folder holds once `clear` is called, so a run that cannot start costs nothing.
+            resume: Continue the run in the folder.
+            overwrite: Remove the earlier run once `clear` is called, so a run that cannot start costs nothing.
             kind: Kind of the run, as `folder_kind` names it; only an earlier run of the same kind is ever removed.
 
         Raises:
-            UserError: The folder holds something and neither `resume` nor `overwrite` is set, or `overwrite` is set and
-                it holds something other than an earlier run of this kind.
+            UserError: The folder is not empty and neither `resume` nor `overwrite` is set, or `overwrite` is set and
+                the folder has no earlier run of this kind.
         """
         self.path = path
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
@@ -116,11 +116,11 @@ class RunDir:
             existing = folder_kind(tomllib.loads((self.path / self.CONFIG).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             raise UserError(
-                f"--overwrite: {self.path} holds no earlier run (no config.toml), it is left alone; name another --out"
+                f"--overwrite: {self.path} has no earlier run (no config.toml) and is left alone; name another --out"
             ) from None
         if existing != kind:
             raise UserError(
-                f"--overwrite: {self.path} holds {existing} and no {kind}, it is left alone; name another --out"
+                f"--overwrite: {self.path} has {existing} and no {kind}, and is left alone; name another --out"
             )
 
     def clear(self) -> None:
@@ -132,7 +132,7 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has finished: the summary is written last."""
+        """Return whether the run has finished; the summary is written last."""
         return not self.is_to_be_cleared and (self.path / self.SUMMARY).is_file()
 
     # -- checkpoint --------------------------------------------------------------------------------------------------
