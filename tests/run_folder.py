@@ -24,7 +24,7 @@ def make_run(
     kind: Literal["image", "text", "features"] = "image",
     truth: bool = True,
     test: bool = True,
-    delivered: str = "tune",
+    selected_model: str = "tune",
     harm: bool = False,
     text: str = "how do I set an alarm for {}",
     noise: float = 0.4,
@@ -46,7 +46,7 @@ def make_run(
     _write(folder / "artifacts" / "gallery.json", _gallery(rng, table, kind, text))
     rows = _rows(rng, truth=truth, test=test, harm=harm)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    summary = _summary(table, names, kind, truth=truth, test=test, delivered=delivered, harm=harm)
+    summary = _summary(table, names, kind, truth=truth, test=test, selected_model=selected_model, harm=harm)
     _write(folder / "summary.json", summary)
     config = {
         "data": {"data": "photos/cifar10_train.parquet", "label": "human_worst", "limit": 10000, "split_seed": 0},
@@ -158,11 +158,11 @@ def _rows(rng: np.random.Generator, *, truth: bool, test: bool, harm: bool) -> l
 
 
 def _summary(
-    table: pd.DataFrame, names: tuple[str, ...], kind: str, *, truth: bool, test: bool, delivered: str, harm: bool
+    table: pd.DataFrame, names: tuple[str, ...], kind: str, *, truth: bool, test: bool, selected_model: str, harm: bool
 ) -> dict[str, Any]:
     probe, tune = 0.521, 0.42 if harm else 0.662
     why = "it is the last phase, and not below the probe on the noisy validation split"
-    if delivered == "probe":
+    if selected_model == "probe":
         why = "Fine-tuning ended at 31.0 % on the noisy validation split, the probe at 37.4 %"
     per_class = {}
     for place, name in enumerate(names):
@@ -197,15 +197,15 @@ def _summary(
             "unreadable": 0,
         },
         "accuracy": {
-            "test": either(probe if delivered == "probe" else tune),
+            "test": either(probe if selected_model == "probe" else tune),
             "best_validation": either(tune),
-            "validation": 0.374 if delivered == "probe" else 0.31 if harm else 0.44,
+            "validation": 0.374 if selected_model == "probe" else 0.31 if harm else 0.44,
             "by_phase": {
                 "probe": {"test": either(probe), "validation": 0.374},
                 "tune": {"test": either(tune), "validation": 0.31 if harm else 0.44},
             },
         },
-        "selected_model": delivered,
+        "selected_model": selected_model,
         "selection_reason": why,
         "baseline": {
             "name": "CE linear probe",

@@ -1,3 +1,5 @@
+"""Saved models: transformers opens native ones, and all are loaded with the same logits."""
+
 import copy
 import json
 from pathlib import Path
@@ -56,7 +58,7 @@ def is_native(name: str) -> bool:
 
 @pytest.mark.parametrize("name", [n for n in IMAGES if is_native(n)])
 @pytest.mark.parametrize("image_size", [None, 48])
-def test_pipeline_opens_native_image_model_and_gives_our_logits(name, image_size, tmp_path):
+def test_transformers_pipeline_gives_the_logits_of_images(name, image_size, tmp_path):
     net = net_of(name, tmp_path / "in", image_size)
     assert save_model(tmp_path / "model", net, classes=CLASSES, class_values=CLASSES) == "native"
     with quiet_transformers():
@@ -69,7 +71,7 @@ def test_pipeline_opens_native_image_model_and_gives_our_logits(name, image_size
 
 
 @pytest.mark.parametrize("name", [n for n in TEXTS if is_native(n)])
-def test_pipeline_opens_native_text_model_and_gives_our_logits(name, tmp_path):
+def test_transformers_pipeline_gives_the_logits_of_texts(name, tmp_path):
     net = net_of(name, tmp_path / "in")
     assert save_model(tmp_path / "model", net, classes=CLASSES, class_values=CLASSES) == "native"
     with quiet_transformers():
@@ -85,7 +87,7 @@ def test_pipeline_opens_native_text_model_and_gives_our_logits(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *TEXTS])
-def test_saved_model_opens_to_the_same_logits_and_note(name, tmp_path):
+def test_loaded_model_has_the_same_logits_and_description(name, tmp_path):
     net = net_of(name, tmp_path / "in")
     form = save_model(tmp_path / "model", net, classes=CLASSES, class_values=[3, 5, 8], extra={"seed": 7})
     again, note = load_model(tmp_path / "model")
@@ -95,7 +97,7 @@ def test_saved_model_opens_to_the_same_logits_and_note(name, tmp_path):
     assert not again.training
 
 
-def test_image_size_and_max_length_of_a_saved_model_come_back(tmp_path):
+def test_image_size_and_max_length_are_restored(tmp_path):
     image = net_of("clip", tmp_path / "image", 48)
     save_model(tmp_path / "a", image, classes=CLASSES, class_values=CLASSES)
     again, _ = load_model(tmp_path / "a")
@@ -106,7 +108,7 @@ def test_image_size_and_max_length_of_a_saved_model_come_back(tmp_path):
     assert load_model(tmp_path / "b")[0].backbone.preprocess.max_length == 5
 
 
-def test_pooling_of_a_sentence_transformer_survives_saving(tmp_path):
+def test_pooling_of_a_sentence_transformer_is_restored(tmp_path):
     folder = save_tiny("bert", tmp_path / "in")
     rows = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     listed = [{"idx": i, "path": p, "type": f"sentence_transformers.models.{k}"} for i, (p, k) in enumerate(rows)]
@@ -120,7 +122,7 @@ def test_pooling_of_a_sentence_transformer_survives_saving(tmp_path):
     torch.testing.assert_close(logits_of(again), logits_of(net))
 
 
-def test_head_alone_and_user_module_come_back(tmp_path):
+def test_head_alone_and_user_module_are_restored(tmp_path):
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     head = Net(None, LinearHead(6, 3)).eval()
     assert save_model(tmp_path / "a", head, classes=CLASSES, class_values=CLASSES) == "head"
@@ -136,7 +138,7 @@ def test_head_alone_and_user_module_come_back(tmp_path):
         load_model(tmp_path / "b")
 
 
-def test_saving_again_replaces_the_model_and_leaves_nothing_else(tmp_path):
+def test_saving_again_replaces_the_model(tmp_path):
     for count in (3, 2):
         net = Net(None, LinearHead(4, count))
         save_model(tmp_path / "model", net, classes=CLASSES[:count], class_values=CLASSES[:count])
@@ -144,12 +146,12 @@ def test_saving_again_replaces_the_model_and_leaves_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_folder_without_a_model_is_refused_by_name(tmp_path):
+def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no model in .*nothing"):
         load_model(tmp_path / "nothing")
 
 
-def test_nothing_pickled_is_written(tmp_path):
+def test_no_pickled_file_is_written(tmp_path):
     save_model(tmp_path / "m", net_of("clip", tmp_path / "in"), classes=CLASSES, class_values=CLASSES)
     assert {p.suffix for p in (tmp_path / "m").rglob("*") if p.is_file()} == {".json", ".safetensors"}
     assert SIZE == 32

@@ -1,4 +1,4 @@
-"""Search and workers on Ray: one session of two CPUs for all."""
+"""Search, extraction and distributed runs on Ray, in one session of two CPUs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings
 
 
 def embeddings(path: Path, size: int = 240) -> Path:
-    """Features in three clusters, one label in four wrong."""
+    """Write features in three clusters, with one label in four wrong."""
     rng = np.random.default_rng(0)
     true = np.arange(size) % 3
     x = rng.normal(size=(3, 6))[true] * 2 + rng.normal(size=(size, 6))
@@ -43,7 +43,7 @@ def quick_search(folder: Path, **more: Any) -> Any:
     )
 
 
-def test_a_search_ends_with_a_table_a_config_and_a_page_and_its_rows_are_those_of_fit(tmp_path: Path) -> None:
+def test_search_writes_table_config_and_page_as_fit_would(tmp_path: Path) -> None:
     done = quick_search(tmp_path)
     frame = done.trials
     assert len(frame) == 5, "the default and a grid of four"
@@ -75,7 +75,7 @@ def test_a_search_ends_with_a_table_a_config_and_a_page_and_its_rows_are_those_o
         quick_search(tmp_path, resume=True, trials=3)
 
 
-def test_a_failed_trial_is_shown_and_survived(tmp_path: Path) -> None:
+def test_search_survives_a_failed_trial(tmp_path: Path) -> None:
     space = {"only": True, "method": {"probe": {"learning_rate": [1e-6, 10.0], "optimizer": ["sgd"]}}}
     data = embeddings(tmp_path / "data.npz")
     done = cleantune.search(  # type: ignore[operator]
@@ -88,7 +88,7 @@ def test_a_failed_trial_is_shown_and_survived(tmp_path: Path) -> None:
     assert "the loss is not finite" in done.page.read_text()
 
 
-def test_fine_tuning_is_searched_by_asha_and_losers_stop_early(tmp_path: Path) -> None:
+def test_search_of_fine_tuning_stops_bad_trials_early(tmp_path: Path) -> None:
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
     done = cleantune.search(  # type: ignore[operator]
@@ -104,7 +104,7 @@ def test_fine_tuning_is_searched_by_asha_and_losers_stop_early(tmp_path: Path) -
     assert not frame.loc[frame["chosen"], "stopped"].any()
 
 
-def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_path: Path) -> None:
+def test_extracted_features_are_those_of_fit(tmp_path: Path) -> None:
     from cleantune.features.cache import find_features
     from cleantune.pipeline.arguments import FitArguments
     from cleantune.pipeline.ray_extract import extract_all
@@ -112,7 +112,7 @@ def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_
 
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
-    made = {}
+    keys = {}
     for who in ("streamed", "fitted"):
         options = {"label": "label", "precision": "float32", "device": "cpu", "cache": str(tmp_path / who)}
         data, model = tmp_path / "data.parquet", tmp_path / "model"
@@ -124,9 +124,9 @@ def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_
             data, model, method="ce", scope="head", out=tmp_path / f"run-{who}", quiet=True,
             settings=["method.probe.epochs=1", "method.probe.min_steps=0"], **options,
         )  # fmt: skip
-        made[who] = {path.name.split("-")[1] for path in (tmp_path / who).glob("features-*")}
-    assert made["streamed"] == made["fitted"], "fit has made none of its own"
-    for key in made["fitted"]:
+        keys[who] = {path.name.split("-")[1] for path in (tmp_path / who).glob("features-*")}
+    assert keys["streamed"] == keys["fitted"], "fit extracts nothing itself"
+    for key in keys["fitted"]:
         one, other = find_features(tmp_path / "streamed", key), find_features(tmp_path / "fitted", key)
         assert one is not None
         assert other is not None
@@ -134,11 +134,11 @@ def test_features_streamed_by_ray_data_are_those_of_fit_and_are_found_by_it(tmp_
 
 
 def training_workers() -> list[psutil.Process]:
-    """Ray's training workers, by Ray's own name for them."""
+    """Return Ray's training workers, by their name in the list of processes."""
     return [p for p in psutil.process_iter(["cmdline"]) if "TrainWorker" in " ".join(p.info["cmdline"] or [])]
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_bytes_of_two_undisturbed_ranks(tmp_path: Path) -> None:
+def test_run_with_a_killed_worker_equals_an_undisturbed_one(tmp_path: Path) -> None:
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
     common = {
@@ -150,7 +150,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_bytes_of_two_undi
              "--device", "cpu", "--cache", str(tmp_path / "cache")]  # fmt: skip
     ended = launched([*words, *(w for s in SETTINGS for w in ("--set", s))])
     assert [e.returncode for e in ended] == [0, 0], ended[0].stderr[-2000:] + ended[1].stderr[-2000:]
-    assert ended[1].stdout == "", "one rank speaks"
+    assert ended[1].stdout == "", "only rank 0 prints"
 
     killed: list[int] = []
 
@@ -169,15 +169,15 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_with_the_bytes_of_two_undi
     )
     thread.join(5)
     assert killed
-    mine, other = tmp_path / "ray", tmp_path / "torchrun"
-    assert (mine / "labels.parquet").read_bytes() == (other / "labels.parquet").read_bytes()
-    told = json.loads((other / "summary.json").read_text())
+    by_ray, by_torchrun = tmp_path / "ray", tmp_path / "torchrun"
+    assert (by_ray / "labels.parquet").read_bytes() == (by_torchrun / "labels.parquet").read_bytes()
+    summary = json.loads((by_torchrun / "summary.json").read_text())
     for part in ("accuracy", "noise", "issues"):
-        assert result.summary[part] == told[part]
-    assert {p.name for p in mine.iterdir()} == {p.name for p in other.iterdir()}, "nothing of Ray is left behind"
+        assert result.summary[part] == summary[part]
+    assert {p.name for p in by_ray.iterdir()} == {p.name for p in by_torchrun.iterdir()}, "Ray leaves no file"
 
 
-def test_what_a_worker_refuses_is_one_sentence_here(tmp_path: Path) -> None:
+def test_user_errors_of_workers_are_raised_here(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", features=np.ones((40, 3), np.float32), label=np.arange(40) % 2)
     with pytest.raises(UserError, match="only --scope head"):
         cleantune.fit(tmp_path / "data.npz", method="ce", scope="all", out=tmp_path / "run", workers=2, quiet=True)

@@ -387,7 +387,7 @@ def test_conclusions_compare_with_the_linear_probe(page: Page):
 
 
 def test_conclusions_state_a_fallback_to_the_probe(tmp_path: Path):
-    run = RunDir.read(make_run(tmp_path / "x", harm=True, delivered="probe"))
+    run = RunDir.read(make_run(tmp_path / "x", harm=True, selected_model="probe"))
     first, second = wording.conclusions(run)
     assert first.startswith("Robust reaches 52.1")
     assert second.startswith(
