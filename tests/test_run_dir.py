@@ -73,11 +73,11 @@ def test_overwrite_removes_the_earlier_run_when_cleared(tmp_path: Path) -> None:
 def test_earlier_run_that_is_to_be_cleared_is_not_resumed(tmp_path: Path) -> None:
     earlier = RunDir(tmp_path)
     earlier.save({"a": torch.ones(1)}, {})
-    earlier.write_precision({"dtype": "float32"}, {"dtype": "bfloat16"})
+    earlier.write_compute({"backend": "torch"})
     (tmp_path / "config.toml").write_text("[method]\n")
     run_dir = RunDir(tmp_path, overwrite=True)
     assert run_dir.load() is None
-    assert run_dir.precision() is None
+    assert run_dir.compute() is None
 
 
 def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -174,11 +174,11 @@ def test_damaged_checkpoint_is_a_user_error(tmp_path: Path) -> None:
         run_dir.load()
 
 
-def test_precisions_of_extraction_and_training_are_restored(tmp_path: Path) -> None:
+def test_backend_and_precisions_are_restored(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
-    assert run_dir.precision() is None
-    run_dir.write_precision({"dtype": "float32"}, {"dtype": "bfloat16"})
-    assert RunDir(tmp_path, resume=True).precision() == ({"dtype": "float32"}, {"dtype": "bfloat16"})
+    assert run_dir.compute() is None
+    run_dir.write_compute({"backend": "torch"})
+    assert RunDir(tmp_path, resume=True).compute() == {"backend": "torch"}
 
 
 def test_run_is_finished_once_its_summary_exists(tmp_path: Path) -> None:
