@@ -191,7 +191,7 @@ def test_run_is_finished_once_its_summary_exists(tmp_path: Path) -> None:
 def test_finished_run_is_read_by_name(tmp_path: Path) -> None:
     run_dir = RunDir.read(make_run(tmp_path / "run"))
     assert run_dir.name == "run"
-    assert run_dir.config["method"]["name"] == run_dir.get("method") == "turn"
+    assert run_dir.config["method"]["name"] == run_dir.get("method") == "robust"
     assert len(run_dir.metrics) == 24
     assert run_dir.number("noise.estimated_rate") == 0.412
     assert run_dir.number("noise.nothing") is None
