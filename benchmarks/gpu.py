@@ -27,8 +27,8 @@ from cleantune.features.backend import InferenceBackend
 from cleantune.features.encoder import encode
 from cleantune.features.precision import Precision
 from cleantune.functional.losses import cross_entropy
-from cleantune.training.models import LinearHead, Net
-from cleantune.training.optim import QuickAdamW, forget_gradients
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 
 SIDE, CLASSES, PRECISION = 224, 1000, Precision("bfloat16", True)
 
@@ -90,15 +90,15 @@ def measure(
     pixels = pixels.pin_memory() if device.type == "cuda" else pixels
     y = torch.randint(CLASSES, (batch,), device=device)
     head, inference = LinearHead(backbone.width, CLASSES, init="zeros"), InferenceBackend("torch", PRECISION)
-    net = Net(backbone, head, PRECISION, inference, compile_backbone=compiled).to(device)
-    optimizer = QuickAdamW(net.parameters(), lr=1e-5, fused=True)
+    net = Model(backbone, head, PRECISION, inference, compile_backbone=compiled).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
 
     def extract() -> None:
         with torch.inference_mode():
             encode(backbone, pixels.to(device, non_blocking=True), PRECISION, device)
 
     def step() -> None:
-        forget_gradients(optimizer)
+        optimizer.zero_grad()
         cross_entropy(net(pixels.to(device, non_blocking=True)).logits, y).mean().backward()
         optimizer.step()
 

@@ -22,10 +22,10 @@ from cleantune.methods import METHODS
 from cleantune.pipeline.inputs import HeadFactory, prepare_inputs
 from cleantune.pipeline.resolve import load_data
 from cleantune.storage.run_dir import RunDir
-from cleantune.training.batches import FeatureBatches, SampleBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
 from cleantune.training.epochs import phases
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 
@@ -60,11 +60,11 @@ def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size:
     todo = phases(replace(method, probe=stage), 0.0)
     source = FeatureBatches(features)
     heads = HeadFactory(classes, "zeros", 0)
-    loop = Trainer([Net(None, heads(source.plain, 0))], {"train": SplitData(y, source, None)}, classes, 0, heads)
+    loop = Trainer([Model(None, heads(source.plain, 0))], {"train": SplitData(y, source, None)}, classes, 0, heads)
     for phase in todo:
-        loop.enter(phase)
+        loop.begin_phase(phase)
         for epoch in range(epochs):
-            loop.epoch, loop.row = epoch, {}
+            loop.begin_epoch(epoch)
             phase.epoch(loop)
     return loop
 
@@ -86,12 +86,12 @@ def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> No
     method: Any = METHODS["ce"](scope="all")
     todo = phases(replace(method, tune=replace(method.tune, epochs=1, batch_size=64)), 3e-4)
     heads = HeadFactory(classes, "zeros", 0)
-    net = Net(backbone, LinearHead(backbone.width, classes, init="zeros"), precision)
+    net = Model(backbone, LinearHead(backbone.width, classes, init="zeros"), precision)
     features = FeatureBatches(torch.zeros(len(prepared), backbone.width))
     loop = Trainer(
         [net], {"train": SplitData(torch.as_tensor(train.y), features, SampleBatches(prepared))}, classes, 0, heads
     )
-    loop.enter(todo[0])
+    loop.begin_phase(todo[0])
     todo[0].epoch(loop)
 
 

@@ -1,5 +1,5 @@
-"""How fast two trainings part that differ by nothing but the order of a sum: a backbone's gradient of a whole batch,
-against the sum over the two halves that two ranks would have. One process, no rank.
+"""How fast two trainings diverge that differ in the order of a sum alone: the gradient of a whole batch
+and the sum over the halves that two processes would have. It runs in one process.
 
     python benchmarks/rank_chaos.py MODEL
 """
@@ -12,7 +12,8 @@ import sys
 import torch
 
 from cleantune.backbones import Backbone, open_backbone
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 
 STEPS, BATCH, CLASSES = 24, 64, 10
 BESIDE = "../shared/models/mobilenet_v2_0.35"
@@ -20,7 +21,7 @@ BESIDE = "../shared/models/mobilenet_v2_0.35"
 
 def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) -> tuple[list[float], torch.Tensor]:
     """Loss of each step, and the gradient of the second one."""
-    net = Net(copy.deepcopy(backbone), LinearHead(backbone.width, CLASSES, init="zeros")).train()
+    net = Model(copy.deepcopy(backbone), LinearHead(backbone.width, CLASSES, init="zeros")).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4, fused=True)
     losses, gradient = [], torch.zeros(())
     for step in range(STEPS):

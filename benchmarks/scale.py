@@ -26,7 +26,7 @@ from cleantune.features.cache import find_features
 from cleantune.features.shards import SHARD_ROWS, shard_name, write_index
 from cleantune.functional.gmm import fit_class_mixtures
 from cleantune.functional.selection import balanced, parse_balance, rescue_small_classes
-from cleantune.training.models import LinearHead
+from cleantune.training.heads import LinearHead
 from cleantune.utils.malloc import peak_bytes
 
 TAU = 0.3

@@ -246,7 +246,7 @@ def probe(bench: Any) -> None:
         other = LogisticRegression().fit(f.numpy(), y.numpy())
         passed = time.perf_counter() - start
         with torch.no_grad():
-            right = float((run.whole[0].head(test_f).logits.argmax(1) == test_y).float().mean())
+            right = float((run.models[0].head(test_f).logits.argmax(1) == test_y).float().mean())
         theirs_right = float((other.predict(test_f.numpy()) == test_y.numpy()).mean())
         bench.note(
             **{

@@ -1,4 +1,4 @@
-"""Several gloo processes on this machine, as torchrun would start them."""
+"""Start several gloo processes on this machine, as torchrun does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def launched(words: Sequence[str], count: int = 2, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
-    """Python with these words, in so many ranks; all of them have ended when this returns."""
+def launched(args: Sequence[str], count: int = 2, timeout: float = 300) -> list[subprocess.CompletedProcess[str]]:
+    """Run Python with these arguments in several processes of one group, and wait for all of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -22,17 +22,17 @@ def launched(words: Sequence[str], count: int = 2, timeout: float = 300) -> list
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, *words], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+            [sys.executable, *args], env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for rank in range(count)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=timeout) for process in processes]
+        outputs = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()
     return [
-        subprocess.CompletedProcess(list(words), process.returncode, out, error)
-        for process, (out, error) in zip(processes, said, strict=True)
+        subprocess.CompletedProcess(list(args), process.returncode, out, error)
+        for process, (out, error) in zip(processes, outputs, strict=True)
     ]

@@ -10,7 +10,8 @@ from cleantune.backbones import open_backbone
 from cleantune.errors import UserError
 from cleantune.features.compile import check_compiles
 from cleantune.features.precision import Precision
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 
 compiled_graphs = []
 
@@ -75,7 +76,7 @@ def net_of(backbone, is_compiled, monkeypatch):
     torch.manual_seed(0)
     body = copy.deepcopy(backbone)
     monkeypatch.setattr(body, "compile", lambda: torch.nn.Module.compile(body, backend=eager))
-    return Net(body, LinearHead(body.width, 3, init="normal"), compile_backbone=is_compiled)
+    return Model(body, LinearHead(body.width, 3, init="normal"), compile_backbone=is_compiled)
 
 
 def test_compiled_net_has_gradients_of_plain_net(backbone, x, monkeypatch):

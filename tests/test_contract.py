@@ -21,11 +21,12 @@ from cleantune.functional.standardize import mean_and_std
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import EpochMetrics, Method, Phase, Scope, Stage
 from cleantune.methods.robust import Robust
-from cleantune.training.batches import FeatureBatches, SampleBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
+from cleantune.training.checkpoint import Checkpoint
 from cleantune.training.epochs import phases, train
 from cleantune.training.evaluator import Evaluator
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
 WIDTH = 8
@@ -121,21 +122,36 @@ def new_head(features: Any, k: int) -> LinearHead:
 CLASSES = 4
 
 
-def loop_on(problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None, nets: int = 1) -> Trainer:
-    """A run before its first phase: on features alone in scope head, on samples through a backbone in scope all."""
+def loop_on(
+    problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None, nets: int = 1, **options: Any
+) -> Trainer:
+    """Return a run before its first phase: on features in scope head, on samples through a backbone in scope all.
+
+    Args:
+        problem: Data of the run.
+        scope: Scope of its method.
+        seed: Seed of the run.
+        body: Backbone; the default is a small random network.
+        nets: Number of models.
+        **options: Further arguments of the trainer, and `precision` of the models.
+    """
+    precision = options.pop("precision", None)
     body = (body or backbone()) if scope == "all" else None
     splits = {}
     for split, x in problem.x.items():
         with torch.no_grad():
             features = FeatureBatches(x if body is None else body.eval()(x))
         splits[split] = SplitData(problem.y[split], features, None if body is None else SampleBatches(Vectors(x)))
-    made = [Net(copy.deepcopy(body), new_head(splits["train"].features.plain, k)) for k in range(nets)]  # type: ignore[attr-defined]
-    return Trainer(made, splits, problem.classes, seed, new_head)
+    features = splits["train"].features.plain
+    models = [Model(copy.deepcopy(body), new_head(features, k), precision) for k in range(nets)]
+    return options.pop("trainer", Trainer)(models, splits, problem.classes, seed, new_head, **options)
 
 
-def loop_for(method: Method, problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None) -> Trainer:
-    """A run with as many nets as the method trains."""
-    return loop_on(problem, scope, seed, body, method.phases()[0].num_nets)
+def loop_for(
+    method: Method, problem: Problem, scope: Scope, seed: int = 0, body: Backbone | None = None, **options: Any
+) -> Trainer:
+    """Return a run with as many models as the method trains."""
+    return loop_on(problem, scope, seed, body, method.phases()[0].num_nets, **options)
 
 
 def quick(name: str, scope: Scope, **changes: Any) -> Method:
@@ -177,9 +193,10 @@ def trained(
 
 def bits(run: Trainer) -> dict[str, Tensor]:
     """All that a run has learned and remembers."""
-    tensors = {f"{k}.{name}": value for k, net in enumerate(run.whole) for name, value in net.state_dict().items()}
+    tensors = {f"{k}.{name}": value for k, net in enumerate(run.models) for name, value in net.state_dict().items()}
     tensors |= {f"ledger.{name}": value for name, value in run.ledger.state_dict().items()}
-    tensors |= {f"validation.{name}": value for name, value in run.validation_ledger.state_dict().items()}
+    for split, probe in run.probes.items():
+        tensors |= {f"probe.{split}.{name}": value for name, value in probe.state_dict()[0].items()}
     return {name: value.clone() for name, value in (tensors | {"rng": run.rng.get_state()}).items()}
 
 
@@ -232,26 +249,39 @@ def _only_new_objects() -> Iterator[None]:
     gc.unfreeze()
 
 
+class TensorCounter(Trainer):
+    """A trainer that counts the tensors alive in steps 4 and 14 of each pass."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.alive: list[list[int]] = []
+
+    def learn(self, nets: Any, loss: Any, selection: Any = None, **options: Any) -> None:
+        """Train with a loss that counts."""
+        counts: list[int] = []
+        steps = itertools.count()
+
+        def counted(*args: Any) -> Any:
+            if next(steps) in (4, 14):
+                gc.collect()
+                # By type: isinstance asks the object itself, and a proxy whose referent is gone raises.
+                counts.append(sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()))
+            return loss(*args)
+
+        super().learn(nets, counted, selection, **options)
+        self.alive.append(counts)
+
+
 @pytest.mark.usefixtures("_only_new_objects")
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
-    alive: list[tuple[int, int]] = []
-    own = Trainer._take_down
-
-    def counted(run: Trainer, made: Any, taken: dict[str, Tensor], j: int) -> None:
-        if j in (4, 14):
-            gc.collect()
-            # By type: isinstance asks the thing itself, and a proxy whose referent is gone raises.
-            alive.append((j, sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())))
-        own(run, made, taken, j)
-
-    monkeypatch.setattr(Trainer, "_take_down", counted)
+def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope) -> None:
     short = Stage(epochs=1, learning_rate=1e-2, batch_size=8)
     problem, method = blobs(0.4, size=320), quick(name, scope, probe=short, tune=short)
-    trained(problem, method, loop_for(method, problem, scope))
-    passes = [(one, two) for (j, one), (k, two) in itertools.pairwise(alive) if (j, k) == (4, 14)]
+    run = loop_for(method, problem, scope, trainer=TensorCounter)
+    trained(problem, method, run)
+    passes = [counts for counts in run.alive if len(counts) == 2]  # type: ignore[attr-defined]
     assert passes
-    assert not [pair for pair in passes if pair[0] != pair[1]]
+    assert not [counts for counts in passes if counts[0] != counts[1]]
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
@@ -269,7 +299,7 @@ def test_stopped_after_any_epoch_and_resumed_is_never_stopped(name: str, scope: 
         resumed, left = trained(problem, method, loop_for(method, problem, scope), again)
         assert len(left) == len(rows) - done
         assert_same(bits(resumed), bits(whole))
-        assert_same(resumed.state()[0], whole.state()[0])
+        assert_same(Checkpoint.capture(resumed).tensors, Checkpoint.capture(whole).tensors)
         assert {k: v for k, v in vars(resumed.cost).items() if k != "seconds"} == cost
         for a, b in zip(left, rows[done:], strict=True):
             assert {**a, "seconds": 0} == {**b, "seconds": 0}
@@ -282,9 +312,7 @@ def test_a_resumed_net_in_channels_last_is_never_stopped() -> None:
     body = open_backbone(module, feature="convolution", width=32).eval()
 
     def fresh() -> Trainer:
-        run = loop_on(problem, "all", body=body)
-        run.whole[0] = Net(copy.deepcopy(body), run.whole[0].head, Precision(channels_last=True))
-        return run
+        return loop_on(problem, "all", body=body, precision=Precision(channels_last=True))
 
     method, memory = quick("ce", "all", tune=Stage(epochs=3, learning_rate=1e-2, batch_size=32)), InMemory()
     whole, _ = trained(problem, method, fresh(), memory)
@@ -299,8 +327,8 @@ def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -
     problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "head")
     run = loop_for(method, problem, "all", body=body)
     trained(problem, method, run)
-    assert run.whole[0].backbone is not None
-    assert_same(dict(run.whole[0].backbone.state_dict()), dict(body.state_dict()))
+    assert run.models[0].backbone is not None
+    assert_same(dict(run.models[0].backbone.state_dict()), dict(body.state_dict()))
     assert (run.cost.forward_passes, run.cost.evaluation_forward_passes, run.backbone_changed) == (0, 0, False)
 
 
@@ -323,7 +351,7 @@ def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: 
     problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "all")
     run = loop_for(method, problem, "all", body=body)
     trained(problem, method, run)
-    before, after = body.state_dict(), run.whole[0].backbone.state_dict()  # type: ignore[union-attr]
+    before, after = body.state_dict(), run.models[0].backbone.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[k], after[k]) for k in before if "running" in k)
     assert not any(torch.equal(before[k], after[k]) for k in before if k.endswith("0.weight"))
 

@@ -14,13 +14,14 @@ from torch import nn
 from cleantune.backbones import ARCHITECTURES, open_backbone, quiet_transformers
 from cleantune.errors import UserError
 from cleantune.pipeline.export import load_model, save_model
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 
 CLASSES = ["cat", "dog", "<b>bird</b>"]
 POOLING_DESCRIPTIONS = ["w1 w2 w3 w4", "w5 w9", "w30 w1 w1 w1 w7 w8 w9"]
 
 
-def net_of(name: str, folder: Path, image_size: int | None = None) -> Net:
+def net_of(name: str, folder: Path, image_size: int | None = None) -> Model:
     backbone = open_backbone(save_tiny(name, folder), image_size=image_size)
     generator = torch.Generator().manual_seed(1)
     mean = torch.empty(backbone.width).normal_(generator=generator)
@@ -29,7 +30,7 @@ def net_of(name: str, folder: Path, image_size: int | None = None) -> Net:
     with torch.no_grad():
         head.linear.weight.mul_(10)
         head.linear.bias.normal_(generator=generator)
-    return Net(backbone, head).eval()
+    return Model(backbone, head).eval()
 
 
 def pictures() -> list[Image.Image]:
@@ -37,7 +38,7 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (40, 52, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-def inputs_of(net: Net):
+def inputs_of(net: Model):
     preprocess = net.backbone.preprocess
     if net.backbone.architecture.kind == "image":
         return preprocess.inputs(torch.stack([preprocess.pixels(p) for p in pictures()]))
@@ -48,7 +49,7 @@ def inputs_of(net: Net):
 
 
 @torch.no_grad()
-def logits_of(net: Net) -> torch.Tensor:
+def logits_of(net: Model) -> torch.Tensor:
     return net(inputs_of(net)).logits
 
 
@@ -103,7 +104,7 @@ def test_image_size_and_max_length_are_restored(tmp_path):
     again, _ = load_model(tmp_path / "a")
     assert again.backbone.preprocess == image.backbone.preprocess
     assert again.backbone.preprocess.size == (48, 48)
-    text = Net(open_backbone(save_tiny("bert", tmp_path / "text"), max_length=5), LinearHead(16, 3))
+    text = Model(open_backbone(save_tiny("bert", tmp_path / "text"), max_length=5), LinearHead(16, 3))
     save_model(tmp_path / "b", text, classes=CLASSES, class_values=CLASSES)
     assert load_model(tmp_path / "b")[0].backbone.preprocess.max_length == 5
 
@@ -115,7 +116,7 @@ def test_pooling_of_a_sentence_transformer_is_restored(tmp_path):
     (folder / "modules.json").write_text(json.dumps(listed))
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    net = Net(open_backbone(folder), LinearHead(16, 3)).eval()
+    net = Model(open_backbone(folder), LinearHead(16, 3)).eval()
     save_model(tmp_path / "model", net, classes=CLASSES, class_values=CLASSES)
     again, _ = load_model(tmp_path / "model")
     assert again.backbone.pooling == net.backbone.pooling
@@ -124,12 +125,12 @@ def test_pooling_of_a_sentence_transformer_is_restored(tmp_path):
 
 def test_head_alone_and_user_module_are_restored(tmp_path):
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    head = Net(None, LinearHead(6, 3)).eval()
+    head = Model(None, LinearHead(6, 3)).eval()
     assert save_model(tmp_path / "a", head, classes=CLASSES, class_values=CLASSES) == "head"
     torch.testing.assert_close(load_model(tmp_path / "a")[0](x).logits, head(x).logits, rtol=0, atol=0)
 
     module = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
-    net = Net(open_backbone(module, feature="hidden layer", width=5), LinearHead(5, 3)).eval()
+    net = Model(open_backbone(module, feature="hidden layer", width=5), LinearHead(5, 3)).eval()
     fresh = open_backbone(copy.deepcopy(module), feature="hidden layer", width=5)
     nn.init.zeros_(fresh.hf[0].weight)
     assert save_model(tmp_path / "b", net, classes=CLASSES, class_values=CLASSES) == "module"
@@ -140,7 +141,7 @@ def test_head_alone_and_user_module_are_restored(tmp_path):
 
 def test_saving_again_replaces_the_model(tmp_path):
     for count in (3, 2):
-        net = Net(None, LinearHead(4, count))
+        net = Model(None, LinearHead(4, count))
         save_model(tmp_path / "model", net, classes=CLASSES[:count], class_values=CLASSES[:count])
     assert load_model(tmp_path / "model")[1]["classes"] == CLASSES[:2]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -29,7 +29,7 @@ from cleantune.methods.mixmatch import (
 )
 from cleantune.methods.protocol import Batch
 from cleantune.methods.unicon import UNICON
-from cleantune.training.models import LinearHead, ProjectedHead
+from cleantune.training.heads import LinearHead, ProjectedHead
 
 C, D, B, U = 3, 5, 4, 6
 

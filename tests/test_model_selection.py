@@ -15,6 +15,7 @@ from test_contract import (  # noqa: F401 - a fixture
     backbone,
     blobs,
     loop_on,
+    new_head,
     quick,
 )
 
@@ -22,7 +23,7 @@ from cleantune.config.run import RunConfig
 from cleantune.pipeline.model_selection import SelectedModel, select_model
 from cleantune.training.epochs import phases, train
 from cleantune.training.evaluator import Evaluator
-from cleantune.training.models import Net
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
 
@@ -37,8 +38,8 @@ def select(run: Trainer, problem: Problem, **spec: Any) -> SelectedModel:
     """Return the selected model of a run."""
     features = {split: data.features.features for split, data in loop_on(problem, "all").splits.items()}  # type: ignore[attr-defined]
 
-    def fresh() -> list[Net]:
-        return [Net(backbone(), run.new_head(features["train"], 0))]
+    def fresh() -> list[Model]:
+        return [Model(backbone(), new_head(features["train"], 0))]
 
     return select_model(run, SimpleNamespace(features=features), fresh, RunConfig(**spec), "probe")  # type: ignore[arg-type]
 
@@ -46,8 +47,9 @@ def select(run: Trainer, problem: Problem, **spec: Any) -> SelectedModel:
 def wreck(run: Trainer) -> None:
     """Make the fine-tuned model predict one class."""
     with torch.no_grad():
-        run.whole[0].head.linear.weight.zero_()  # type: ignore[union-attr, operator]
-        run.whole[0].head.linear.bias.copy_(torch.tensor([5.0, 0, 0, 0]))  # type: ignore[union-attr, operator]
+        run.models[0].head.linear.weight.zero_()  # type: ignore[union-attr, operator]
+        run.models[0].head.linear.bias.copy_(torch.tensor([5.0, 0, 0, 0]))  # type: ignore[union-attr, operator]
+    run.predictor.weights_changed(backbone=False)
 
 
 def accuracy(run: Trainer, problem: Problem) -> float:
@@ -72,9 +74,9 @@ def test_selected_probe_has_the_pretrained_backbone() -> None:
     run, _ = run_turn(problem)
     wreck(run)
     select(run, problem)
-    before, after = backbone().state_dict(), run.whole[0].backbone.state_dict()  # type: ignore[union-attr]
+    before, after = backbone().state_dict(), run.models[0].backbone.state_dict()  # type: ignore[union-attr]
     assert all(torch.equal(before[name], after[name]) for name in before)
-    net = run.whole[0].eval()
+    net = run.models[0].eval()
     with torch.no_grad():
         fresh = net(problem.x["test"]).logits.softmax(1)
     torch.testing.assert_close(run.probabilities("test"), fresh, atol=1e-5, rtol=0)
@@ -83,11 +85,11 @@ def test_selected_probe_has_the_pretrained_backbone() -> None:
 def test_better_model_is_selected_unchanged() -> None:
     problem = blobs(0.3, spread=0.4)
     run, _ = run_turn(problem)
-    before = {name: value.clone() for name, value in run.whole[0].state_dict().items()}
+    before = {name: value.clone() for name, value in run.models[0].state_dict().items()}
     selected = select(run, problem)
     assert not selected.is_first_probe
     assert selected.reason.startswith("the model of the last epoch: on the noisy validation split it agrees with")
-    assert all(torch.equal(value, before[name]) for name, value in run.whole[0].state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in run.models[0].state_dict().items())
 
 
 @pytest.mark.parametrize(("more", "harmed"), [(0, False), (1, False), (9, True)])

@@ -18,10 +18,10 @@ from cleantune.methods.nmtune import MLP, NMTune, forward_views
 from cleantune.methods.protocol import Batch, MLPHeadConfig, Output, Stage
 from cleantune.methods.robust import Robust
 from cleantune.pipeline.export import load_model, save_model
-from cleantune.training.batches import FeatureBatches
-from cleantune.training.checkpoint import SplitData
-from cleantune.training.mlp_head import MLPHead
-from cleantune.training.models import Net
+from cleantune.training.batches import FeatureBatches, SplitData
+from cleantune.training.checkpoint import Checkpoint
+from cleantune.training.heads import MLPHead
+from cleantune.training.models import Model
 from cleantune.training.optim import lr_factor
 
 SHORT = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
@@ -81,13 +81,13 @@ def test_features_of_any_scale_are_the_same_to_a_head_that_standardizes() -> Non
 
 def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn_from_the_seed() -> None:
     model, f = head(MLPHeadConfig(dropout=0.25), width=64), torch.rand(200, 64) + 1
-    model.reseed(1)
+    model.seed_dropout(1)
     first, second = model.train()(f).features, model(f).features
     kept = first != 0
     assert kept.float().mean().item() == pytest.approx(0.75, abs=0.02)
     torch.testing.assert_close(first[kept], f[kept] / 0.75)
     assert not torch.equal(first, second)
-    model.reseed(1)
+    model.seed_dropout(1)
     assert torch.equal(model(f).features, first)
     assert torch.equal(model.eval()(f).features, f)
 
@@ -95,7 +95,7 @@ def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn
 def test_a_saved_head_is_loaded_to_the_same_scores(tmp_path: Path) -> None:
     model, f = head(MLPHeadConfig(layers=2, norm="batch")), torch.randn(9, 6)
     model.train()(f)
-    net = Net(None, model.eval())
+    net = Model(None, model.eval())
     assert save_model(tmp_path / "m", net, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "head"
     again, _ = load_model(tmp_path / "m")
     assert torch.equal(again(f).logits, net(f).logits)
@@ -148,7 +148,7 @@ def test_cached_views_are_what_two_views_learn_from() -> None:
     method = quick("nmtune", "head", views=2, probe=SHORT)
     phase = method.phases()[0]
     assert phase.views == ("weak",)
-    run.enter(phase)
+    run.begin_phase(phase)
 
     def spying(net: Any, given: Batch) -> Any:
         asked.append(len(given.views))
@@ -178,14 +178,15 @@ def test_robust_with_an_mlp_head_resumes_bitwise(kind: str) -> None:
     method = quick("robust", "all", head=kind, probe=SHORT, tune=replace(SHORT, epochs=2))
     memory = InMemory()
     whole, rows = trained(problem, method, loop_on(problem, "all"), memory)
-    assert isinstance(whole.whole[0].head, MLPHead)
+    assert isinstance(whole.models[0].head, MLPHead)
     assert ("loss_covariance" in rows[0]) == (kind == "nmtune")
-    assert whole.heads["probe"][0]["kind"] == "MLPHead"
+    assert isinstance(whole.candidates.heads("probe")[0], MLPHead)
     again = InMemory()
     again.saved = memory.saved[:4]
     resumed, _ = trained(problem, method, loop_on(problem, "all"), again)
-    for name, value in whole.state()[0].items():
-        assert torch.equal(value, resumed.state()[0][name]), name
+    after = Checkpoint.capture(resumed).tensors
+    for name, value in Checkpoint.capture(whole).tensors.items():
+        assert torch.equal(value, after[name]), name
 
 
 def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
@@ -193,8 +194,8 @@ def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
     method = quick("robust", "all", head="nmtune", probe=SHORT, tune=replace(SHORT, epochs=1))
     body = backbone()
     run, _ = trained(problem, method, loop_on(problem, "all", body=body))
-    run.deliver(loop_on(problem, "all", body=body).whole, "probe")
-    assert isinstance(run.whole[0].head, MLPHead)
+    run.load_candidate("probe", loop_on(problem, "all", body=body).models)
+    assert isinstance(run.models[0].head, MLPHead)
     assert torch.isfinite(run.probabilities("test")).all()
 
 
@@ -233,7 +234,7 @@ def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_ml
     tune = replace(SHORT, epochs=1)
     method = quick("nmtune", "all", tune=tune, mlp=MLPHeadConfig())
     run, rows = trained(problem, method, loop_on(problem, "all"))
-    assert not isinstance(run.whole[0].head, MLPHead)
+    assert not isinstance(run.models[0].head, MLPHead)
     assert {"loss_covariance", "loss_dominance"} <= set(rows[0])
     assert "loss_consistency" not in rows[0]
     f = torch.randn(9, 5)
@@ -257,8 +258,8 @@ def test_presets_hold_the_published_settings() -> None:
 def test_check_6_backbone_and_its_batchnorm_are_the_same_before_and_after_a_fit_of_the_head() -> None:
     problem, body = blobs(0.0, size=96), backbone()
     run, _ = trained(problem, quick("nmtune", "head", probe=SHORT), loop_on(problem, "all", body=body))
-    assert run.whole[0].backbone is not None
-    after = run.whole[0].backbone.state_dict()
+    assert run.models[0].backbone is not None
+    after = run.models[0].backbone.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in body.state_dict().items())
 
 

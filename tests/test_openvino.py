@@ -121,9 +121,9 @@ def test_bytes_are_normalized_by_channel(tmp_path):
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "bert"])
 def test_tuned_backbone_is_refreshed_by_openvino(name, tmp_path, monkeypatch):
-    from cleantune.training.batches import FeatureBatches, SampleBatches
-    from cleantune.training.checkpoint import SplitData
-    from cleantune.training.models import LinearHead, Net
+    from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
+    from cleantune.training.heads import LinearHead
+    from cleantune.training.models import Model
     from cleantune.training.trainer import Trainer
 
     backbone = open_backbone(save_tiny(name, tmp_path / "m"))
@@ -132,11 +132,11 @@ def test_tuned_backbone_is_refreshed_by_openvino(name, tmp_path, monkeypatch):
     for backend in (TORCH, OPENVINO):
         if backend is OPENVINO and isinstance(prepared, ImageInputs):
             monkeypatch.setattr(prepared, "eval_view", None)  # it is given bytes, which it normalizes
-        net = Net(backbone, LinearHead(backbone.width, 3), inference=backend)
+        net = Model(backbone, LinearHead(backbone.width, 3), inference=backend)
         split = SplitData(torch.arange(37) % 3, FeatureBatches(torch.zeros(37, backbone.width)), source)
         run = Trainer([net], {"train": split}, 3, 0, lambda f, k: LinearHead(backbone.width, 3))
-        run.features_stale = True
-        run._refresh()
+        run.predictor.weights_changed(backbone=True)
+        run.predictor.refresh_features(run.models)
         features[backend.name] = run.splits["train"].features.plain
         assert run.cost.forward_passes == 37
     assert relative_error(features["openvino"], features["torch"]) < TOLERANCE["float32"]

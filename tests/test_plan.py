@@ -53,7 +53,7 @@ def estimate(images: Path, tmp_path: Path) -> Any:
 def test_estimate_counts_forward_passes_and_disk(estimate: Any, tmp_path: Path) -> None:
     tuned, probe = estimate("ce", "all"), estimate("gce", "head")
     assert tuned.workload.train + tuned.workload.validation == ROWS
-    assert tuned.cost.trained == 5 * tuned.workload.train
+    assert tuned.cost.num_trained == 5 * tuned.workload.train
     assert tuned.training_seconds > 0
     assert probe.cost.forward_passes == tuned.workload.train
     assert probe.disk_bytes < tuned.disk_bytes

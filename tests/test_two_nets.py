@@ -24,7 +24,6 @@ from test_contract import (  # noqa: F401 - a fixture
     trained,
 )
 from tiny import save_tiny
-from torch import Tensor
 
 import cleantune
 from cleantune.backbones import open_backbone
@@ -38,10 +37,10 @@ from cleantune.functional.standardize import mean_and_std
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import EpochMetrics, Stage
 from cleantune.pipeline.export import load_model, load_models, save_models
-from cleantune.training.batches import FeatureBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SplitData
 from cleantune.training.epochs import phases, train
-from cleantune.training.models import LinearHead, Net, ProjectedHead
+from cleantune.training.heads import LinearHead, ProjectedHead
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
 N = 160
@@ -135,13 +134,13 @@ def uneven(counts: list[int], width: int = 6) -> Callable[[int], Trainer]:
         return LinearHead(width, classes, standardize=scale, generator=torch.Generator().manual_seed(k))
 
     def loop(nets: int) -> Trainer:
-        made = [Net(None, new_head(x, k)) for k in range(nets)]
+        made = [Model(None, new_head(x, k)) for k in range(nets)]
         return Trainer(made, {"train": split, "validation": split}, classes, 0, new_head)
 
     return loop
 
 
-def nothing(run: Trainer, looks: dict[str, Tensor]) -> dict[str, Any]:
+def nothing(run: Trainer) -> dict[str, Any]:
     return {"accuracy_validation": None}
 
 
@@ -206,7 +205,7 @@ def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
 
 def test_weak_and_strong_views_come_from_caches_of_their_own() -> None:
     views = torch.stack([torch.full((100, 1), float(v)) for v in range(6)])
-    source = FeatureBatches(views, strong=2)
+    source = FeatureBatches(views, num_strong=2)
     ((_, (a, b, c, d)),) = source.batches([torch.arange(100)], ("weak", "weak", "strong", "strong"), 0)
     assert set(torch.cat([a, b]).flatten().tolist()) == {1.0, 2.0, 3.0}
     assert set(torch.cat([c, d]).flatten().tolist()) == {4.0, 5.0}
@@ -280,7 +279,7 @@ def test_embeddings_have_one_view_and_their_ensemble_is_two_heads(
 
 def test_a_projection_is_trained_and_not_delivered(tmp_path: Path) -> None:
     head = ProjectedHead(LinearHead(WIDTH, 3), 4, seed=0)
-    nets = [Net(None, head), Net(None, LinearHead(WIDTH, 3, generator=torch.Generator().manual_seed(1)))]
+    nets = [Model(None, head), Model(None, LinearHead(WIDTH, 3, generator=torch.Generator().manual_seed(1)))]
     assert save_models(tmp_path / "m", nets, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "ensemble"
     loaded, note = load_models(tmp_path / "m")
     assert note["classes"] == ["a", "b", "c"]
@@ -294,6 +293,6 @@ def test_a_projection_is_trained_and_not_delivered(tmp_path: Path) -> None:
 def test_contrast_moves_the_projection_in_scope_all_and_can_be_switched_off(changes: dict[str, float]) -> None:
     problem, method = blobs(0.4, size=N), quick("unicon", "all", **changes)
     run, _ = trained(problem, method, loop_for(method, problem, "all"))
-    assert all(isinstance(net.head, ProjectedHead) != bool(changes) for net in run.whole)
+    assert all(isinstance(net.head, ProjectedHead) != bool(changes) for net in run.models)
     off = quick("unicon", "head").phases()[0]
     assert off.projection_dim == 0

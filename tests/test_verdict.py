@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cleantune.data import Data, Rows
 from cleantune.label_quality.scores import cross_entropy_per_sample
-from cleantune.methods.ledger import Ledger
+from cleantune.methods.protocol import ProbeStatistics
 from cleantune.pipeline.label_table import LabelStatistics, Verdict, judge_labels, label_table, mixtures_of, witness
 
 COLUMNS = ["id", "split", "given_label", "suggested_label", "label_score", "is_label_issue", "p_clean"]
@@ -115,19 +115,13 @@ def test_a_class_without_a_sample_has_the_rate_zero() -> None:
     assert float(judge_labels([wide], 4).rate_by_class[3]) == 0
 
 
-def test_the_witness_is_the_ledger_of_the_last_or_the_first_probe_else_a_last_look() -> None:
-    y, look, p = torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [0.8, 0.2]]), torch.tensor([[0.5, 0.5], [0.3, 0.7]])
-    looked = witness(Ledger(2), look, y, first=False)
-    torch.testing.assert_close(looked.loss, cross_entropy_per_sample(look, y))
-    ledger = Ledger(2)
-    for name, value in (("loss", 1.0), ("late_loss", 2.0), ("first_loss", 3.0), ("first_late_loss", 4.0)):
-        ledger.write(name, torch.full((2,), value))
-    ledger.write("late_p", p)
-    ledger.write("first_late_p", look)
-    last, first = witness(ledger, look, y, first=False), witness(ledger, look, y, first=True)
-    assert (last.loss[0], last.late_loss[0], last.p[0, 0]) == (1, 2, 0.5)
-    assert (first.loss[0], first.late_loss[0]) == (3, 4)
-    assert torch.equal(first.p, look)
+def test_witness_takes_probe_statistics_or_one_evaluation_pass() -> None:
+    y, p = torch.tensor([0, 1]), torch.tensor([[0.9, 0.1], [0.8, 0.2]])
+    torch.testing.assert_close(witness(None, p, y).loss, cross_entropy_per_sample(p, y))
+    statistics = ProbeStatistics(torch.full((2,), 1.0), torch.full((2,), 2.0), p.flip(0))
+    found = witness(statistics, p, y)
+    assert (found.loss[0], found.late_loss[0]) == (1, 2)
+    assert torch.equal(found.p, p.flip(0))
 
 
 def test_drawn_mixtures_have_a_low_and_a_high_part_and_count_what_is_kept() -> None:

@@ -29,7 +29,8 @@ from cleantune.pipeline.record import versions
 from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.storage.files import write_text
 from cleantune.storage.run_dir import RunDir
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 from cleantune.utils.console import Console
 
 DEFAULTS = {"data": {"validation_fraction": 0.0, "test_fraction": 0.0}, "method": {"name": "gce", "scope": "head"}}
@@ -169,7 +170,7 @@ def _columns(spec: Any, data: Data, names: list[str]) -> list[dict[tuple[str, An
     return out
 
 
-def _net(said: Verdict, material: RunInputs) -> Net:
+def _net(said: Verdict, material: RunInputs) -> Model:
     """The ridge probe on the frozen backbone, its scores scaled as the audit weighs them."""
     assert said.ridge is not None
     assert said.stack is not None
@@ -178,7 +179,7 @@ def _net(said: Verdict, material: RunInputs) -> Net:
     with torch.no_grad():
         head.linear.weight.copy_(weight * ridge.weight.T)
         head.linear.bias.copy_(weight * ridge.bias + said.stack.bias)
-    return Net(material.backbone.cpu() if material.backbone is not None else None, head)
+    return Model(material.backbone.cpu() if material.backbone is not None else None, head)
 
 
 LEAK = 0.98

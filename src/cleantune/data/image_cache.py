@@ -230,7 +230,7 @@ def open_pixels(
     """
     decoder = Decoder(samples, preprocess)
     size = int(np.prod(decoder.shape))
-    if group.count == 1 and size <= MEMORY_FRACTION * psutil.virtual_memory().available:
+    if group.world_size == 1 and size <= MEMORY_FRACTION * psutil.virtual_memory().available:
         if lazy:
             return LazyPixels(decoder) if keep else StreamedPixels(decoder)
         array = np.zeros(decoder.shape, np.uint8)

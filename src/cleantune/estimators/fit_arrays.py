@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from cleantune.features.cache import Features
 from cleantune.methods.nmtune import NMTune
-from cleantune.methods.protocol import Batch, EpochMetrics, Method, Phase, Selection
+from cleantune.methods.protocol import Batch, EpochMetrics, Method, Phase
 from cleantune.pipeline.inputs import HeadFactory
-from cleantune.training.batches import FeatureBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SplitData
 from cleantune.training.epochs import phases, train
-from cleantune.training.models import Net
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 from cleantune.utils.device import pick_device
 
@@ -91,20 +90,6 @@ def merge_duplicates(x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarr
     return UniqueSamples(first[total > 0], total[total > 0])
 
 
-class WeightedTrainer(Trainer):
-    """A trainer that multiplies the weights of every selection by those of the samples."""
-
-    def __init__(self, *args: Any, weight: Float[Tensor, " N"], **kwargs: Any) -> None:
-        """Create a trainer; arguments as in `Trainer`, and the weights of the training samples."""
-        super().__init__(*args, **kwargs)
-        self.weight = weight
-
-    def learn(self, nets: Any, loss: Any, selection: Selection | None = None, **kwargs: Any) -> None:
-        """Train one pass; arguments as in `Trainer.learn`."""
-        selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
-        super().learn(nets, loss, replace(selection, weight=selection.weight * self.weight), **kwargs)
-
-
 def fit_head(
     method: Method, x: Any, y: Shaped[np.ndarray, " N"], weight: Float[np.ndarray, " N"], num_classes: int,
     seed: int = 0, device: str = "auto",
@@ -133,15 +118,14 @@ def fit_head(
     labels = torch.as_tensor(y[rows])
     labels = labels.float() if labels.is_floating_point() else labels.long()
     heads = HeadFactory(num_classes, "zeros", seed)
-    with torch.random.fork_rng(devices=[]):
-        trainer = WeightedTrainer(
-            [Net(None, heads(batches.plain, 0))], {"train": SplitData(labels, batches, None)}, num_classes, seed, heads,
-            pick_device(device), weight=torch.as_tensor(shares / shares.mean()).float(),
-        )  # fmt: skip
-        history = list(train(phases(method, 0.0), trainer, lambda run, looks: {}, look=lambda run: {}))
+    trainer = Trainer(
+        [Model(None, heads(batches.plain, 0))], {"train": SplitData(labels, batches, None)}, num_classes, seed, heads,
+        pick_device(device), sample_weight=torch.as_tensor(shares / shares.mean()).float(),
+    )  # fmt: skip
+    history = list(train(phases(method, 0.0), trainer, lambda trainer: {}, record_probes=False))
     for message in dict.fromkeys(message for row in history for message in row.get("warnings", ())):
         warnings.warn(message, UserWarning, stacklevel=4)
-    return trainer.whole[0].head.cpu().eval().double(), history
+    return trainer.models[0].head.cpu().eval().double(), history
 
 
 def predict_head(head: nn.Module, x: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -96,7 +96,7 @@ def extract(
         UserError: A feature is not finite; the message names the sample.
     """
     features = find_features(cache, key)
-    if all(group.each(features is not None)):
+    if all(group.all_gather_object(features is not None)):
         assert features is not None
         return features
     folder = cache / f"features-{key}"
@@ -117,7 +117,7 @@ def extract(
     try:
         with ThreadPoolExecutor(1) as writer:
             previous: tuple[int, Future[None] | None] | None = None
-            for k in range(num_shards(len(prepared)))[group.rank :: group.count]:
+            for k in range(num_shards(len(prepared)))[group.rank :: group.world_size]:
                 pending = ensure_shard(folder, k, shape, compute, feature_dtype, writer)
                 if previous is not None:
                     finish(*previous)
@@ -126,8 +126,8 @@ def extract(
                 finish(*previous)
     finally:
         backbone.train(was_training)
-    unreadable = {int(row): reason for part in group.each(prepared.unreadable) for row, reason in part.items()}
-    group.first(lambda: write_index(folder, *shape, unreadable, feature_dtype))
+    unreadable = {row: reason for part in group.all_gather_object(prepared.unreadable) for row, reason in part.items()}
+    group.on_main(lambda: write_index(folder, *shape, unreadable, feature_dtype))
     features = find_features(cache, key)
     assert features is not None, f"{folder} was written and cannot be read"
     return features

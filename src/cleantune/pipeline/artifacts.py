@@ -31,9 +31,12 @@ def predict_splits(finished: FinishedRun) -> dict[str, Tensor]:
 def score_labels(finished: FinishedRun, looks: dict[str, Tensor]) -> Verdict:
     """What is thought of the labels of train and validation."""
     run, first = finished.trainer, finished.selected_model.is_first_probe
-    ledgers = {"train": run.ledger, "validation": run.validation_ledger}
     return judge_labels(
-        [witness(ledgers[s], looks[s], run.splits[s].y, first) for s in LABELED_SPLITS if s in run.splits], run.classes
+        [
+            witness(probe.first if first else probe.last, looks[split], run.splits[split].y)
+            for split, probe in run.probes.items()
+        ],
+        run.classes,
     )
 
 
@@ -52,12 +55,10 @@ def write_artifacts(run_dir: RunDir, finished: FinishedRun, looks: dict[str, Ten
     data, run, parts = finished.inputs.data, finished.trainer, []
     mixtures: dict[str, Any] = {}
     values = object_array(data.class_values)
-    for split, ledger in zip(LABELED_SPLITS, (run.ledger, run.validation_ledger), strict=True):
-        if split not in data.rows:
-            continue
+    for split, probe in run.probes.items():
         y = run.splits[split].y
         last = cross_entropy_per_sample(looks[split], y)
-        first = ledger.get("first_late_loss", last)
+        first = last if probe.first is None else probe.first.late_loss
         part = pd.DataFrame({
             "id": data.rows[split].ids, "split": split, "given_label": values[y.numpy()],
             "loss_first": first.double().numpy(), "loss_last": last.double().numpy(),

@@ -73,7 +73,7 @@ def select_compute(
             check_compiles(backbone, train.eval_view(torch.arange(min(2, len(train)))), training)
         return ComputeConfig(inference, training, model.compile).to_dict()
 
-    return ComputeConfig.from_dict(group.first(select))
+    return ComputeConfig.from_dict(group.on_main(select))
 
 
 def select_inference(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from cleantune.backbones import Backbone, TextPreprocess, open_backbone, quiet_transformers
 from cleantune.errors import UserError
-from cleantune.training.models import HEADS, LinearHead, Net, head_from_config, head_to_config, unwrap_head
+from cleantune.training.heads import HEADS, LinearHead, head_from_config, head_to_config, unwrap_head
+from cleantune.training.models import Model
 
 MODEL_FILE = "cleantune.json"
 _FORMAT = 1
@@ -30,7 +31,7 @@ MEMBER_PREFIX = "net-"
 
 
 def save_models(
-    folder: Path, nets: Sequence[Net], *, classes: Sequence[str], class_values: Sequence[Any]
+    folder: Path, nets: Sequence[Model], *, classes: Sequence[str], class_values: Sequence[Any]
 ) -> ModelFormat:
     """Write one model as `save_model` does, or several as an ensemble; the folder appears complete or not at all.
 
@@ -60,7 +61,7 @@ def save_models(
     return "ensemble"
 
 
-def load_models(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Net], dict[str, Any]]:
+def load_models(folder: Path, *, backbone: Backbone | None = None) -> tuple[list[Model], dict[str, Any]]:
     """Load the members of a saved model and its description; only an ensemble has several members.
 
     Raises:
@@ -93,7 +94,7 @@ def _read_note(folder: Path) -> dict[str, Any]:
 
 def save_model(
     folder: Path,
-    net: Net,
+    net: Model,
     *,
     classes: Sequence[str],
     class_values: Sequence[Any],
@@ -134,7 +135,7 @@ def save_model(
     return form
 
 
-def _without_projection(net: Net) -> Net:
+def _without_projection(net: Model) -> Model:
     """Return the model without the projection head, which only training needs."""
     if unwrap_head(net.head) is net.head:
         return net
@@ -143,7 +144,7 @@ def _without_projection(net: Net) -> Net:
     return stripped
 
 
-def _note(net: Net, form: ModelFormat) -> dict[str, Any]:
+def _note(net: Model, form: ModelFormat) -> dict[str, Any]:
     """Return the description that `load_model` needs."""
     note: dict[str, Any] = {"format": _FORMAT, "form": form, "head": head_to_config(net.head)}
     backbone = net.backbone
@@ -154,7 +155,7 @@ def _note(net: Net, form: ModelFormat) -> dict[str, Any]:
     return note
 
 
-def _form(net: Net) -> ModelFormat:
+def _form(net: Model) -> ModelFormat:
     if net.backbone is None:
         return "head"
     if net.backbone.pooling is None:
@@ -163,7 +164,7 @@ def _form(net: Net) -> ModelFormat:
     return "native" if is_default and net.backbone.architecture.native and type(net.head) is LinearHead else "folder"
 
 
-def _write(folder: Path, net: Net, form: ModelFormat, classes: Sequence[str]) -> None:
+def _write(folder: Path, net: Model, form: ModelFormat, classes: Sequence[str]) -> None:
     if form == "native":
         assert net.backbone is not None
         native_classifier(net, classes).save_pretrained(folder)  # type: ignore[operator]
@@ -192,7 +193,7 @@ def _swap(draft: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def native_classifier(net: Net, classes: Sequence[str]) -> nn.Module:
+def native_classifier(net: Model, classes: Sequence[str]) -> nn.Module:
     """Return the classifier of transformers that computes the scores of a model with a linear head.
 
     Args:
@@ -227,7 +228,7 @@ def native_classifier(net: Net, classes: Sequence[str]) -> nn.Module:
     return built
 
 
-def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, dict[str, Any]]:
+def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Model, dict[str, Any]]:
     """Load a saved model and its description: `classes`, `class_values`, `extra`.
 
     Args:
@@ -246,22 +247,22 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Net, 
     max_length = note.get("backbone", {}).get("max_length")
     if form == "native":
         opened = open_backbone(folder, max_length=max_length)
-        return Net(opened, _native_head(folder, opened.width)).eval(), note
+        return Model(opened, _native_head(folder, opened.width)).eval(), note
     if note["head"]["kind"] not in HEADS:
         raise UserError(f"{path} names the head {note['head']['kind']}, which this cleantune does not have: update it")
     head = head_from_config(note["head"])
     head.load_state_dict(load_file(folder / "head.safetensors"))
     if form == "folder":
-        return Net(open_backbone(folder / "backbone", max_length=max_length), head).eval(), note
+        return Model(open_backbone(folder / "backbone", max_length=max_length), head).eval(), note
     if form == "head":
-        return Net(None, head).eval(), note
+        return Model(None, head).eval(), note
     if backbone is None:
         raise UserError(
             f"the model in {folder} was trained on a module from Python ({note['backbone']['feature']}): "
             "open that with open_backbone and give it as backbone="
         )
     backbone.load_state_dict(load_file(folder / "backbone.safetensors"))
-    return Net(backbone, head).eval(), note
+    return Model(backbone, head).eval(), note
 
 
 def _native_head(folder: Path, width: int) -> LinearHead:

@@ -116,16 +116,18 @@ def fit(
     path = Path(out)
     configured = configure_arguments(arguments, resume_from=path if resume else None)
     group, workers = init_distributed(), configured.run.workers
-    console = Console(quiet or not group.main)
-    if group.count == workers == 1:
+    console = Console(quiet or not group.is_main)
+    if group.world_size == workers == 1:
         return run_fit(configured, RunDir(path, resume=resume, overwrite=overwrite), console)
     # Every process opens the folder for itself, so an earlier run must go before they start.
-    group.first(lambda: RunDir(path, resume=resume, overwrite=overwrite).clear())
+    group.on_main(lambda: RunDir(path, resume=resume, overwrite=overwrite).clear())
     run_dir = RunDir(path, resume=True)
-    if group.count == workers or workers == 1:
+    if group.world_size == workers or workers == 1:
         return run_fit(configured, run_dir, console, group)
-    if group.count > 1:
-        raise UserError(f"--workers {workers}: this launcher has started {group.count} ranks; leave --workers out")
+    if group.world_size > 1:
+        raise UserError(
+            f"--workers {workers}: this launcher has started {group.world_size} processes; leave --workers out"
+        )
     if not run_dir.is_finished:
         uses_gpus = pick_device(configured.model.device) == "cuda"
         launch_workers(partial(run_worker, configured, path.resolve()), workers, run_dir, console, uses_gpus)
@@ -170,7 +172,7 @@ def run_fit(config: Config, run_dir: RunDir, console: Console, group: ProcessGro
         compute=stored_compute(run_dir), trains_backbone=run.trains_backbone, group=group,
     )  # fmt: skip
     run_dir.clear()
-    group.first(lambda: write_config(run_dir, run.config, run.phases, inputs))
+    group.on_main(lambda: write_config(run_dir, run.config, run.phases, inputs))
     finished = train_and_select(run.config, inputs, run.phases, run_dir, console, run.noise, start)
     return write_results(finished, run_dir, console)
 
@@ -203,13 +205,13 @@ def write_results(finished: FinishedRun, run_dir: RunDir, console: Console) -> R
         console.info(f"{count:,} of {len(labels):,} labels are probably wrong: {run_dir.path / RunDir.LABELS_CSV}")
         console.info(f"report: {report}")
 
-    finished.inputs.group.first(write)
+    finished.inputs.group.on_main(write)
     return read_result(run_dir)
 
 
 def write_model(finished: FinishedRun, run_dir: RunDir) -> None:
     """Write the selected model, with adapters merged into the weights of its backbone."""
-    models, data = [model.cpu() for model in finished.trainer.whole], finished.inputs.data
+    models, data = [model.cpu() for model in finished.trainer.models], finished.inputs.data
     for model in models:
         if model.backbone is not None:
             merge_adapters(model.backbone)

@@ -25,10 +25,10 @@ from cleantune.pipeline.compute import select_compute
 from cleantune.pipeline.resolve import recommended_learning_rate
 from cleantune.storage.files import cache_folder
 from cleantune.storage.run_dir import RunDir
-from cleantune.training.batches import FeatureBatches, SampleBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
+from cleantune.training.heads import LinearHead
 from cleantune.training.lora import add_lora
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.models import Model
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
 
@@ -87,7 +87,7 @@ class RunInputs:
             splits[name] = SplitData(torch.as_tensor(rows.y), features, samples)
         return splits
 
-    def make_models(self, count: int, heads: HeadFactory) -> list[Net]:
+    def make_models(self, count: int, heads: HeadFactory) -> list[Model]:
         """Return fresh models: the pre-trained backbone, each with a head of its own on standardized features."""
 
         def make_backbone(k: int) -> Backbone | None:
@@ -97,7 +97,7 @@ class RunInputs:
 
         train, compute = self.features["train"], self.compute
         return [
-            Net(
+            Model(
                 make_backbone(k), heads(train, k), compute.training, compute.inference, compile_backbone=compute.compile
             )
             for k in range(count)

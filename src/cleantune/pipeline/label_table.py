@@ -13,7 +13,7 @@ from torch import Tensor
 from cleantune.data import Data
 from cleantune.functional.gmm import ClassMixtures, fit_class_mixtures
 from cleantune.label_quality.scores import cross_entropy_per_sample
-from cleantune.methods.ledger import Ledger
+from cleantune.methods.protocol import ProbeStatistics
 from cleantune.utils.arrays import object_array
 
 LABELED_SPLITS = ("train", "validation")
@@ -46,13 +46,12 @@ class LabelStatistics:
     """Class probabilities over the later epochs."""
 
 
-def witness(ledger: Ledger, look: Float[Tensor, "N C"], y: Int[Tensor, " N"], first: bool) -> LabelStatistics:
-    """The evidence of the last probe (or the first one) in a ledger, else of a last look at the split."""
-    prefix = "first_" if first else ""
-    if f"{prefix}late_p" not in ledger:
+def witness(statistics: ProbeStatistics | None, look: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> LabelStatistics:
+    """Return the statistics of a probe, or those of one evaluation pass where there was no probe."""
+    if statistics is None:
         loss = cross_entropy_per_sample(look, y)
         return LabelStatistics(y, loss, loss, look)
-    return LabelStatistics(y, *(ledger[f"{prefix}{name}"] for name in ("loss", "late_loss", "late_p")))
+    return LabelStatistics(y, statistics.loss, statistics.late_loss, statistics.late_probabilities)
 
 
 def judge_labels(witnesses: list[LabelStatistics], classes: int) -> Verdict:

@@ -11,7 +11,7 @@ import torch
 from cleantune.config.run import RunConfig
 from cleantune.functional import metrics
 from cleantune.pipeline.inputs import RunInputs
-from cleantune.training.models import Net
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
 HARM_STANDARD_ERRORS = 1.0
@@ -31,7 +31,7 @@ class SelectedModel:
 
 
 def select_model(
-    trainer: Trainer, inputs: RunInputs, make_models: Callable[[], list[Net]], config: RunConfig, last_phase: str
+    trainer: Trainer, inputs: RunInputs, make_models: Callable[[], list[Model]], config: RunConfig, last_phase: str
 ) -> SelectedModel:
     """Put the selected model into the trainer.
 
@@ -47,7 +47,7 @@ def select_model(
         last_phase: Phase that trained the last model.
     """
     if config.model_selection != "last" and "best" in trainer.candidates:
-        trainer.deliver(make_models(), "best")
+        trainer.load_candidate("best", make_models())
         return SelectedModel(
             "best", f"the epoch with the best accuracy on the validation split ({config.model_selection})"
         )
@@ -63,7 +63,7 @@ def select_model(
         f" the first {probe} with {probed.mean():.1%}"
     )
     if harm > HARM_STANDARD_ERRORS:
-        trainer.deliver(make_models(), probe)
+        trainer.load_candidate(probe, make_models())
         reason = f"fine-tuning did harm, so the first {probe} is selected: {agreement} ({harm:.1f} standard errors)"
         return SelectedModel(probe, reason, is_first_probe=True)
     return SelectedModel(last_phase, f"the model of the last epoch: {agreement}")
@@ -73,8 +73,7 @@ def candidate_agrees(trainer: Trainer, inputs: RunInputs, candidate: str) -> np.
     """Return where a candidate on the pre-trained backbone predicts the given label, bool [N] of validation."""
     f = torch.as_tensor(np.asarray(inputs.features["validation"]))
     p = torch.zeros(())
-    for k in range(len(trainer.heads[candidate])):
-        head = trainer.candidate_head(candidate, k).eval()
+    for head in trainer.candidates.heads(candidate):
         with torch.no_grad():
-            p = p + head(f).logits.softmax(1)
+            p = p + head.eval()(f).logits.softmax(1)
     return (p.argmax(1) == trainer.splits["validation"].y).numpy()

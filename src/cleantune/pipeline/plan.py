@@ -25,8 +25,9 @@ from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
 from cleantune.pipeline.resolve import ResolvedRun
 from cleantune.pipeline.throughput import BUDGET, Throughput, measure_throughput
 from cleantune.storage.files import cache_folder
+from cleantune.training.heads import LinearHead
 from cleantune.training.lora import add_lora
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.models import Model
 from cleantune.utils.device import pick_device
 from cleantune.utils.format import count, duration
 from cleantune.utils.malloc import peak_bytes
@@ -156,7 +157,7 @@ def measure_machine(
     head = LinearHead(backbone.width, len(data.classes), init="zeros")
     rank = config.model.lora_rank if trains else 0
     body = add_lora(backbone, rank, config.run.train_seed) if rank else copy.deepcopy(backbone)
-    model = Net(body, head, training, backend).to(device)
+    model = Model(body, head, training, backend).to(device)
     throughput = measure_throughput(model, samples, backbone.width, len(data.classes), budget, trains=trains)
     inference = throughput.inference
     if backend.name == "openvino":

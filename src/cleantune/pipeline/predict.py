@@ -26,7 +26,8 @@ from cleantune.pipeline.inputs import prepare_inputs
 from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.storage.files import cache_folder
 from cleantune.storage.run_dir import RunDir
-from cleantune.training.models import Net
+from cleantune.training.heads import head_width
+from cleantune.training.models import Model as Member
 from cleantune.utils.arrays import object_array
 from cleantune.utils.console import Console
 from cleantune.utils.device import pick_device
@@ -57,7 +58,12 @@ class Model:
     """A classifier of a finished run; `cleantune.load` opens it."""
 
     def __init__(
-        self, members: Sequence[Net], classes: Sequence[str], class_values: Sequence[Any], run: Path | None, device: str
+        self,
+        members: Sequence[Member],
+        classes: Sequence[str],
+        class_values: Sequence[Any],
+        run: Path | None,
+        device: str,
     ) -> None:
         """Create a classifier.
 
@@ -145,7 +151,7 @@ class Model:
 
     def _read_features(self, rows: Rows) -> Float[torch.Tensor, "N D"]:
         f = torch.as_tensor(np.asarray(rows.samples.read(range(len(rows))), np.float32))
-        width = self.members[0].head.settings()["width"]  # type: ignore[operator]
+        width = head_width(self.members[0].head)
         if f.shape[1] != width:
             raise UserError(f"the features have {f.shape[1]} dimensions, the model takes {width}")
         return f

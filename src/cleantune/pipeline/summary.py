@@ -181,7 +181,7 @@ def summarize_cost(finished: FinishedRun) -> dict[str, Any]:
     """
     cost = finished.trainer.cost
     seconds = {"extract": finished.inputs.seconds, "probe": 0.0, "score": 0.0, "tune": 0.0} | cost.seconds
-    seconds["total"] = finished.trainer.wall
+    seconds["total"] = finished.trainer.elapsed_seconds
     return {
         "forward_passes": cost.forward_passes,
         "evaluation_forward_passes": cost.evaluation_forward_passes,

@@ -14,10 +14,10 @@ from jaxtyping import Int
 from cleantune.data.model_inputs import ModelInputs
 from cleantune.methods import METHODS
 from cleantune.pipeline.cost_model import CostEstimate
-from cleantune.training.batches import FeatureBatches, SampleBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
 from cleantune.training.epochs import phases
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
 BUDGET = 5.0
@@ -39,12 +39,12 @@ class Throughput:
 
     def seconds(self, cost: CostEstimate) -> float:
         """Return the seconds of a run, without extraction, which runs share."""
-        passes = cost.looked + cost.evaluated
-        return passes / self.inference + cost.trained / self.training + cost.cached / self.cached
+        passes = cost.num_evaluated + cost.evaluation_forward_passes
+        return passes / self.inference + cost.num_trained / self.training + cost.num_cached / self.cached
 
 
 def measure_throughput(
-    model: Net | None,
+    model: Model | None,
     samples: ModelInputs | None,
     width: int,
     num_classes: int,
@@ -65,7 +65,7 @@ def measure_throughput(
     share = budget / 4
 
     def train_head(count: int) -> None:
-        _train(Net(None, _new_head(width, num_classes)), None, width, num_classes, count)
+        _train(Model(None, _new_head(width, num_classes)), None, width, num_classes, count)
 
     cached = samples_per_second(train_head, 8192, share)
     if model is None or samples is None:
@@ -108,7 +108,7 @@ def _new_head(width: int, num_classes: int) -> LinearHead:
     return LinearHead(width, num_classes, init="zeros")
 
 
-def _trainer(model: Net, samples: ModelInputs | None, width: int, num_classes: int, count: int) -> Trainer:
+def _trainer(model: Model, samples: ModelInputs | None, width: int, num_classes: int, count: int) -> Trainer:
     rows: Int[np.ndarray, " B"] = np.arange(count)
     batches = None if samples is None else SampleBatches(samples.take(rows))
     split = SplitData(torch.from_numpy(rows % num_classes), FeatureBatches(torch.zeros(count, width)), batches)
@@ -116,19 +116,17 @@ def _trainer(model: Net, samples: ModelInputs | None, width: int, num_classes: i
     return Trainer([model], {"train": split}, num_classes, 0, lambda f, k: _new_head(width, num_classes), device)
 
 
-def _train(model: Net, samples: ModelInputs | None, width: int, num_classes: int, count: int) -> None:
+def _train(model: Model, samples: ModelInputs | None, width: int, num_classes: int, count: int) -> None:
     """Train one epoch of cross-entropy on so many samples."""
     method: Any = METHODS["ce"]
     trainer = _trainer(model, samples, width, num_classes, count)
     phase = phases(method(scope="head" if samples is None else "all"), 1e-6)[0]
-    trainer.enter(replace(phase, stage=replace(phase.stage, min_steps=0)))
+    trainer.begin_phase(replace(phase, stage=replace(phase.stage, min_steps=0)))
     phase.epoch(trainer)
 
 
-def _infer(model: Net, samples: ModelInputs, width: int, count: int) -> None:
+def _infer(model: Model, samples: ModelInputs, width: int, count: int) -> None:
     """Pass so many samples through the backbone without gradients."""
-    trainer = _trainer(model, samples, width, 2, count)
-    batches = trainer.splits["train"].samples
-    assert batches is not None
-    model.eval()
-    trainer._pass_over(batches, lambda index, x: model.features(x))
+    predictor = _trainer(model, samples, width, 2, count).predictor
+    predictor.weights_changed(backbone=True)  # the features are to be computed
+    predictor.evaluate("train", lambda y, logits: logits, [model])

@@ -14,11 +14,11 @@ from cleantune.pipeline.finished_run import Baseline, FinishedRun
 from cleantune.pipeline.inputs import HeadFactory, RunInputs
 from cleantune.pipeline.model_selection import select_model
 from cleantune.storage.run_dir import RunDir
-from cleantune.training.checkpoint import Cost
+from cleantune.training.cost import Cost
 from cleantune.training.epochs import phases as phases_of
 from cleantune.training.epochs import train
 from cleantune.training.evaluator import Evaluator
-from cleantune.training.models import Net
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 
@@ -60,12 +60,12 @@ def train_and_select(
         heads,
         inputs.device,
         inputs.group,
-        config.run.sharding == "fsdp",
+        is_sharded=config.run.sharding == "fsdp",
+        cost=extraction_cost(inputs, phases, len(views_to_cache(phases, config.run.cached_augmentations))),
+        start_time=start,
     )
-    trainer.started = start
-    trainer.cost = extraction_cost(inputs, phases, len(views_to_cache(phases, config.run.cached_augmentations)))
-    earlier = inputs.group.first(run_dir.truncate_metrics)
-    evaluator.recall(earlier)
+    earlier = inputs.group.on_main(run_dir.truncate_metrics)
+    evaluator.restore(earlier)
     for row in earlier:
         console.row(row)
     for row in train(phases, trainer, evaluator, run_dir, config.run.model_selection):
@@ -73,7 +73,7 @@ def train_and_select(
         for warning in row.get("warnings", ()):
             console.info(warning)
     selected = select_model(trainer, inputs, make_models, config.run, last_phase(phases))
-    trainer.gather_models(make_models)
+    trainer.state.gather(make_models)
     console.info(f"selected model: {selected.reason}")
     return FinishedRun(config, inputs, trainer, run_dir.read_metrics(), selected, baseline, noise)
 
@@ -101,10 +101,10 @@ def train_baseline_probe(inputs: RunInputs, heads: HeadFactory) -> Baseline:
     """Train the baseline, a plain CE linear probe on the same features; it takes seconds."""
     start = time.perf_counter()
     method: Method = METHODS["ce"]()
-    model = Net(None, heads(inputs.features["train"], 0))
+    model = Model(None, heads(inputs.features["train"], 0))
     trainer = Trainer([model], inputs.splits(), inputs.num_classes, heads.seed, heads, inputs.device)
-    for _ in train(phases_of(method, 0.0), trainer, judge=lambda run, looks: {}, look=lambda run: {}):
+    for _ in train(phases_of(method, 0.0), trainer, lambda trainer: {}, record_probes=False):
         pass  # only the last epoch is measured
-    row = Evaluator(inputs.data)(trainer, {})
+    row = Evaluator(inputs.data)(trainer)
     accuracy = {"test": row["accuracy_test"], "validation": row["accuracy_validation"]}
     return Baseline(accuracy, round(time.perf_counter() - start, 3))

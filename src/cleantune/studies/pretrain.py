@@ -29,11 +29,11 @@ from cleantune.pipeline.record import versions, write_config
 from cleantune.pipeline.resolve import configure_arguments, load_data
 from cleantune.storage.files import read_json, write_json
 from cleantune.storage.run_dir import RunDir
-from cleantune.training.batches import FeatureBatches, SampleBatches
-from cleantune.training.checkpoint import SplitData
+from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
 from cleantune.training.epochs import phases, train
 from cleantune.training.evaluator import Evaluator
-from cleantune.training.models import LinearHead, Net
+from cleantune.training.heads import LinearHead
+from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 from cleantune.utils.console import Console
 
@@ -133,15 +133,14 @@ def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
     todo = phases(config.method, config.method.tune.learning_rate)  # type: ignore[attr-defined]
     folder.clear()
     write_config(folder, config, todo, material)
-    loop = _loop(config, material, made)
-    loop.started = start
+    loop = _loop(config, material, made, start)
     judge = Evaluator(material.data, config.run.test_every_epoch)
     for row in folder.truncate_metrics():
         console.row(row)
-    for row in train(todo, loop, judge, folder, look=lambda run: {}):
+    for row in train(todo, loop, judge, folder, record_probes=False):
         console.row(row)
     save_models(
-        folder.path / "model", [net.cpu() for net in loop.whole], classes=data.classes, class_values=data.class_values
+        folder.path / "model", [net.cpu() for net in loop.models], classes=data.classes, class_values=data.class_values
     )
     told = _summary(config, material, loop, folder.read_metrics()[-1], noise)
     write_json(folder.path / "summary.json", told)
@@ -149,7 +148,7 @@ def _run(config: Config, folder: RunDir, console: Console) -> Pretrained:
     return Pretrained(folder.path, told)
 
 
-def _loop(config: Config, material: RunInputs, backbone: Backbone) -> Trainer:
+def _loop(config: Config, material: RunInputs, backbone: Backbone, start: float) -> Trainer:
     """The run: a net whose head is not standardized, since features of random weights have no scale worth keeping."""
     seed = config.run.train_seed
 
@@ -161,10 +160,10 @@ def _loop(config: Config, material: RunInputs, backbone: Backbone) -> Trainer:
         name: SplitData(torch.as_tensor(rows.y), nothing, SampleBatches(material.model_inputs[name]))
         for name, rows in material.data.rows.items()
     }
-    net = Net(
+    net = Model(
         backbone, head(None, 0), material.compute.training, material.compute.inference, freeze_batchnorm=False
     )
-    return Trainer([net], splits, material.num_classes, seed, head, material.device)
+    return Trainer([net], splits, material.num_classes, seed, head, material.device, start_time=start)
 
 
 def _summary(
@@ -182,7 +181,7 @@ def _summary(
         "samples": {split: len(rows) for split, rows in data.rows.items()},
         "epochs": config.method.phases()[0].stage.epochs,
         "precision": asdict(material.compute.training),
-        "seconds": round(run.wall, 1),
+        "seconds": round(run.elapsed_seconds, 1),
         "images_a_second": round(run.cost.training_samples / max(run.cost.seconds.get("tune", 0.0), 1e-9), 1),
         "skipped": [asdict(unreadable) for unreadable in material.unreadable],
         "versions": versions(),

@@ -20,7 +20,8 @@ from cleantune.pipeline.export import load_models
 from cleantune.pipeline.inputs import prepare_inputs
 from cleantune.pipeline.resolve import open_model
 from cleantune.storage.files import write_table, write_text
-from cleantune.training.models import Net
+from cleantune.training.heads import head_width
+from cleantune.training.models import Model
 from cleantune.utils.console import Console
 
 if TYPE_CHECKING:
@@ -130,10 +131,10 @@ def features(opened: tuple[Config, Data], model: Any, options: dict[str, Any], c
 def reshaped(opened: tuple[Config, Data], run: Path, console: Console) -> Any:
     """What the classifier of a run sees of all rows [M, Z]; of several nets the first one's."""
     config, data = opened
-    net: Net = load_models(run / "model" if (run / "model").is_dir() else run)[0][0]
+    net: Model = load_models(run / "model" if (run / "model").is_dir() else run)[0][0]
     material = prepare_inputs(config, data, copy.deepcopy(net.backbone), console)
     x = _joined([material.features[name] for name in material.data.rows])
-    width = net.head.settings()["width"]  # type: ignore[operator]
+    width = head_width(net.head)
     if x.shape[1] != width:
         raise UserError(f"the features have {x.shape[1]} numbers a sample, the model in {run} takes {width}")
     head = net.head.cpu().eval()

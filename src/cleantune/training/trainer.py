@@ -1,289 +1,394 @@
-"""The loop: what `score`, `p_wrong` and `learn` do, and the only backward() of the project."""
+"""The training loop: the state of a run, and the only `backward()` of the package."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cleantune.data.model_inputs import to_device
-from cleantune.distributed.process_group import SINGLE_PROCESS
+from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
-from cleantune.kernels.to_delete.halves import half_of_the_threads
 from cleantune.label_quality.posterior import p_wrong
-from cleantune.methods.protocol import Batch, Inputs, LossOutput, ProbeStatistics, Selection, View
-from cleantune.training.batches import Item
-from cleantune.training.checkpoint import State, min_batch_size, split_batches
-from cleantune.training.mlp_head import MLPHead
-from cleantune.training.models import Net, unwrap_head
-from cleantune.training.optim import forget_gradients, lr_factor, set_learning_rates
+from cleantune.methods.ledger import Ledger
+from cleantune.methods.protocol import LossOutput, Phase, ProbeStatistics, Selection, View
+from cleantune.training.batches import BatchSource, SplitData
+from cleantune.training.candidates import CandidateModels
+from cleantune.training.cost import Cost
+from cleantune.training.heads import MLPHead, unwrap_head
+from cleantune.training.loss_log import LossLog
+from cleantune.training.model_state import ModelState
+from cleantune.training.models import Model
+from cleantune.training.optim import lr_factor, set_learning_rates
+from cleantune.training.predictor import Predictor
+from cleantune.training.probe_statistics import ProbeRecorder
+from cleantune.training.sampling import draw_batches, draw_unlabeled, load_batches, min_passes, view_kinds
+from cleantune.utils.random import seeded
 
-Stepping = tuple[list[nn.Module], list[torch.optim.Optimizer], Callable[..., Tensor | LossOutput]]
-"""What learns, what steps it, and by which loss."""
+LossFunction = Callable[..., Tensor | LossOutput]
+"""Function from the modules that learn and a batch to a loss."""
 
 
-class Trainer(State):
-    """The verbs on the state of a run; a `Run` in the sense of records."""
+class Trainer:
+    """Models, optimizers, per-sample memory and the generator of a run; implements `methods.protocol.Run`.
 
-    def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
-        """`fn(y, *logits)` of every training sample in the plain view, without gradient: [N, ...].
+    Attributes:
+        state: The models, with their heads and optimizers by phase.
+        y: Given labels of the training split [N].
+        ledger: Per-sample memory of the method.
+        rng: The only generator of the run.
+        predictor: Evaluation passes, and the current splits.
+        probes: Statistics of the probes, by split.
+        cost: Counters of what the run has spent.
+        phase: The current phase.
+        epoch: Epoch of the phase, from 0.
+        progress: Epoch with the fraction of it that is done.
+        selection: The last selection that was trained on.
+        metrics: Loss, learning rate and warnings of the current epoch.
+    """
 
-        While no step has touched the backbone the cached features stand for it: the same numbers for free.
+    def __init__(
+        self,
+        models: Sequence[Model],
+        splits: Mapping[str, SplitData],
+        classes: int,
+        seed: int,
+        new_head: Callable[[Any, int], nn.Module],
+        device: str = "cpu",
+        process_group: ProcessGroup = SINGLE_PROCESS,
+        *,
+        is_sharded: bool = False,
+        sample_weight: Float[Tensor, " N"] | None = None,
+        cost: Cost | None = None,
+        start_time: float | None = None,
+    ) -> None:
+        """Create a run before its first phase.
+
+        Args:
+            models: One model, or two for methods with a peer.
+            splits: `train`, and `validation`, `test` and `unlabeled` where they exist.
+            classes: Number of classes C.
+            seed: Seed of the generator.
+            new_head: Function from features [N, D] and the number of the model to a new head.
+            device: Device of the models; labels, ledger and generator stay on the CPU.
+            process_group: Processes that share the run; each calls every method.
+            is_sharded: Divide backbones that are trained among the processes (FSDP).
+            sample_weight: Weights [N] by which those of every selection are multiplied.
+            cost: What was spent before training, such as on the extraction of features.
+            start_time: Start of the run by `time.perf_counter()`; the default is now.
         """
-        with self.cost.timed("score"), self._spending("forward_passes"):
-            return self._look("train", fn, list(nets))
+        self.device = torch.device(device)
+        self.process_group = process_group
+        self.state = ModelState(models, new_head, seed, self.device, process_group, is_sharded=is_sharded)
+        self.y = splits["train"].y
+        self.classes = classes
+        self.rng = torch.Generator().manual_seed(seed)
+        self.ledger = Ledger(len(self.y))
+        self.cost = cost or Cost()
+        self.predictor = Predictor(splits, self.device, self.cost, process_group, is_sharded=is_sharded)
+        self.probes = {split: ProbeRecorder() for split in ("train", "validation") if split in splits}
+        self.phase: Phase | None = None
+        self.epoch = 0
+        self.progress = 0.0
+        self.selection: Selection | None = None
+        self.metrics: dict[str, Any] = {}
+        self._sample_weight = sample_weight
+        self._start_time = time.perf_counter() if start_time is None else start_time
+
+    # -- what a method uses ------------------------------------------------------------------------------------------
+
+    @property
+    def splits(self) -> Mapping[str, SplitData]:
+        """Return the splits with their current features."""
+        return self.predictor.splits
+
+    @property
+    def models(self) -> list[Model]:
+        """Return the models of the run."""
+        return self.state.models
+
+    @property
+    def candidates(self) -> CandidateModels:
+        """Return the models of earlier epochs, for model selection."""
+        return self.state.candidates
+
+    @property
+    def backbone_changed(self) -> bool:
+        """Return True once the backbones differ from the pre-trained ones."""
+        return self.state.backbone_changed
+
+    @property
+    def nets(self) -> list[nn.Module]:
+        """Return the modules that learn in this phase: heads on cached features, or whole models on samples."""
+        return list(self.models) if self._trains_backbone else [model.head for model in self.models]
+
+    @property
+    def net(self) -> nn.Module:
+        """Return the only module of a method that trains one."""
+        return self.nets[0]
 
     @property
     def probe_statistics(self) -> ProbeStatistics | None:
-        """Statistics of the last phase of scope `head` that learned from every sample."""
-        if "late_p" not in self.ledger:
-            return None
-        return ProbeStatistics(*(self.ledger[name] for name in ("loss", "late_loss", "late_p")))
+        """Return the training losses and probabilities of the last probe; None where there was none."""
+        return self.probes["train"].last
+
+    def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
+        """Return `fn(y, *logits)` of every training sample in the plain view, without gradients: [N, ...].
+
+        Until the backbone is first updated, cached features are used: the same numbers at no cost.
+        """
+        with self.cost.track("score", "forward_passes", self.models):
+            return self.predictor.evaluate("train", fn, nets)
 
     def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
-        """The probability that each given label is wrong, from the features of the moment: [N]."""
-        features = self._remade("train")["train"] if self.features_stale else self.splits["train"].features.plain  # type: ignore[attr-defined]
-        with self.cost.timed("score"):
+        """Return the probability that each given label is wrong, from the features of the current backbone: [N]."""
+        features = self.predictor.features("train", self.models[0])
+        with self.cost.track("score"):
             return p_wrong(features, self.y, self.classes, class_balance, flip_concentration_threshold)
 
     def learn(
         self,
         nets: nn.Module | list[nn.Module],
-        loss: Callable[..., Tensor | LossOutput],
+        loss: LossFunction,
         selection: Selection | None = None,
         *,
         weak: int = 1,
         strong: int = 0,
         passes: float = 1.0,
     ) -> None:
-        """SGD over the plan; see `records.Run`. A trailing batch of less than an eighth joins the batch before it.
+        """Train on a selection of the samples; see `methods.protocol.Run`.
 
         Raises:
-            UserError: The plan keeps nothing, or the loss is not finite.
+            UserError: The selection is empty, or the loss is not finite.
         """
         assert self.phase is not None
-        self.looks = {}
         modules = nets if isinstance(nets, list) else [nets]
-        optimizers = [self.left[self.phase.name][self.nets.index(module)][1] for module in modules]
-        self.row["selected"] = None if selection is None else int(selection.mask.sum())
-        self.selection = selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
-        if not selection.mask.any():
-            raise UserError(
-                f"phase {self.phase.name}, epoch {self.epoch}: the plan keeps none of {len(self.y)} samples;"
-                " lower method.tau or use more data"
-            )
-        weakly: tuple[View, ...] = ("weak",)
-        strongly: tuple[View, ...] = ("strong",)
-        views = weakly * weak + strongly * strong
-        passes = max(passes, self._least_passes(int(selection.mask.sum())))
-        with self.cost.timed("probe" if self._scope == "head" else "tune"), self._spending("forward_passes"):
+        optimizers = [self.state.phase_heads[self.phase.name][self.nets.index(module)][1] for module in modules]
+        selection = self._select(selection)
+        views = view_kinds(weak, strong)
+        passes = max(passes, min_passes(self.phase.stage, int(selection.mask.sum())))
+        section = "tune" if self._trains_backbone else "probe"
+        with ExitStack() as stack:
+            stack.enter_context(self.cost.track(section, "forward_passes", self.models))
+            for model in self.models:
+                stack.enter_context(model.sharded_batches(self.process_group))
             for module in modules:
                 module.train()
-            for net in self.whole:
-                net.sharing = self.ranks
-            with half_of_the_threads() if self._halves() else nullcontext():
-                for done in range(math.ceil(passes)):
-                    self._one_pass((modules, optimizers, loss), selection, views, done, passes)
-            for net in self.whole:
-                net.sharing = SINGLE_PROCESS
+            for done in range(math.ceil(passes)):
+                self._train_pass(modules, optimizers, loss, selection, views, done, passes)
+        self.state.backbone_changed |= self._trains_backbone
+        self.predictor.weights_changed(backbone=self._trains_backbone)
 
-    # -- the inside of learn -----------------------------------------------------------------------------------------
+    # -- one pass ----------------------------------------------------------------------------------------------------
 
-    def _one_pass(
-        self, stepping: Stepping, selection: Selection, views: tuple[View, ...], done: int, passes: float
+    def _train_pass(
+        self,
+        modules: list[nn.Module],
+        optimizers: list[torch.optim.Optimizer],
+        loss_fn: LossFunction,
+        selection: Selection,
+        views: tuple[View, ...],
+        done: int,
+        passes: float,
     ) -> None:
-        """One pass over the plan, or the part of it that is left: one forward, one backward, one step a batch."""
-        assert self.phase is not None
-        modules, optimizers, loss = stepping
-        part = min(1.0, passes - done)
-        order = self._draw(selection)
-        least = 1 if self.phase.mlp is None else 2  # an MLP head may hold a BatchNorm
-        size = self.phase.stage.batch_size
-        batches = split_batches(order[: max(least, round(part * len(order)))], size, min_batch_size(size))
-        sizes = [len(batch) for batch in batches]
-        # Written in place, as any small tensor that outlives its step splits the memory that a large one has left.
-        taken: dict[str, Tensor] = defaultdict(lambda: torch.zeros(len(sizes), device=self.device))
-        for j, batch in enumerate(self._batches(batches, self._rest(selection, batches), selection, views)):
-            share = (done + part * j / len(sizes)) / passes
-            self.progress = self.epoch + share
-            rate = lr_factor(self.phase.stage, self._along(share))
-            made = loss(*modules, batch)
-            made = LossOutput(made, {}) if isinstance(made, Tensor) else made
-            self._take_down(made, taken, j)
-            for optimizer in optimizers:
-                set_learning_rates(optimizer, rate)
-                forget_gradients(optimizer)
-            made.total.backward()  # type: ignore[no-untyped-call]
-            self._join_gradients(modules)
-            for optimizer in optimizers:
-                optimizer.step()
-        seen = sum(sizes)
-        self.cost.training_samples += seen
-        self.cost.optimizer_steps += len(optimizers) * len(batches)
-        if self._scope == "all":
-            self.backbone_changed = self.features_stale = True
-        weight = torch.tensor(sizes, dtype=torch.float32)
-        self._note({name: float(values.cpu() @ weight / seen) for name, values in taken.items()}, optimizers[0])
+        """Train for one pass over the selection, or for the fraction of the last one.
 
-    def _take_down(self, made: LossOutput, taken: dict[str, Tensor], j: int) -> None:
-        """A loss and its components, each at place `j` of its tensor, and its warning."""
-        taken["loss"][j] = made.total.detach()
-        for name, part in made.components.items():
-            taken[f"loss_{name}"][j] = part.detach()
-        if made.warning is not None and made.warning not in self.row.get("warnings", []):
-            self.row["warnings"] = [*self.row.get("warnings", []), made.warning]
-
-    def _join_gradients(self, modules: list[nn.Module]) -> None:
-        """Backbones saw a share of the rows on each rank; heads saw all of them on every rank."""
-        for module in modules:
-            if isinstance(module, Net) and module.backbone is not None:
-                self.ranks.all_reduce_gradients(module.backbone.parameters())
-
-    def settle(self) -> None:
-        """Make sure that all ranks have come to the same nets, ledgers and luck.
-
-        Raises:
-            UserError: They have not.
+        Args:
+            modules: Modules that learn.
+            optimizers: Their optimizers.
+            loss_fn: Function from the modules and a batch to a loss.
+            selection: Samples to learn from.
+            views: Views of each sample.
+            done: Passes of this epoch that are done.
+            passes: Passes of this epoch.
         """
         assert self.phase is not None
-        heads = [value for net in self.whole for value in net.head.state_dict().values()]
-        ledgers = [value for ledger in (self.ledger, self.validation_ledger) for value in ledger.state_dict().values()]
-        if not self.ranks.is_identical([self.rng.get_state(), *heads, *ledgers]):
+        fraction = min(1.0, passes - done)
+        smallest = 1 if self.phase.mlp is None else 2  # an MLP head may contain a BatchNorm
+        batches = draw_batches(selection, fraction, self.phase.stage.batch_size, smallest, self.rng)
+        unlabeled = draw_unlabeled(selection, batches, self.rng)
+        seed = int(torch.randint(2**62, (), generator=self.rng))
+        self._seed_heads(seed)
+        log = LossLog(list(map(len, batches)), self.device)
+        loader = load_batches(self._source, self.y, selection, batches, unlabeled, views, seed, self.device)
+        with seeded(seed + self.process_group.rank, self.device):
+            for step, batch in enumerate(loader):
+                self._schedule(optimizers, (done + fraction * step / len(batches)) / passes)
+                loss = loss_fn(*modules, batch)
+                loss = loss if isinstance(loss, LossOutput) else LossOutput(loss, {})
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss.total.backward()  # type: ignore[no-untyped-call]
+                self._all_reduce_gradients(modules)
+                for optimizer in optimizers:
+                    optimizer.step()
+                log.record(step, loss)
+        self.cost.training_samples += log.num_samples
+        self.cost.optimizer_steps += len(optimizers) * len(batches)
+        self._report(log, optimizers[0])
+
+    def _select(self, selection: Selection | None) -> Selection:
+        """Remember the selection of this epoch, with the weights of the samples.
+
+        Raises:
+            UserError: It is empty.
+        """
+        assert self.phase is not None
+        self.metrics["selected"] = None if selection is None else int(selection.mask.sum())
+        selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
+        if self._sample_weight is not None:
+            selection = replace(selection, weight=selection.weight * self._sample_weight)
+        if not selection.mask.any():
             raise UserError(
-                f"phase {self.phase.name}, epoch {self.epoch}: the ranks have come to different numbers;"
-                " run them on machines with the same processor, GPU and versions of the libraries"
+                f"phase {self.phase.name}, epoch {self.epoch}: none of {len(self.y)} samples is selected;"
+                " lower method.tau or use more data"
             )
+        self.selection = selection
+        return selection
 
-    def _least_passes(self, samples: int) -> float:
-        """Passes an epoch that give the stage's least number of steps."""
-        assert self.phase is not None
-        stage = self.phase.stage
-        return stage.min_steps / stage.epochs / -(-samples // stage.batch_size)
+    def _seed_heads(self, seed: int) -> None:
+        """Seed dropout in the heads, which must be the same in all processes."""
+        for k, model in enumerate(self.models):
+            head = unwrap_head(model.head)
+            if isinstance(head, MLPHead):
+                head.seed_dropout(seed + k)
 
-    def _along(self, share: float) -> float:
-        """The place in the schedule at a share of this epoch."""
+    def _schedule(self, optimizers: list[torch.optim.Optimizer], position: float) -> None:
+        """Set progress and learning rates at a position 0..1 of the epoch."""
         assert self.phase is not None
+        self.progress = self.epoch + position
         start, end = self.phase.schedule_span
-        return start + (end - start) * (self.epoch + share) / self.phase.stage.epochs
+        stage = self.phase.stage
+        factor = lr_factor(stage, start + (end - start) * self.progress / stage.epochs)
+        for optimizer in optimizers:
+            set_learning_rates(optimizer, factor)
 
-    def _note(self, means: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
-        """Loss, its components and the rate for the row.
+    def _all_reduce_gradients(self, modules: list[nn.Module]) -> None:
+        """Sum the gradients of backbones over processes; those of heads are those of the whole batch already."""
+        for module in modules:
+            if isinstance(module, Model) and module.backbone is not None:
+                self.process_group.all_reduce_gradients(module.backbone.parameters())
+
+    def _report(self, log: LossLog, optimizer: torch.optim.Optimizer) -> None:
+        """Add mean losses, warnings and the learning rate of a pass to the metrics.
 
         Raises:
             UserError: The loss is not finite.
         """
         assert self.phase is not None
+        means = log.means()
         if not math.isfinite(means["loss"]):
             name, stage = self.phase.name, self.phase.stage
-            backbone = f" or backbone_learning_rate ({stage.backbone_learning_rate:g})" if self._scope == "all" else ""
+            backbone = f" or backbone_learning_rate ({stage.backbone_learning_rate:g})" if self._trains_backbone else ""
             raise UserError(
                 f"phase {name}, epoch {self.epoch}: the loss is not finite;"
                 f" lower method.{name}.learning_rate ({stage.learning_rate:g}){backbone}"
             )
-        self.row |= means | {"learning_rate": optimizer.param_groups[0]["lr"]}
+        self.metrics |= means | {"learning_rate": optimizer.param_groups[0]["lr"]}
+        if log.warnings:
+            self.metrics["warnings"] = list(dict.fromkeys([*self.metrics.get("warnings", []), *log.warnings]))
 
-    def _draw(self, selection: Selection) -> Tensor:
-        """The samples of one pass in their order."""
-        if selection.sampling_weights is not None:
-            count = int(selection.mask.sum())
-            return torch.multinomial(selection.sampling_weights.double(), count, replacement=True, generator=self.rng)
-        kept = selection.mask.nonzero().flatten()
-        return kept[torch.randperm(len(kept), generator=self.rng)]
+    # -- phases and epochs -------------------------------------------------------------------------------------------
 
-    def _rest(self, selection: Selection, batches: list[Tensor]) -> list[Tensor]:
-        """The plan's share of the rest for every batch, in shuffled rounds."""
-        if selection.unlabeled is None or not selection.unlabeled.any():
-            return []
-        unlabeled = selection.unlabeled.nonzero().flatten()
-        sizes = [max(1, int(selection.unlabeled_ratio * len(b))) for b in batches]
-        needed = sum(sizes)
-        rounds = [
-            unlabeled[torch.randperm(len(unlabeled), generator=self.rng)] for _ in range(-(-needed // len(unlabeled)))
-        ]
-        return list(torch.split(torch.cat(rounds)[:needed], sizes))
+    def begin_phase(self, phase: Phase) -> None:
+        """Begin a phase: update stale features where heads learn, and set up heads and optimizers.
 
-    def _batches(
-        self, batches: list[Tensor], unlabeled: list[Tensor], selection: Selection, views: tuple[View, ...]
-    ) -> Iterator[Batch]:
-        """Batches with their views; the views' luck is one number from the run's generator."""
-        source = self._source("train")
-        seed = int(torch.randint(2**62, (), generator=self.rng))
-        # Dropout inside a backbone draws from the global generator: seeded here, it needs no place in a checkpoint.
-        _seed(seed + self.ranks.rank, self.device)
-        for k, net in enumerate(self.whole):
-            head = unwrap_head(net.head)
-            if isinstance(head, MLPHead):
-                head.reseed(seed + k)
-        prefetch = self.device.type == "cuda"
-        stream = self._samples(source.batches(batches, views, seed, prefetch=prefetch), batches, selection.weight)
-        if not unlabeled:
-            return stream
-        others = source.batches(unlabeled, views, seed + 1, prefetch=prefetch)
-        beside = self._samples(others, unlabeled, torch.zeros(len(self.y)))
-        return (batch._replace(unlabeled=other) for batch, other in zip(stream, beside, strict=True))
+        Raises:
+            UserError: The phase trains a backbone and there is none.
+        """
+        assert phase.num_nets == len(self.models), f"{phase.name}: {phase.num_nets} models needed, not {len(self.models)}"
+        if phase.scope == "all" and self.splits["train"].samples is None:
+            raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
+        if phase.scope == "head":
+            self.predictor.refresh_features(self.models)
+        self.set_up(phase)
 
-    def _halves(self) -> bool:
-        """Whether batches that learn now pass through a backbone as halves."""
-        return self._scope == "all" and any(net.may_be_halved() for net in self.whole)
+    def set_up(self, phase: Phase) -> None:
+        """Set up heads and optimizers of a phase; `begin_phase` updates the features first."""
+        self.phase = phase
+        self.state.set_up(phase, self.splits["train"].features.plain)
+        self.predictor.weights_changed(backbone=False)
 
-    def _samples(self, stream: Iterator[Item], batches: list[Tensor], weight: Tensor) -> Iterator[Batch]:
-        """Batches where the nets are; the rows stay on the CPU, where the ledger is. Labels go there once a pass."""
-        order, sizes = torch.cat(batches), [len(batch) for batch in batches]
-        labels = torch.split(self.y[order].to(self.device), sizes)
-        weights = torch.split(weight[order].to(self.device), sizes)
-        for (rows, xs), y, w in zip(stream, labels, weights, strict=True):
-            yield Batch(rows, y, w, tuple(to_device(x, self.device) for x in xs))
+    def begin_epoch(self, epoch: int) -> None:
+        """Begin an epoch of the phase, with empty metrics."""
+        self.epoch, self.metrics = epoch, {}
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    def record_probe(self) -> None:
+        """Add the epoch to the probe statistics, if it trained heads on all samples.
+
+        Phases that train on a selected subset are excluded, since the selection biases the losses.
+        """
+        assert self.phase is not None
+        if self._trains_backbone or self.selection is None or not bool(self.selection.mask.all()):
+            return
+        is_late = self.epoch >= self.phase.stage.epochs // 2
+        for split, probe in self.probes.items():
+            if self.epoch == 0:
+                probe.begin()
+            y = self.splits[split].y
+            probe.record(self.probabilities(split), y, is_late=is_late, is_first=not self.backbone_changed)
 
     def probabilities(self, split: str) -> Float[Tensor, "N C"]:
-        """Softmax of every sample of a split, the mean over the nets; counted as evaluation.
+        """Return the class probabilities of a split, averaged over the models; counted as evaluation."""
+        return self.predictor.probabilities(split, self.models)
 
-        Splits that are held out are not looked at again before the nets have moved.
+    def check_processes_agree(self) -> None:
+        """Check that heads, ledger and generator are identical in all processes.
+
+        Raises:
+            UserError: They differ.
         """
-        if split == "train":
-            return self._probabilities(split)
-        now = self._versions()
-        then, p = self.looks.get(split, (None, torch.empty(0)))
-        if then != now:
-            p = self._probabilities(split)
-            self.looks[split] = now, p
-        return p
+        assert self.phase is not None
+        heads = [value for model in self.models for value in model.head.state_dict().values()]
+        if not self.process_group.is_identical([self.rng.get_state(), *heads, *self.ledger.state_dict().values()]):
+            raise UserError(
+                f"phase {self.phase.name}, epoch {self.epoch}: the processes have computed different numbers;"
+                " run them on machines with the same processor, GPU and versions of the libraries"
+            )
 
-    def _probabilities(self, split: str) -> Float[Tensor, "N C"]:
-        with self.cost.timed("evaluate"), self._spending("evaluation_forward_passes"):
-            return self._look(split, lambda y, *logits: torch.stack([a.softmax(1) for a in logits]).mean(0), self.nets)
+    # -- weights -----------------------------------------------------------------------------------------------------
 
-    def _versions(self) -> list[int]:
-        """How often each tensor that a look passes through was written to; others in their place forget the looks."""
-        modules = self._passed(self.nets)
-        return [t._version for module in modules for t in itertools.chain(module.parameters(), module.buffers())]
+    def load_backbone_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load the state of the backbones of a checkpoint; an empty state leaves them as they are."""
+        self.state.load_backbone_state(state)
+        self.predictor.weights_changed(backbone=bool(state))
 
-    def _passed(self, nets: list[nn.Module]) -> list[nn.Module]:
-        """What a look passes samples or their cached features through."""
-        return [net.head if self.uses_cached_features and isinstance(net, Net) else net for net in nets]
+    def load_candidate(self, name: str, models: Sequence[Model]) -> None:
+        """Replace the models by a candidate.
 
-    def _look(self, split: str, fn: Callable[..., Tensor], nets: list[nn.Module]) -> Tensor:
-        """`fn(y, *logits)` of every sample of a split, in order."""
-        data, modules = self.splits[split], self._passed(nets)
-        source = data.features if self.uses_cached_features else self._source(split)
+        Args:
+            name: Name of the candidate.
+            models: Models as they were before the first phase.
+        """
+        self.state.load_candidate(name, models)
+        self.predictor.reset_features()
+        self.predictor.weights_changed(backbone=self.backbone_changed)
 
-        def judged(index: Tensor, x: Inputs) -> Tensor:
-            return fn(data.y[index].to(self.device), *(module(x).logits.float() for module in modules))
+    # -- the clock ---------------------------------------------------------------------------------------------------
 
-        for module in modules:
-            module.eval()
-        return self._pass_over(source, judged)
+    @property
+    def elapsed_seconds(self) -> float:
+        """Return the seconds since the run began, without interruptions."""
+        return time.perf_counter() - self._start_time
 
+    def add_elapsed_seconds(self, seconds: float) -> None:
+        """Count the seconds before an interruption."""
+        self._start_time -= seconds
 
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed the global generators of the CPU and of a device; `torch.manual_seed` goes through those of every kind."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    @property
+    def _trains_backbone(self) -> bool:
+        return self.phase is not None and self.phase.scope == "all"
+
+    @property
+    def _source(self) -> BatchSource:
+        """Return the training split as batches of samples or of cached features, whatever the phase trains on."""
+        data = self.splits["train"]
+        source = data.samples if self._trains_backbone else data.features
+        assert source is not None
+        return source

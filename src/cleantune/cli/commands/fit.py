@@ -36,7 +36,7 @@ def fit(settings: tuple[str, ...], **values: Any) -> None:
     from cleantune.pipeline.fit import fit as run
 
     result = run(settings=list(settings), **options.drop_unset(values))
-    if init_distributed().main:
+    if init_distributed().is_main:
         print_summary(result.summary)
         click.echo(f"report: {result.report}")
         click.echo(f"next: cleantune review {result.path}")

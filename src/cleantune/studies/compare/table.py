@@ -102,8 +102,8 @@ def uncached(outcome: Outcome, cost: dict[str, Any], plan: Plan | None) -> int |
     foreseen = plan.spent.get((cell.entry, cell.model)) if plan is not None else None
     if foreseen is None or not cost or not foreseen.training_samples:
         return None
-    stood: float = foreseen.cached * cost["training_samples"] / foreseen.training_samples
-    return round(float(cost["forward_passes"] - foreseen.extracted * bool(cost["forward_passes"]) + stood))
+    stood: float = foreseen.num_cached * cost["training_samples"] / foreseen.training_samples
+    return round(float(cost["forward_passes"] - foreseen.num_extracted * bool(cost["forward_passes"]) + stood))
 
 
 def epochs_of(matrix: Matrix, outcomes: Iterable[Outcome]) -> pd.DataFrame:

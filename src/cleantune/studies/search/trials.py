@@ -105,7 +105,7 @@ def run_trial(study: Study, number: int, material: RunInputs, told: Callable[[Ep
             "gce_validation": -float(per_sample_score(p, y, "noisy-val-gce").mean()),
             "selected_model": ended.selected_model.phase,
             "forward_passes": ended.trainer.cost.forward_passes,
-            "seconds": round(ended.trainer.wall, 3),
+            "seconds": round(ended.trainer.elapsed_seconds, 3),
         }
         write_json(path / "trial.json", told_of)
         shutil.rmtree(path / "checkpoint", ignore_errors=True)

@@ -49,7 +49,7 @@ def look(run: Trainer, material: RunInputs, seed: int) -> dict[str, Any]:
 
 
 def _features(run: Trainer, material: RunInputs, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-    backbone = run.whole[0].backbone
+    backbone = run.models[0].backbone
     assert backbone is not None
     backbone.eval()
     device = next(backbone.parameters()).device

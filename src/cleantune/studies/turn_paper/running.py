@@ -76,8 +76,8 @@ class CellRunner:
             cell.seed,
             heads,
             material.device,
+            cost=extraction_cost(material, todo),
         )
-        loop.cost = extraction_cost(material, todo)
         rows = list(train(todo, loop, Evaluator(material.data)))
         seconds = time.perf_counter() - start
         numbers = results(rows) | {"noise_true_rate": rate, "forward_passes": loop.cost.forward_passes}

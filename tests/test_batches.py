@@ -41,7 +41,7 @@ def same(one, two) -> bool:
 
 
 @pytest.mark.parametrize("name", ["images", "texts"])
-def test_same_arguments_give_the_same_bits_whatever_was_drawn_before(name, request):
+def test_batches_depend_on_their_arguments_only(name, request):
     source = request.getfixturevalue(name)
     views = ("weak", "strong", "plain", "weak")
     first = list(source.batches(BATCHES, views, 5))
@@ -51,21 +51,21 @@ def test_same_arguments_give_the_same_bits_whatever_was_drawn_before(name, reque
     assert not same(first, list(source.batches(BATCHES, views, 6)))
 
 
-def test_two_weak_views_of_a_sample_differ_and_the_same_sample_differs_between_batches(images):
+def test_weak_views_differ_within_and_between_batches(images):
     same_batch = [torch.tensor([1, 2])] * 2
     (_, (a, b)), (_, (c, _)) = images.batches(same_batch, ("weak", "weak"), 0)
     assert not torch.equal(a, b)
     assert not torch.equal(a, c)
 
 
-def test_streams_side_by_side_are_as_streams_alone(images):
+def test_interleaved_streams_equal_separate_ones(images):
     one, two = list(images.batches(BATCHES, ("weak",), 1)), list(images.batches(BATCHES, ("strong",), 2))
     pairs = list(zip(images.batches(BATCHES, ("weak",), 1), images.batches(BATCHES, ("strong",), 2), strict=True))
     assert same([p[0] for p in pairs], one)
     assert same([p[1] for p in pairs], two)
 
 
-def test_views_in_a_thread_and_dropout_in_the_main_one_do_not_disturb_each_other(images):
+def test_prefetched_views_leave_the_global_generator_untouched(images):
     def run():
         torch.manual_seed(0)
         return [torch.rand(5) for _ in images.batches(BATCHES * 5, ("strong",), 1)]
@@ -76,9 +76,9 @@ def test_views_in_a_thread_and_dropout_in_the_main_one_do_not_disturb_each_other
 @pytest.mark.parametrize("name", ["images", "texts"])
 def test_prefetched_batches_equal_those_of_the_caller(name, request, monkeypatch):
     source, views = request.getfixturevalue(name), ("weak", "strong", "plain")
-    threads, weak_view = [], type(source.prepared).weak_view
+    threads, weak_view = [], type(source.inputs).weak_view
     monkeypatch.setattr(
-        type(source.prepared), "weak_view", lambda *a: threads.append(threading.current_thread()) or weak_view(*a)
+        type(source.inputs), "weak_view", lambda *a: threads.append(threading.current_thread()) or weak_view(*a)
     )
     prefetched = list(source.batches(BATCHES, views, 5, prefetch=True))
     assert threading.current_thread() not in threads
@@ -87,14 +87,14 @@ def test_prefetched_batches_equal_those_of_the_caller(name, request, monkeypatch
     assert set(threads) == {threading.current_thread()}
 
 
-def test_order_is_by_length_for_texts_and_as_it_lies_for_images(images, texts):
+def test_order_is_by_length_for_texts_and_by_row_for_images(images, texts):
     assert images.order().tolist() == list(range(12))
-    lengths = texts.prepared.lengths[texts.order().numpy()]
-    assert lengths.tolist() == sorted(texts.prepared.lengths.tolist())
+    lengths = texts.inputs.lengths[texts.order().numpy()]
+    assert lengths.tolist() == sorted(texts.inputs.lengths.tolist())
 
 
 @pytest.mark.parametrize("kept", ["tensor", "array", "read-only", "mapped", "map", "half"])
-def test_features_come_as_they_lie_from_memory_and_from_disk(kept, tmp_path, monkeypatch):
+def test_feature_batches_equal_rows_in_memory_and_on_disk(kept, tmp_path, monkeypatch):
     features = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float16 if kept == "half" else np.float32)
     given = torch.from_numpy(features) if kept == "tensor" else features
     if kept == "read-only":
@@ -114,7 +114,7 @@ def test_features_come_as_they_lie_from_memory_and_from_disk(kept, tmp_path, mon
             np.testing.assert_array_equal(x, features[asked.numpy()].astype(np.float32))
 
 
-def test_cached_views_are_drawn_for_each_sample_and_differ_within_a_batch():
+def test_cached_views_differ_within_a_batch():
     views = torch.stack([torch.full((200, 1), float(v)) for v in range(5)])
     source = FeatureBatches(views)
     assert len(source) == 200
@@ -133,32 +133,31 @@ def test_single_cached_view_serves_every_view():
     assert torch.equal(a, b)
 
 
-def test_rows_from_the_disk_are_read_in_blocks_to_the_same_batches(monkeypatch):
+def test_block_size_on_disk_does_not_change_batches(monkeypatch):
     from cleantune.features.cache import Features
-    from cleantune.training import batches
 
     rng = np.random.default_rng(0)
     shards = [rng.normal(size=(n, 3)).astype(np.float16) for n in (16, 16, 5)]
     features = Features(shards, rng.permutation(37), {})
     monkeypatch.setattr(batches, "MEMORY_FRACTION", 0.0)
-    monkeypatch.setattr(batches, "BLOCK", 11)
-    source, batches = FeatureBatches(features), torch.randperm(37).split(4)
+    monkeypatch.setattr(batches, "DISK_BLOCK", 11)
+    source, indices = FeatureBatches(features), torch.randperm(37).split(4)
     assert not isinstance(source.features, torch.Tensor)
-    seen = list(source.batches(batches, ("weak", "weak"), 0))
-    assert [index.tolist() for index, _ in seen] == [batch.tolist() for batch in batches]
+    seen = list(source.batches(indices, ("weak", "weak"), 0))
+    assert [index.tolist() for index, _ in seen] == [batch.tolist() for batch in indices]
     for index, (a, b) in seen:
         assert a is b
         assert np.array_equal(a.numpy(), features[index.numpy()])
     monkeypatch.setattr(batches, "MEMORY_FRACTION", 1.0)
     inside = FeatureBatches(features)
     assert inside.features.dtype == torch.float16
-    for (_, (a, _)), (_, (b, _)) in zip(seen, inside.batches(batches, ("weak", "weak"), 0), strict=True):
+    for (_, (a, _)), (_, (b, _)) in zip(seen, inside.batches(indices, ("weak", "weak"), 0), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
-def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypatch):
-    monkeypatch.setattr(batches, "GATHERED", size)
+def test_block_size_in_memory_does_not_change_batches(size, monkeypatch):
+    monkeypatch.setattr(batches, "MEMORY_BLOCK", size)
     f = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).half()
     found = list(FeatureBatches(f).batches(BATCHES, ("weak", "weak"), 0))
     assert [index.tolist() for index, _ in found] == [b.tolist() for b in BATCHES]
@@ -168,9 +167,7 @@ def test_rows_in_memory_are_gathered_together_to_the_same_batches(size, monkeypa
 
 
 @pytest.mark.parametrize("rows", [[2, 3, 4], [0], [4, 3, 2], [2, 2, 4], [2, 4, 3], [0, 2, 1, 3], []])
-def test_rows_are_gathered_unless_they_lie_in_a_row(rows):
+def test_consecutive_and_scattered_rows_are_returned_alike(rows):
     index, features = torch.tensor(rows, dtype=torch.int64), torch.arange(12.0).view(6, 2)
-    found = batches._as_they_lie(index)
-    assert (found is not None) is (rows in ([2, 3, 4], [0]))
     [(_, (x,))] = FeatureBatches(features).batches([index], ("plain",), 0)
     assert torch.equal(x, features[index])

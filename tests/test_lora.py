@@ -18,7 +18,7 @@ pytest.importorskip("peft")
 
 
 @pytest.mark.parametrize("name", ["vit", "clip", "dinov2", "swin", "bert", "mpnet", "modernbert"])
-def test_adapters_stand_beside_the_mlp_layers_and_change_nothing_until_they_learn(tmp_path: Path, name: str) -> None:
+def test_add_lora_adapts_mlp_layers_and_changes_no_output(tmp_path: Path, name: str) -> None:
     backbone = open_backbone(save_tiny(name, tmp_path / name))
     if name in TEXTS:
         x = {"input_ids": torch.tensor([[1, 7, 9, 2]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
@@ -34,7 +34,7 @@ def test_adapters_stand_beside_the_mlp_layers_and_change_nothing_until_they_lear
         torch.testing.assert_close(with_lora(x), backbone(x))
 
 
-def test_adapters_alone_learn_and_merging_keeps_the_function(tmp_path: Path) -> None:
+def test_only_adapters_learn_and_merge_keeps_the_function(tmp_path: Path) -> None:
     backbone = add_lora(open_backbone(save_tiny("vit", tmp_path / "vit")), 4, seed=0).eval()
     set_trainable(backbone, True)
     learning = {n for n, p in backbone.named_parameters() if p.requires_grad}
@@ -53,12 +53,12 @@ def test_adapters_alone_learn_and_merging_keeps_the_function(tmp_path: Path) -> 
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
-def test_a_network_without_such_layers_is_refused(tmp_path: Path) -> None:
+def test_add_lora_refuses_networks_without_mlp_layers(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a transformer"):
         add_lora(open_backbone(save_tiny("resnet", tmp_path / "resnet")), 4, seed=0)
 
 
-def test_a_run_in_scope_lora_delivers_a_plain_model_whose_other_weights_are_the_pretrained_ones(tmp_path: Path) -> None:
+def test_fit_in_scope_lora_changes_mlp_weights_only(tmp_path: Path) -> None:
     model = save_tiny("bert", tmp_path / "bert")
     texts = [f"w{1 + i % 3} w{4 + i % 5}" for i in range(60)]
     data = {"text": texts, "label": [i % 3 for i in range(60)]}
