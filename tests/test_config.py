@@ -36,7 +36,7 @@ class Sample:
     """How long."""
 
 
-def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
+def test_describe_fields_gives_type_default_range_and_help() -> None:
     rate, count, kind, on, _ = describe_fields(Sample)
     assert (rate.name, rate.default, rate.allowed, rate.help) == ("rate", 0.5, Range(0.0, 1.0), "How much.")
     assert kind.allowed == Categorical(("a", "b"))
@@ -47,13 +47,13 @@ def test_a_field_is_described_by_its_type_default_range_and_comment() -> None:
 @given(
     rate=st.floats(0, 1), count=st.none() | st.integers(), kind=st.sampled_from(["a", "b"]), epochs=st.integers(0, 9)
 )
-def test_spell_is_inverted_by_build(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
+def test_to_dict_is_the_inverse_of_from_dict(rate: float, count: int | None, kind: Literal["a", "b"], epochs: int) -> None:
     record = Sample(rate, count, kind, True, Stage(epochs))
     assert from_dict(Sample, to_dict(record), "x") == record
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({"rat": 1}, 'unknown key "x.rat"; did you mean "rate"'),
         ({"rate": 2.0}, 'key "x.rate" is 2.0, outside 0 to 1'),
@@ -65,13 +65,13 @@ def test_spell_is_inverted_by_build(rate: float, count: int | None, kind: Litera
         ({"stage": 3}, 'key "x.stage" is a table'),
     ],
 )
-def test_a_wrong_value_is_refused_by_its_key(table: dict[str, object], said: str) -> None:
+def test_from_dict_names_the_key_of_a_wrong_value(table: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
         from_dict(Sample, table, "x")
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_sub_table_changes_what_it_names_and_nothing_else() -> None:
+def test_from_dict_keeps_values_that_a_sub_table_omits() -> None:
     start = Sample(stage=Stage(epochs=7, batch_size=32))
     out = from_dict(Sample, {"stage": {"epochs": 9}}, "x", start)
     assert out.stage == Stage(epochs=9, batch_size=32)
@@ -86,21 +86,21 @@ def test_a_sub_table_changes_what_it_names_and_nothing_else() -> None:
         ("a = [1, 2]", ["a"], [1, 2]),
     ],
 )
-def test_an_assignment_is_read_as_toml_or_as_text(text: str, path: list[str], value: object) -> None:
+def test_parse_assignment_reads_toml_or_text(text: str, path: list[str], value: object) -> None:
     assert parse_assignment(text) == (path, value)
 
 
-def test_an_assignment_without_a_sign_is_refused() -> None:
+def test_parse_assignment_refuses_text_without_equals_sign() -> None:
     with pytest.raises(UserError, match="KEY=VALUE"):
         parse_assignment("method.tau")
 
 
-def test_tables_are_merged_key_by_key() -> None:
+def test_merge_keeps_keys_of_both_tables() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, nest(["a", "b"], 5)) == {"a": {"b": 5, "c": 2}, "d": 3}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_field_of_a_method_has_a_comment_a_default_and_a_range(name: str) -> None:
+def test_method_fields_have_help_default_and_range(name: str) -> None:
     for cls, path in ((METHODS[name], name), (Stage, "stage"), (MLPHeadConfig, "reshape")):
         for field in describe_fields(cls):
             assert field.help, f"{path}.{field.name} has no comment"
@@ -110,21 +110,21 @@ def test_every_field_of_a_method_has_a_comment_a_default_and_a_range(name: str) 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_survives_its_spelling_in_every_preset(name: str) -> None:
+def test_config_to_dict_round_trips_every_preset(name: str) -> None:
     for preset in [None, *METHODS[name].presets]:
         table = {"data": {"data": "x.csv"}, "method": {"name": name} | ({"preset": preset} if preset else {})}
         config = configure(table, "vit")
         assert configure(config_to_dict(config), "vit").method == config.method
 
 
-def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default() -> None:
+def test_configure_ranks_settings_over_preset_over_default() -> None:
     table = {"data": {"data": "x.csv"}, "method": {"name": "turn", "preset": "paper", "tau": 0.9}}
     method = configure(table, "vit").method
     assert (method.tau, method.balance, method.probe.optimizer) == (0.9, "strict", "sgd")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
-    ("method", "said"),
+    ("method", "message"),
     [
         ({"name": "turm"}, 'did you mean "turn"'),
         ({"taau": 0.5}, 'did you mean "tau"'),
@@ -133,13 +133,13 @@ def test_the_command_line_wins_over_the_preset_and_the_preset_over_the_default()
         ({"tau": 1.5}, "outside 0 to 1"),
     ],
 )
-def test_an_unknown_name_is_met_with_the_nearest(method: dict[str, object], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_configure_suggests_the_nearest_name(method: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         configure({"data": {"data": "x.csv"}, "method": method})
 
 
 @pytest.mark.parametrize("read", [read_config, load_toml, read_map, transfer.read, experiment.read])
-def test_a_toml_file_that_is_missing_a_folder_or_torn_is_one_sentence_that_names_it(
+def test_toml_readers_name_a_missing_or_damaged_file(
     read: Callable[[Path], object], tmp_path: Path
 ) -> None:
     torn = tmp_path / "torn.toml"
@@ -154,14 +154,14 @@ def test_a_toml_file_that_is_missing_a_folder_or_torn_is_one_sentence_that_names
         read(torn)
 
 
-def test_what_a_config_says_of_the_past_is_not_read_back(tmp_path: Path) -> None:
+def test_read_config_omits_the_record_of_the_past_run(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[run]\nnoise_seed = 1\n[record]\nfingerprint = "f"\n')
     assert read_config(path) == {"run": {"noise_seed": 1}}
     assert load_toml(path) == {"run": {"noise_seed": 1}, "record": {"fingerprint": "f"}}
 
 
-def test_embeddings_are_tuned_on_the_head_unless_asked_otherwise() -> None:
+def test_configure_takes_scope_head_for_features() -> None:
     table = {"data": {"data": "x.npz"}}
     assert configure(table, features_only=True).method.scope == "head"
     assert configure(table).method.scope == "all"

@@ -21,7 +21,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("view", ["weak", "strong"])
-def test_view_depends_on_the_generator_alone_and_leaves_the_global_one_alone(view):
+def test_views_depend_on_the_given_generator_only(view):
     before = torch.random.get_rng_state()
     first = augment_images(pixels(), view, ImageAugmentation(), seeded())
     torch.rand(7)
@@ -33,7 +33,7 @@ def test_view_depends_on_the_generator_alone_and_leaves_the_global_one_alone(vie
 
 
 @pytest.mark.parametrize("view", ["weak", "strong"])
-def test_view_stays_within_the_range_of_pixels_and_leaves_its_input(view):
+def test_views_stay_in_range_and_keep_their_input(view):
     x = pixels(64)
     kept = x.clone()
     out = augment_images(x, view, ImageAugmentation(magnitude=30.0), seeded())
@@ -44,12 +44,12 @@ def test_view_stays_within_the_range_of_pixels_and_leaves_its_input(view):
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (16, 30)])
-def test_nothing_drawn_changes_nothing(height, width):
+def test_zero_strength_is_the_identity(height, width):
     x = pixels(4, height, width)
     torch.testing.assert_close(augment_images(x, "strong", STILL, seeded()), x.float(), rtol=0, atol=0.01)
 
 
-def test_mirror_is_left_to_right_for_about_the_stated_share():
+def test_flip_is_horizontal_with_the_given_probability():
     x = pixels(400, 8, 8)
     out = augment_images(x, "weak", ImageAugmentation(flip=0.3, degrees=0.0, translate=0.0, scale=0.0), seeded())
     mirrored = (out - x.flip(3)).abs().amax((1, 2, 3)) < 0.01
@@ -58,7 +58,7 @@ def test_mirror_is_left_to_right_for_about_the_stated_share():
     assert 0.2 < float(mirrored.float().mean()) < 0.4
 
 
-def test_shift_is_within_the_stated_share():
+def test_translation_stays_within_the_given_fraction():
     ramp = (torch.arange(20) * 10).to(torch.uint8).expand(300, 3, 20, 20)
     moved = ImageAugmentation(flip=0.0, degrees=0.0, translate=0.2, scale=0.0)
     for x in (ramp, ramp.transpose(2, 3)):
@@ -68,13 +68,13 @@ def test_shift_is_within_the_stated_share():
         assert abs(float(pixels_moved.mean())) < 0.5
 
 
-def test_what_comes_in_from_outside_is_the_mirror_image():
+def test_warp_pads_by_reflection():
     white = torch.full((50, 3, 20, 20), 255, dtype=torch.uint8)
     assert float(augment_images(white, "weak", ImageAugmentation(translate=0.5, degrees=45.0), seeded()).min()) > 254
 
 
 @pytest.mark.parametrize("degrees", [90, 30])
-def test_rotation_equals_pillows(degrees):
+def test_warp_rotates_as_pillow_does(degrees):
     from cleantune.data.augmentation import warp
 
     disc = np.hypot(*(np.mgrid[:41, :41] - 20)) < 15
@@ -89,7 +89,7 @@ def test_rotation_equals_pillows(degrees):
     assert np.abs(ours.numpy() - theirs).mean() < 2
 
 
-def test_strong_view_strays_farther_than_the_weak_one():
+def test_strong_views_differ_more_than_weak_ones():
     x = pixels(64).float() * 0 + torch.linspace(0, 255, 24)[None, None, None]
     x = x.to(torch.uint8)
     weak = (augment_images(x, "weak", ImageAugmentation(flip=0.0), seeded()) - x).abs().mean()
@@ -97,7 +97,7 @@ def test_strong_view_strays_farther_than_the_weak_one():
     assert strong > 1.2 * weak
 
 
-def test_every_operation_of_randaugment_changes_an_image_but_the_identity():
+def test_each_randaugment_op_but_identity_changes_an_image():
     from cleantune.data import augmentation
 
     x = pixels(1).float() / 255 * 0.6 + 0.1
@@ -114,7 +114,7 @@ def test_every_operation_of_randaugment_changes_an_image_but_the_identity():
 
 @given(st.integers(0, 10_000), st.floats(0, 0.9))
 @settings(max_examples=60, deadline=None)
-def test_dropping_tokens_equals_a_loop(seed, rate):
+def test_drop_tokens_equals_a_loop(seed, rate):
     generator = seeded(seed)
     lengths = torch.randint(1, 9, (5,), generator=generator)
     tokens = torch.randint(1, 50, (5, 9), generator=generator)

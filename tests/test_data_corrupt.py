@@ -18,7 +18,7 @@ def frame(**columns) -> pd.DataFrame:
     return pd.DataFrame({"text": TEXTS, "label": LABELS, "split": SPLIT, "extra": range(300), **columns})
 
 
-def test_noise_reaches_train_and_validation_alone_and_truth_is_what_was_there():
+def test_corrupt_changes_train_and_validation_only():
     data = load(DataConfig(frame()))
     before = {split: rows.y.copy() for split, rows in data.rows.items()}
     noisy, measured = corrupt(data, "symmetric:0.6,include_self=false", 0)
@@ -35,7 +35,7 @@ def test_noise_reaches_train_and_validation_alone_and_truth_is_what_was_there():
     assert noisy.fingerprint != data.fingerprint
 
 
-def test_no_noise_claims_no_truth():
+def test_corrupt_by_none_adds_no_truth():
     data = load(DataConfig(frame()))
     same, measured = corrupt(data, "none", 0)
     assert same is data
@@ -43,7 +43,7 @@ def test_no_noise_claims_no_truth():
     assert measured == {"noise": "none", "seed": 0}
 
 
-def test_known_true_labels_stay_true_and_noise_is_added_to_given_ones():
+def test_corrupt_keeps_known_true_labels():
     given = LABELS[1:] + LABELS[:1]
     data = load(DataConfig(frame(given=given), label="given", true_label="label"))
     noisy, measured = corrupt(data, "pair:0.0", 0)
@@ -51,14 +51,14 @@ def test_known_true_labels_stay_true_and_noise_is_added_to_given_ones():
     assert measured["rate"] == 1.0
 
 
-def test_noise_is_the_same_for_the_same_seed_and_another_for_another():
+def test_corrupt_is_determined_by_its_seed():
     data = load(DataConfig(frame()))
     one, two, other = (corrupt(data, "symmetric:0.5", seed)[0].rows["train"].y for seed in (3, 3, 4))
     assert (one == two).all()
     assert (one != other).any()
 
 
-def test_instance_noise_sees_features_and_images_and_refuses_text():
+def test_instance_noise_reads_samples_and_refuses_text():
     rng = np.random.default_rng(0)
     features = load(DataConfig((rng.normal(size=(300, 5)), np.arange(300) % 3)))
     assert corrupt(features, "instance:0.4", 0)[1]["rate"] == pytest.approx(0.4, abs=0.1)
@@ -70,7 +70,7 @@ def test_instance_noise_sees_features_and_images_and_refuses_text():
 
 
 @pytest.mark.parametrize("end", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_a_written_table_keeps_everything_but_the_labels(tmp_path, end):
+def test_write_corrupted_changes_labels_only(tmp_path, end):
     source = tmp_path / "source.parquet"
     frame().to_parquet(source)
     out = tmp_path / "deep" / f"noisy{end}"
@@ -89,7 +89,7 @@ def test_a_written_table_keeps_everything_but_the_labels(tmp_path, end):
         assert written["extra"].tolist() == list(range(300))
 
 
-def test_a_written_image_folder_opens_from_its_new_place(tmp_path):
+def test_write_corrupted_relocates_image_paths(tmp_path):
     for place in ("train/a", "train/b", "test/a"):
         (tmp_path / "in" / place).mkdir(parents=True)
         for i in range(10):
@@ -100,7 +100,7 @@ def test_a_written_image_folder_opens_from_its_new_place(tmp_path):
     assert data.rows["test"].samples.read([3])[0].getpixel((0, 0)) == (3, 3, 3)
 
 
-def test_written_features_are_the_same_and_wrong_forms_are_refused(tmp_path):
+def test_write_corrupted_keeps_features_and_checks_formats(tmp_path):
     f = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     write_corrupted(DataConfig((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.npz")
     with np.load(tmp_path / "f.npz") as file:
@@ -114,7 +114,7 @@ def test_written_features_are_the_same_and_wrong_forms_are_refused(tmp_path):
         write_corrupted(DataConfig((f, np.arange(30) % 3)), "symmetric:0.5", 0, tmp_path / "f.csv")
 
 
-def test_captions_change_places_and_the_right_ones_stand_beside_them(tmp_path):
+def test_swapped_captions_keep_the_right_ones_in_a_column(tmp_path):
     table = pd.DataFrame({"image": [f"{i}.png" for i in range(50)], "caption": [f"caption {i}" for i in range(50)]})
     source, out = tmp_path / "pairs.csv", tmp_path / "elsewhere" / "noisy.csv"
     table.to_csv(source, index=False)
@@ -130,7 +130,7 @@ def test_captions_change_places_and_the_right_ones_stand_beside_them(tmp_path):
 @pytest.mark.parametrize(
     ("noise", "column", "words"), [("captions:2", "caption", "no rate"), ("captions:0.1", "captoin", "caption")]
 )
-def test_captions_that_cannot_be_swapped_are_refused_in_a_sentence(tmp_path, noise, column, words):
+def test_swapped_captions_refuse_wrong_rate_and_column(tmp_path, noise, column, words):
     source = tmp_path / "pairs.csv"
     pd.DataFrame({"image": ["a", "b"], "caption": ["x", "y"]}).to_csv(source, index=False)
     with pytest.raises(UserError, match=words):

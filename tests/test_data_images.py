@@ -20,7 +20,7 @@ def gradient(top: int) -> np.ndarray:
     return np.linspace(0, top, 64).reshape(8, 8)
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
+def test_load_image_scales_sixteen_bits():
     deep = gradient(65535).astype(np.uint16)
     picture = load_image(stored(Image.fromarray(deep), "PNG"))
     np.testing.assert_array_equal(np.asarray(picture)[..., 0], np.rint(deep * (255 / 65535)))
@@ -28,12 +28,12 @@ def test_sixteen_bits_are_scaled_not_clipped():
 
 
 @pytest.mark.parametrize("values", [gradient(65535).astype(np.int32), gradient(1).astype(np.float32)])
-def test_deeper_numbers_are_scaled_too(values):
+def test_load_image_scales_integers_and_floats(values):
     picture = load_image(stored(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(np.asarray(picture)[..., 1], np.rint(values * (255 / values.max())))
 
 
-def test_grayscale_palette_and_cmyk_show_their_color():
+def test_load_image_converts_gray_palette_and_cmyk():
     red = Image.new("RGB", (4, 4), (250, 10, 20))
     for image, form in ((red.convert("P"), "PNG"), (red.convert("CMYK"), "TIFF"), (red.convert("RGBA"), "PNG")):
         picture = load_image(stored(image, form))
@@ -43,14 +43,14 @@ def test_grayscale_palette_and_cmyk_show_their_color():
     assert np.asarray(gray)[0, 0].tolist() == [77, 77, 77]
 
 
-def test_a_transparent_palette_opens_without_a_warning():
+def test_load_image_opens_a_transparent_palette_silently():
     image = Image.new("P", (4, 4), 0)
     image.info["transparency"] = bytes([0] * 256)
     assert load_image(stored(image, "PNG", transparency=bytes([0] * 256))).mode == "RGB"
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_exif_turns_the_picture_the_right_way_up(turn):
+def test_load_image_applies_the_exif_orientation(turn):
     pixels = np.zeros((16, 32, 3), np.uint8)
     pixels[:8, :8] = 255
     exif = Image.Exif()
@@ -69,7 +69,7 @@ def test_exif_turns_the_picture_the_right_way_up(turn):
     np.testing.assert_array_equal(np.asarray(picture), naive[turn])
 
 
-def test_damaged_files_give_a_reason_in_their_place(tmp_path):
+def test_load_image_returns_the_reason_of_a_failure(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     whole = stored(Image.fromarray(noise), "JPEG")
     assert isinstance(load_image(whole[: len(whole) // 2]), UnreadableImage)
@@ -78,7 +78,7 @@ def test_damaged_files_give_a_reason_in_their_place(tmp_path):
     assert "does not exist" in load_image(tmp_path / "no.jpg").reason
 
 
-def test_png_of_memory_gives_every_pixel_back():
+def test_encode_png_is_lossless():
     pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8)
     np.testing.assert_array_equal(np.asarray(load_image(encode_png(pixels))), pixels)
 
@@ -88,21 +88,21 @@ def by_pillow(content: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_jpegs_that_are_not_plain_are_opened_as_any_file(mode):
+def test_load_image_decodes_jpeg_as_pillow_does(mode):
     noise = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
     content = stored(Image.fromarray(noise).convert(mode), "JPEG")
     np.testing.assert_array_equal(np.asarray(load_image(content)), by_pillow(content))
 
 
 @pytest.mark.parametrize("turn", [3, 6])
-def test_the_exif_of_a_jpeg_is_heeded(turn):
+def test_load_image_applies_the_exif_of_a_jpeg(turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     picture = load_image(stored(Image.new("RGB", (32, 16), (9, 99, 199)), "JPEG", exif=exif))
     assert picture.size == ((32, 16) if turn == 3 else (16, 32))
 
 
-def test_a_jpeg_cut_anywhere_is_a_picture_only_where_pillow_says_so():
+def test_load_image_reads_a_cut_jpeg_only_if_pillow_does():
     noise = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     whole = stored(Image.fromarray(noise), "JPEG")
     for end in range(0, len(whole), 7):

@@ -48,7 +48,7 @@ def counted(system: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) 
     return seen
 
 
-def test_a_table_is_copied_once_and_anew_when_it_changes(
+def test_remote_table_is_copied_again_only_if_it_changed(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(memory, "/bucket/talk.parquet", 30)
@@ -64,14 +64,14 @@ def test_a_table_is_copied_once_and_anew_when_it_changes(
     assert sum(map(len, load(DataConfig("memory://bucket/talk.parquet")).rows.values())) == 60
 
 
-def test_copies_are_kept_where_the_user_says(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+def test_remote_copies_are_kept_in_the_given_cache(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     put(memory, "/bucket/talk.parquet", 30)
     load(DataConfig("memory://bucket/talk.parquet", test="memory://bucket/talk.parquet"), str(tmp_path / "elsewhere"))
     assert len(list((tmp_path / "elsewhere" / "remote").iterdir())) == 1
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_folder_of_images_is_what_it_is_on_disk(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+def test_remote_image_folder_equals_a_local_one(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     for i in range(24):
         out = io.BytesIO()
         Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(out, "png")
@@ -89,7 +89,7 @@ def test_a_folder_of_images_is_what_it_is_on_disk(memory: fsspec.AbstractFileSys
     assert load(DataConfig("memory://bucket/photos")).fingerprint != there.fingerprint
 
 
-def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
+def test_interrupted_copy_leaves_nothing_and_is_reported(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     put(memory, "/bucket/talk.parquet", 30)
@@ -106,7 +106,7 @@ def test_a_copy_that_breaks_off_leaves_nothing_and_says_so(
     assert fetch_to_cache("memory://bucket/talk.parquet", [], tmp_path / "cache").is_file()
 
 
-def test_a_process_that_was_slower_takes_the_copy_of_the_other(
+def test_slower_process_takes_the_copy_of_the_other(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     put(memory, "/bucket/talk.parquet", 30)
@@ -129,7 +129,7 @@ def test_a_process_that_was_slower_takes_the_copy_of_the_other(
     ("nonsense://bucket/x.parquet", "there is no storage for nonsense://"),
     ("memory://bucket/talk.xyz", "cannot read files of the kind .xyz"),
 ])  # fmt: skip
-def test_what_cannot_be_had_is_one_sentence(memory: fsspec.AbstractFileSystem, address: str, words: str) -> None:
+def test_unavailable_address_is_a_user_error(memory: fsspec.AbstractFileSystem, address: str, words: str) -> None:
     memory.pipe_file("/bucket/talk.xyz", b"0")
     with pytest.raises(UserError, match=words) as error:
         load(DataConfig(address))

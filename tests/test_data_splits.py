@@ -24,7 +24,7 @@ def naive_quotas(sizes: list[int], count: int) -> list[int]:
 
 
 @given(class_sizes, st.floats(0, 1))
-def test_quotas_without_bounds_are_the_largest_remainder(sizes, share):
+def test_quotas_without_bounds_are_largest_remainders(sizes, share):
     count = round(share * sum(sizes))
     s = np.array(sizes)
     assert quotas(s, count, np.zeros_like(s), s).sum() == count
@@ -33,7 +33,7 @@ def test_quotas_without_bounds_are_the_largest_remainder(sizes, share):
 
 
 @given(class_sizes, st.floats(0, 0.99), st.integers(0, 99))
-def test_a_share_leaves_every_class_a_row_and_draws_by_seed_alone(sizes, share, seed):
+def test_draw_fraction_leaves_a_row_of_each_class(sizes, share, seed):
     y = rows(sizes)
     drawn = draw_fraction(y, share, np.random.default_rng(seed))
     left = np.bincount(y[~drawn], minlength=len(sizes))
@@ -43,7 +43,7 @@ def test_a_share_leaves_every_class_a_row_and_draws_by_seed_alone(sizes, share, 
 
 
 @given(class_sizes, st.integers(1, 200), st.integers(0, 99))
-def test_a_count_is_met_exactly_with_every_class_where_it_can_be(sizes, count, seed):
+def test_draw_count_is_exact_and_covers_classes(sizes, count, seed):
     y = rows(sizes)
     drawn = draw_count(y, count, np.random.default_rng(seed))
     assert drawn.sum() == min(count, len(y))
@@ -51,7 +51,7 @@ def test_a_count_is_met_exactly_with_every_class_where_it_can_be(sizes, count, s
         assert set(y[drawn]) == set(y)
 
 
-def test_ten_thousand_of_cifar_give_nine_and_one_thousand_evenly():
+def test_draws_of_balanced_classes_are_balanced():
     y = rows([5000] * 10)
     pool = y[draw_count(y, 10_000, np.random.default_rng(0))]
     drawn = draw_fraction(pool, 0.1, np.random.default_rng(0))
@@ -59,7 +59,7 @@ def test_ten_thousand_of_cifar_give_nine_and_one_thousand_evenly():
     assert np.bincount(pool[~drawn]).tolist() == [900] * 10
 
 
-def test_another_seed_draws_other_rows():
+def test_draw_fraction_depends_on_the_seed():
     y = rows([100, 100])
     assert (draw_fraction(y, 0.5, np.random.default_rng(0)) != draw_fraction(y, 0.5, np.random.default_rng(1))).any()
 
@@ -75,5 +75,5 @@ def test_another_seed_draws_other_rows():
         ("oos_test", None),
     ],
 )
-def test_usual_names_of_splits_are_known(value, split):
+def test_canonical_split_recognizes_usual_names(value, split):
     assert canonical_split(value) == split

@@ -1,4 +1,4 @@
-"""Settings of the augmentations."""
+"""Strength of the augmentations."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from cleantune.methods.protocol import Range
 
 @dataclass(frozen=True)
 class ImageAugmentation:
-    """How far views of an image stray from it.
+    """Augmentation of images.
 
-    Source: the weak view is TURN's for CIFAR-100 (arXiv:2310.17668; parameters ours, the paper states none), the
-    strong one adds RandAugment (arXiv:1909.13719) with its 14 operations.
+    Source: the weak view is that of TURN for CIFAR-100 (arXiv:2310.17668), which states no parameters; these are ours.
+    The strong view adds RandAugment (arXiv:1909.13719) with its 14 operations.
     """
 
     flip: Annotated[float, Range(0.0, 1.0)] = 0.5
-    """Share of the images mirrored left to right; 0 for digits and letters."""
+    """Probability of a horizontal flip; 0 for digits and letters."""
     degrees: Annotated[float, Range(0.0, 180.0)] = 10.0
-    """Rotation, up to this either way."""
+    """Maximum rotation in degrees."""
     translate: Annotated[float, Range(0.0, 0.5)] = 0.1
-    """Shift, up to this share of the side either way."""
+    """Maximum translation, as a fraction of the side."""
     scale: Annotated[float, Range(0.0, 0.9)] = 0.1
-    """Larger or smaller, up to this share either way."""
+    """Maximum change of the scale, as a fraction."""
     num_ops: Annotated[int, Range(0, 10)] = 2
-    """Operations of RandAugment drawn for each image of a strong view."""
+    """Number of RandAugment operations of a strong view."""
     magnitude: Annotated[float, Range(0.0, 30.0)] = 10.0
-    """Their strength, 0 to 30."""
+    """Magnitude of RandAugment, 0 to 30."""
 
 
 @dataclass(frozen=True)
 class TextAugmentation:
-    """Share of the tokens left out of a view of a text; special tokens stay."""
+    """Augmentation of texts by dropping tokens; special tokens stay."""
 
     weak: Annotated[float, Range(0.0, 0.9)] = 0.1
-    """Share left out of a weak view."""
+    """Fraction of the tokens dropped in a weak view."""
     strong: Annotated[float, Range(0.0, 0.9)] = 0.3
-    """Share left out of a strong view."""
+    """Fraction of the tokens dropped in a strong view."""

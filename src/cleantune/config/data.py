@@ -1,4 +1,4 @@
-"""What a user says about their data: one frozen dataclass, read by config, command line and docs."""
+"""Configuration of the data: location, roles of the columns, and splits."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the data is, what its columns mean, and how it is divided."""
+    """Location of the data, roles of their columns, and splits."""
 
     data: Any
-    """Image folder, table (.csv .tsv .jsonl .parquet), embeddings (.npz), each by path or address (`s3://…`), Hugging
-    Face folder or `hf:NAME`; in Python also a `datasets.Dataset`, a pandas frame, a mapping of arrays or
+    """Image folder, table (.csv .tsv .jsonl .parquet) or embeddings (.npz), by path or address (`s3://…`), Hugging Face
+    folder or `hf:NAME`; in Python also a `datasets.Dataset`, a pandas frame, a mapping of arrays or
     `(features, labels)`."""
     text: str | None = None
-    """Column of texts; guessed when left out."""
+    """Column of texts. Default: guessed."""
     image: str | None = None
-    """Column of images: paths relative to the table, bytes, or structs of both; guessed when left out."""
+    """Column of images: paths relative to the table, bytes, or structs of both. Default: guessed."""
     label: str | None = None
-    """Column of given labels; guessed when left out."""
+    """Column of given labels. Default: guessed."""
     id: str | None = None
-    """Column of ids; left out: a column `id`, else the image's path, else the row's number."""
+    """Column of ids. Default: the column `id`, else the path of the image, else the row number."""
     true_label: str | None = None
-    """Column of true labels; they serve measuring alone."""
+    """Column of true labels, which are used for evaluation only."""
     split_column: str | None = None
-    """Column that names each row's split; left out: a column `split` that names one, empty: none."""
+    """Column with the split of each row; empty for none. Default: the column `split` if it names splits."""
     test: Any = None
-    """Test data, in any form that `data` takes; its labels are never corrupted or chosen on."""
+    """Test data, in any form that `data` takes; never corrupted and never used for selection."""
     test_label: str | None = None
-    """Label column of the test rows; left out: `true_label` where the test rows have it, else `label`."""
+    """Label column of the test rows. Default: `true_label` if the test rows have it, else `label`."""
     validation: Any = None
-    """Validation data, in any form that `data` takes; left out: drawn from the training rows."""
+    """Validation data, in any form that `data` takes. Default: drawn from the training rows."""
     validation_fraction: float = 0.1
-    """Share of the training rows drawn as validation, stratified; read only where there is no other validation."""
+    """Fraction of the training rows drawn for validation, stratified; unused if the data have validation rows."""
     test_fraction: float = 0.0
-    """Share of the training rows drawn as test, stratified; read only where there is no other test."""
+    """Fraction of the training rows drawn for test, stratified; unused if the data have test rows."""
     limit: int | None = None
-    """Training rows to draw, stratified, before validation is drawn from them; None takes all."""
+    """Number of training rows to draw, stratified, before validation rows are drawn from them. Default: all."""
     split_seed: int = 0
-    """Seed of every draw of rows."""
+    """Seed of all draws of rows."""

@@ -41,7 +41,8 @@ _descriptions: dict[type, tuple[FieldInfo, ...]] = {}
 def describe_fields(cls: type) -> tuple[FieldInfo, ...]:
     """Describe each field of a dataclass.
 
-    Allowed values come from `Annotated[..., Range | Categorical]` and `Literal`, help from the string literal below a field.
+    Allowed values come from `Annotated[..., Range | Categorical]` and `Literal`, help from the string literal below the
+    field.
     """
     if cls not in _descriptions:
         _descriptions[cls] = tuple(_describe_fields(cls))
