@@ -33,7 +33,7 @@ def rate(model: Path, size: int, batch_size: int, keeps: bool) -> float:
     backbone = open_backbone(str(model), image_size=size)
     backbone.eval().to(memory_format=torch.channels_last)
     pixels = torch.randint(0, 256, (batch_size, 3, size, size), generator=torch.Generator().manual_seed(0))
-    x = backbone.preprocess.inputs(pixels.to(torch.uint8))  # type: ignore[union-attr]
+    x = backbone.preprocess.normalize(pixels.to(torch.uint8))  # type: ignore[union-attr]
     program = Encoder(backbone, InferenceBackend("torch", Precision(channels_last=True)))
     taken = []
     for _ in range(PASSES + 1):

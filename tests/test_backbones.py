@@ -10,11 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from tiny import CHECKPOINTS, IMAGES, SIZE, TEXTS, save_tiny
 from torch import nn
 
-from cleantune.backbones import ARCHITECTURES, Pooling, open_backbone, quiet_transformers, read_image_preprocess
+from cleantune.backbones import ARCHITECTURES, Pooling, open_backbone, quiet_transformers
 from cleantune.backbones.architectures import pool
 from cleantune.errors import UserError
 
@@ -42,7 +41,7 @@ def tokens(count: int = 3) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", IMAGES)
 @torch.no_grad()
-def test_image_feature_is_what_the_table_says(name, checkpoints):
+def test_image_feature_matches_transformers(name, checkpoints):
     backbone, x = open_backbone(checkpoints[name]), pixels()
     out = backbone.hf(x)
     hidden = out.last_hidden_state
@@ -68,7 +67,7 @@ def test_image_feature_is_what_the_table_says(name, checkpoints):
 
 @pytest.mark.parametrize("name", TEXTS)
 @torch.no_grad()
-def test_text_feature_is_the_mean_of_the_real_tokens(name, checkpoints):
+def test_text_feature_is_mean_of_unpadded_tokens(name, checkpoints):
     backbone, x = open_backbone(checkpoints[name]), tokens()
     hidden = backbone.hf(**x).last_hidden_state
     expected = torch.stack([hidden[i, : int(n)].mean(0) for i, n in enumerate(x["attention_mask"].sum(1))])
@@ -81,14 +80,14 @@ def test_text_feature_is_the_mean_of_the_real_tokens(name, checkpoints):
 
 @pytest.mark.parametrize("name", TEXTS)
 @torch.no_grad()
-def test_padding_does_not_change_a_text_feature(name, checkpoints):
+def test_text_feature_ignores_padding(name, checkpoints):
     backbone, x = open_backbone(checkpoints[name]), tokens()
     alone = {key: value[1:2, :4] for key, value in x.items()}
     torch.testing.assert_close(backbone(x)[1:2], backbone(alone), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_masked_autoencoder_is_opened_as_a_plain_vit_that_masks_nothing(checkpoints):
+def test_vit_mae_is_opened_without_masking(checkpoints):
     backbone, x = open_backbone(checkpoints["vit_mae"]), pixels()
     torch.testing.assert_close(backbone(x), backbone(x), rtol=0, atol=0)
     with quiet_transformers():
@@ -101,7 +100,7 @@ def test_masked_autoencoder_is_opened_as_a_plain_vit_that_masks_nothing(checkpoi
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
-def test_pooling_equals_loops_over_tokens(count, length, seed):
+def test_pool_equals_loops_over_tokens(count, length, seed):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(count, length, 4, generator=generator, dtype=torch.float64)
     real = torch.randint(1, length + 1, (count,), generator=generator)
@@ -129,7 +128,7 @@ def as_sentence_transformer(folder: Path, modes: dict[str, bool], kinds: list[st
 
 
 @torch.no_grad()
-def test_sentence_transformer_pooling_normalization_length_and_casing_are_honored(tmp_path):
+def test_sentence_transformers_settings_are_applied(tmp_path):
     folder = save_tiny("bert", tmp_path / "m")
     modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
     as_sentence_transformer(
@@ -145,7 +144,7 @@ def test_sentence_transformer_pooling_normalization_length_and_casing_are_honore
     assert backbone.preprocess.tokens(["W1 W2"]) == backbone.preprocess.tokens(["w1 w2"])
 
 
-def test_pooling_named_by_newer_files_is_read(tmp_path):
+def test_pooling_of_newer_files_is_read(tmp_path):
     folder = save_tiny("bert", tmp_path / "m")
     as_sentence_transformer(folder, {"pooling_mode": "cls"}, ["Transformer", "Pooling"])
     assert open_backbone(folder).pooling == Pooling(("cls",))
@@ -159,13 +158,13 @@ def test_pooling_named_by_newer_files_is_read(tmp_path):
         ({}, ["Transformer", "Pooling"], "of nothing"),
     ],
 )
-def test_unknown_parts_of_a_sentence_transformer_are_refused_by_name(modes, kinds, word, tmp_path):
+def test_unknown_modules_and_poolings_are_refused_by_name(modes, kinds, word, tmp_path):
     folder = as_sentence_transformer(save_tiny("bert", tmp_path / "m"), modes, kinds)
     with pytest.raises(UserError, match=word):
         open_backbone(folder)
 
 
-def test_default_length_is_128_or_what_the_model_takes(tmp_path):
+def test_default_max_length_is_128_or_limit_of_model(tmp_path):
     assert open_backbone(save_tiny("bert", tmp_path / "a")).preprocess.max_length == 36  # the tokenizer's
     roberta = save_tiny("roberta", tmp_path / "b", max_position_embeddings=20)
     assert open_backbone(roberta).preprocess.max_length == 19  # positions start behind the padding index
@@ -174,116 +173,9 @@ def test_default_length_is_128_or_what_the_model_takes(tmp_path):
         open_backbone(roberta, max_length=20)
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
-
-PROCESSORS = [
-    {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 20}, "resample": 3},
-    {"image_processor_type": "ViTImageProcessor", "size": 24, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
-    {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 24}, "crop_size": 20},
-    {"feature_extractor_type": "CLIPFeatureExtractor", "size": 24, "crop_size": 24},
-    {
-        "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": 30},
-        "crop_size": {"height": 20, "width": 20},
-    },
-    {
-        "image_processor_type": "BitImageProcessor",
-        "size": {"shortest_edge": 20},
-        "crop_size": {"height": 25, "width": 27},
-    },
-    {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 24}, "crop_pct": 0.875},
-    {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}},
-    {"image_processor_type": "SiglipImageProcessor", "size": {"height": 24, "width": 24}, "resample": 3},
-    {
-        "image_processor_type": "MobileNetV2ImageProcessor",
-        "size": {"shortest_edge": 26},
-        "crop_size": {"height": 24, "width": 24},
-        "do_normalize": False,
-    },
-    {"image_processor_type": "ViTImageProcessor", "size": {"height": 24, "width": 24}, "do_rescale": False},
-]
-
-
-def stated(config: dict) -> dict:
-    """The file as transformers' own processors write it: every switch is in it."""
-    kind = config.get("image_processor_type") or config["feature_extractor_type"]
-    crops = kind.startswith(("CLIP", "Bit", "MobileNet"))
-    return {
-        "do_resize": True,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "resample": 2,
-        "image_mean": [0.4, 0.5, 0.6],
-        "image_std": [0.2, 0.3, 0.25],
-        "do_center_crop": crops,
-        **config,
-    }
-
-
-def picture(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-@pytest.mark.parametrize("config", PROCESSORS, ids=lambda c: "-".join(map(str, c.values()))[:60])
-@pytest.mark.parametrize("shape", [(37, 61), (64, 40), (24, 24), (25, 23)])
-def test_preprocessing_equals_transformers_processors(config, shape, tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated(config)))
-    ours = read_image_preprocess(tmp_path, None)
-    with quiet_transformers():
-        from transformers import AutoImageProcessor
-
-        theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture(*shape), return_tensors="pt")
-    x = ours.inputs(ours.pixels(picture(*shape))[None])
-    torch.testing.assert_close(x, theirs["pixel_values"].float(), rtol=1e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("config", PROCESSORS, ids=lambda c: "-".join(map(str, c.values()))[:60])
-def test_preprocessing_written_by_us_reads_back_to_the_same(config, tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated(config)))
-    ours = read_image_preprocess(tmp_path, None)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.config()))
-    assert read_image_preprocess(tmp_path, None) == ours
-
-
-def test_image_size_takes_the_shortest_edge_and_cuts_no_margin(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated(PROCESSORS[4])))
-    ours = read_image_preprocess(tmp_path, 16)
-    image = picture(32, 64)
-    expected = np.asarray(image.resize((16, 32), Image.Resampling.BILINEAR))[8:24]
-    np.testing.assert_array_equal(ours.array(image), expected)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1"])
-def test_images_of_every_mode_become_three_channels(mode, tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated(PROCESSORS[0])))
-    ours = read_image_preprocess(tmp_path, None)
-    image = picture(30, 30).convert(mode)
-    np.testing.assert_array_equal(ours.array(image), ours.array(image.convert("RGB")))
-
-
-def test_processor_nested_in_processor_config_is_read(tmp_path):
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": stated(PROCESSORS[2])}))
-    assert read_image_preprocess(tmp_path, None).crop == (20, 20)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"do_center_crop": False}, "different sizes"),
-        ({"do_pad": True}, "different sizes"),
-        ({"image_mean": [0.5]}, "channels"),
-    ],
-)
-def test_preprocessing_that_gives_no_batch_is_refused(change, words, tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**stated(PROCESSORS[2]), **change}))
-    with pytest.raises(UserError, match=words):
-        read_image_preprocess(tmp_path, None)
-
-
 @pytest.mark.parametrize("name", IMAGES)
 @torch.no_grad()
-def test_another_image_size_resamples_positions_once(name, checkpoints):
+def test_image_size_interpolates_position_embeddings(name, checkpoints):
     backbone = open_backbone(checkpoints[name], image_size=48)
     x = pixels(2, 48)
     assert backbone(x).shape == (2, backbone.width)
@@ -295,7 +187,7 @@ def test_another_image_size_resamples_positions_once(name, checkpoints):
         )
 
 
-def test_image_size_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest(checkpoints):
+def test_image_size_must_be_multiple_of_patch(checkpoints):
     with pytest.raises(UserError, match="--image-size 48"):
         open_backbone(checkpoints["vit"], image_size=50)
 
@@ -303,7 +195,7 @@ def test_image_size_that_is_no_multiple_of_the_patch_is_refused_with_the_nearest
 # -- identity ----------------------------------------------------------------------------------------------------------
 
 
-def test_fingerprint_is_that_of_the_function(tmp_path, checkpoints):
+def test_fingerprint_depends_on_the_function_only(tmp_path, checkpoints):
     one = open_backbone(checkpoints["convnext"])
     copy = tmp_path / "moved"
     shutil.copytree(checkpoints["convnext"], copy)
@@ -317,14 +209,14 @@ def test_fingerprint_is_that_of_the_function(tmp_path, checkpoints):
     assert small.preprocess.fingerprint != one.preprocess.fingerprint
 
 
-def test_opening_leaves_the_global_generator_alone(checkpoints):
+def test_open_backbone_keeps_global_generator(checkpoints):
     before = torch.random.get_rng_state()
     for name in ("vit_mae", "clip", "bert"):
         open_backbone(checkpoints[name], **({"image_size": 48} if name != "bert" else {}))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_opening_prints_nothing_and_leaves_logging_as_it_was(checkpoints, capfd):
+def test_open_backbone_prints_nothing_and_restores_logging(checkpoints, capfd):
     from transformers.utils import logging
 
     logging.set_verbosity_info()
@@ -336,18 +228,18 @@ def test_opening_prints_nothing_and_leaves_logging_as_it_was(checkpoints, capfd)
     assert sys.modules["huggingface_hub.constants"].HF_HUB_DISABLE_TELEMETRY
 
 
-def test_every_architecture_of_the_table_is_tested():
+def test_tiny_models_cover_all_architectures():
     assert set(CHECKPOINTS) == set(ARCHITECTURES)
 
 
 @pytest.mark.shared
-def test_shared_mobilenet_takes_images_at_its_own_size_and_at_another(shared):
+def test_pretrained_mobilenet_takes_own_and_other_sizes(shared):
     folder = shared / "models" / "mobilenet_v2_0.35"
     assert open_backbone(folder).preprocess.size == (224, 224)
     backbone = open_backbone(folder, image_size=64)
     assert (backbone.width, backbone.preprocess.size) == (1280, (64, 64))
     torch.testing.assert_close(
-        backbone.preprocess.inputs(torch.tensor([0.0, 255]).expand(1, 3, 1, 2)).unique(), torch.tensor([-1.0, 1.0])
+        backbone.preprocess.normalize(torch.tensor([0.0, 255]).expand(1, 3, 1, 2)).unique(), torch.tensor([-1.0, 1.0])
     )
 
 
@@ -394,7 +286,7 @@ def broken(name: str, folder: Path) -> Path:
         ("no preprocessing", ["preprocessor_config.json"]),
     ],
 )
-def test_unusable_checkpoint_is_refused_in_one_sentence_that_names_it(name, words, tmp_path):
+def test_broken_checkpoint_is_refused_by_name(name, words, tmp_path):
     folder = broken(name, tmp_path / "m")
     with pytest.raises(UserError) as caught:
         open_backbone(folder)
@@ -410,14 +302,14 @@ def test_missing_model_is_refused_by_name(name):
     assert f'"{name}"' in str(caught.value)
 
 
-def test_model_of_the_other_kind_is_refused(checkpoints):
+def test_model_of_other_modality_is_refused(checkpoints):
     with pytest.raises(UserError, match=r"data are texts.*vit.*takes images"):
         open_backbone(checkpoints["vit"], kind="text")
     with pytest.raises(UserError, match=r"data are images.*bert.*takes texts"):
         open_backbone(checkpoints["bert"], kind="image")
 
 
-def test_checkpoint_with_a_head_opens_without_it(tmp_path, checkpoints):
+def test_head_of_checkpoint_is_ignored(tmp_path, checkpoints):
     with quiet_transformers():
         import transformers
 
@@ -427,7 +319,7 @@ def test_checkpoint_with_a_head_opens_without_it(tmp_path, checkpoints):
     assert open_backbone(tmp_path / "m").width == 16
 
 
-def test_any_module_with_a_stated_feature_is_a_backbone():
+def test_module_with_described_feature_is_a_backbone():
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.BatchNorm1d(5))
     backbone = open_backbone(module, feature="last layer", width=5)
     assert backbone(torch.zeros(2, 3, 2, 2)).shape == (2, 5)
@@ -436,12 +328,12 @@ def test_any_module_with_a_stated_feature_is_a_backbone():
         open_backbone(module)
 
 
-def test_smaller_text_networks_take_larger_steps(checkpoints):
+def test_narrow_text_networks_have_larger_learning_rates(checkpoints):
     backbone = open_backbone(checkpoints["bert"])
     assert backbone.learning_rate == pytest.approx(ARCHITECTURES["bert"].learning_rate * 768 / 16)
 
 
-def test_weights_at_rest_are_looked_at_once_and_anew_afterwards(checkpoints):
+def test_constant_weights_compute_fingerprint_once(checkpoints):
     backbone = open_backbone(checkpoints["vit"])
     before = backbone.fingerprint
     with backbone.constant_weights():

@@ -38,9 +38,9 @@ def test_pixels_equal_single_reads_in_every_store(storage, image, tmp_path, monk
     samples = fake_images(300)
     prepared = make_model_inputs(samples, image, tmp_path)
     index = torch.tensor([299, 0, 7, 7])
-    expected = torch.stack([image.pixels(samples.items[i]) for i in index.tolist()])
+    expected = torch.stack([torch.tensor(image.to_array(samples.items[i])).permute(2, 0, 1) for i in index.tolist()])
     assert torch.equal(prepared.pixels(index), expected)
-    torch.testing.assert_close(prepared.eval_view(index), image.inputs(expected))
+    torch.testing.assert_close(prepared.eval_view(index), image.normalize(expected))
     assert len(list(tmp_path.glob("pixels-*"))) == (storage == "map")
 
 

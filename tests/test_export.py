@@ -41,7 +41,8 @@ def pictures() -> list[Image.Image]:
 def inputs_of(net: Model):
     preprocess = net.backbone.preprocess
     if net.backbone.architecture.kind == "image":
-        return preprocess.inputs(torch.stack([preprocess.pixels(p) for p in pictures()]))
+        pixels = torch.stack([torch.tensor(preprocess.to_array(p)) for p in pictures()])
+        return preprocess.normalize(pixels.permute(0, 3, 1, 2))
     tokens = [torch.tensor(t) for t in preprocess.tokens(POOLING_DESCRIPTIONS)]
     ids = nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=preprocess.pad_id)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
@@ -54,7 +55,7 @@ def logits_of(net: Model) -> torch.Tensor:
 
 
 def is_native(name: str) -> bool:
-    return ARCHITECTURES[name].native is not None
+    return ARCHITECTURES[name].native_class is not None
 
 
 @pytest.mark.parametrize("name", [n for n in IMAGES if is_native(n)])

@@ -219,7 +219,7 @@ def test_batch_size_holds_pixels_of_64_large_images(image, text, monkeypatch):
     monkeypatch.setattr(extract_module, "MAX_BATCH_SIZE", 256)
     sizes = {}
     for size in (32, 112, 160, 224, 448):
-        image.preprocess = image.preprocess.resized(size)
+        image.preprocess = image.preprocess.with_size(size)
         sizes[size] = batch_size_for(image, TORCH)
         assert batch_size_for(image, replace(TORCH, name="openvino")) == 64
     assert sizes == {32: 256, 112: 256, 160: 125, 224: 64, 448: 64}

@@ -42,7 +42,7 @@ def wanted(name: str, *rest: str) -> str:
 def architectures() -> str:
     """Every architecture with its feature."""
     rows = (
-        (f"`{a.model_type}`", a.kind, a.feature, f"`{a.native}`" if a.native else "–", f"{a.learning_rate:g}")
+        (f"`{a.model_type}`", a.kind, a.feature, f"`{a.native_class}`" if a.native_class else "–", f"{a.learning_rate:g}")
         for a in ARCHITECTURES.values()
     )
     return grid(("`model_type`", "takes", "feature", "saved as transformers'", "learning rate"), rows)

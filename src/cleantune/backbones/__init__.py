@@ -1,6 +1,6 @@
-"""Pre-trained networks: open them, know their feature, bring samples into their form."""
+"""Pre-trained networks: loading, features and preprocessing."""
 
-from cleantune.backbones.architectures import ARCHITECTURES, Architecture, Pooling, table
+from cleantune.backbones.architectures import ARCHITECTURES, Architecture, Pooling, list_architectures
 from cleantune.backbones.backbone import Backbone
 from cleantune.backbones.loading import open_backbone
 from cleantune.backbones.preprocess import ImagePreprocess, Preprocess, TextPreprocess, read_image_preprocess
@@ -16,9 +16,9 @@ __all__ = [
     "Pooling",
     "Preprocess",
     "TextPreprocess",
+    "list_architectures",
     "open_backbone",
     "quiet_transformers",
     "random_backbone",
     "read_image_preprocess",
-    "table",
 ]

@@ -1,10 +1,9 @@
-"""The one table of what cleantune opens: which feature each architecture gives, and who else computes the same."""
+"""Table of the architectures that cleantune opens, with the feature of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Mode = Literal["cls", "max", "mean", "mean_sqrt", "pooler"]
-"""One way from tokens to a vector; several are concatenated."""
+"""Pooling of tokens to a vector; the vectors of several modes are concatenated."""
 
 POOLING_DESCRIPTIONS: dict[Mode, str] = {
     "cls": "first token",
@@ -25,34 +24,34 @@ POOLING_DESCRIPTIONS: dict[Mode, str] = {
 
 @dataclass(frozen=True)
 class Pooling:
-    """How the backbone's tokens become one vector."""
+    """Pooling of the tokens of a backbone to one vector."""
 
     modes: tuple[Mode, ...]
     norm: Literal["none", "l2", "layer"] = "none"
-    """What is done to the vector: nothing, unit length, or a layer norm without parameters."""
+    """Normalization of the vector: none, unit length, or a layer norm without parameters."""
     patches_only: bool = False
-    """Whether `mean` is over the patches alone, without the first token."""
+    """Whether `mean` excludes the first token."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of one `model_type` of transformers."""
+    """Properties of one `model_type` of transformers."""
 
     model_type: str
     kind: Literal["image", "text"]
     feature: str
-    """What the feature is, in words."""
-    native: str | None
-    """The class of transformers whose classifier sees the same feature, or None: then the model has our own form."""
+    """Description of the feature."""
+    native_class: str | None
+    """Class of transformers whose classifier takes the same feature; None: models are saved in our own form."""
     learning_rate: float
-    """For the backbone in full fine-tuning by AdamW with warm-up; text: of a width of 768."""
+    """Learning rate of full fine-tuning by AdamW with warm-up, in batches of 64; for text at a width of 768."""
     has_batchnorm: bool
-    """Whether running statistics of batches are part of the network."""
+    """Whether the network has BatchNorm layers."""
     model_class: str
-    """The class of transformers that is the backbone."""
+    """Class of transformers of the backbone."""
     pooling: Pooling
     has_position_embeddings: bool = False
-    """Whether the input size is fixed by learned position embeddings, which `image_size` then resamples."""
+    """Whether learned position embeddings fix the input size; `image_size` interpolates them."""
 
 
 _CLS, _POOLER, _MEAN = Pooling(("cls",)), Pooling(("pooler",)), Pooling(("mean",))
@@ -98,7 +97,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(
             "dinov2",
             "image",
-            "first token (CLS) and mean of the patches after the final norm, side by side",
+            "first token (CLS) and mean of the patches after the final norm, concatenated",
             "Dinov2ForImageClassification",
             1e-5,
             False,
@@ -182,33 +181,33 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
     )
 }
-"""By transformers' `model_type`.
+"""Architectures by transformers' `model_type`.
 
-CLIP, SigLIP, BERT, RoBERTa and MPNet have no native form: transformers' classifiers of these see another feature (the
+CLIP, SigLIP, BERT, RoBERTa and MPNet have no native class: transformers' classifiers of these take another feature (the
 mean of the patches, or the first token after a further layer), which is worse on a frozen backbone.
 """
 
 ALIASES = {"clip_vision_model": "clip", "siglip_vision_model": "siglip", "xlm-roberta": "roberta"}
-"""Model types that are opened as another one of the table."""
+"""Model types that are opened as another one."""
 
 
 def pool(
     hidden: Float[Tensor, "B T D"], mask: Int[Tensor, "B T"] | None, pooling: Pooling, eps: float = 1e-5
 ) -> Float[Tensor, "B Z"]:
-    """One vector of each sample from its tokens.
+    """Pool the tokens of each sample to one vector.
 
     Args:
-        hidden: The last layer's tokens.
-        mask: 1 where a token is real; None where all are.
-        pooling: The modes, in the order in which they are concatenated; `pooler` is not among them.
-        eps: Of the layer norm.
+        hidden: Tokens of the last layer.
+        mask: 1 for tokens, 0 for padding; None if there is no padding.
+        pooling: Modes in the order of concatenation, without `pooler`.
+        eps: Epsilon of the layer norm.
 
     Returns:
-        One row per sample, as wide as the backbone times the number of modes.
+        Vectors of the width of the tokens times the number of modes.
 
-    Source: sentence-transformers' Pooling module, whose files `1_Pooling/config.json` this follows.
+    Source: the module Pooling of sentence-transformers, with its file `1_Pooling/config.json`.
     """
-    parts = [_pooled(hidden, mask, mode, pooling.patches_only) for mode in pooling.modes]
+    parts = [_pool_by_mode(hidden, mask, mode, pooling.patches_only) for mode in pooling.modes]
     f = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
     if pooling.norm == "l2":
         return functional.normalize(f, dim=1)
@@ -217,7 +216,7 @@ def pool(
     return f
 
 
-def _pooled(hidden: Tensor, mask: Tensor | None, mode: Mode, patches_only: bool) -> Tensor:
+def _pool_by_mode(hidden: Tensor, mask: Tensor | None, mode: Mode, patches_only: bool) -> Tensor:
     if mode == "cls":
         return hidden[:, 0]
     if mask is None:
@@ -231,14 +230,14 @@ def _pooled(hidden: Tensor, mask: Tensor | None, mode: Mode, patches_only: bool)
 
 
 def describe_pooling(pooling: Pooling) -> str:
-    """The feature that a sentence-transformers folder asks for, in words."""
-    words = " beside ".join(POOLING_DESCRIPTIONS[mode] for mode in pooling.modes)
+    """Describe the feature of a sentence-transformers folder."""
+    words = " and ".join(POOLING_DESCRIPTIONS[mode] for mode in pooling.modes)
     return f"{words} of the last layer{', scaled to unit length' if pooling.norm == 'l2' else ''}"
 
 
-def table() -> Sequence[dict[str, Any]]:
-    """The architectures as rows for a listing: name, kind, feature, native class."""
+def list_architectures() -> list[dict[str, str]]:
+    """Return a row for each architecture: name, modality, feature and native class."""
     return [
-        {"architecture": a.model_type, "kind": a.kind, "feature": a.feature, "native": a.native or "-"}
+        {"architecture": a.model_type, "kind": a.kind, "feature": a.feature, "native": a.native_class or "-"}
         for a in ARCHITECTURES.values()
     ]

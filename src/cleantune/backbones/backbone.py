@@ -1,4 +1,4 @@
-"""A pre-trained network as one thing: samples in, one feature vector of each out."""
+"""A pre-trained network that turns inputs into feature vectors."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from cleantune.backbones.architectures import Architecture, Pooling, pool
 from cleantune.backbones.preprocess import ImagePreprocess, Preprocess, TextPreprocess
 
 _TEXT_WIDTH = 768
-"""Width at which the table's learning rates for text hold; narrower networks take larger steps."""
+"""Width at which the table's learning rates for text apply; narrower networks take larger steps."""
 
 
 class Backbone(nn.Module):
     """A network that turns inputs into features [B, width].
 
     Attributes:
-        hf: The network itself: a model of transformers, or any module that returns [B, width].
-        architecture: What is known of it.
-        feature: What the feature is, in words.
-        width: Length of a feature.
-        preprocess: From samples to inputs; None where the inputs are ready as they come.
-        source: Where it was opened, for messages and the run's summary.
+        hf: Model of transformers, or any module that returns features [B, width].
+        architecture: Its entry in the table of architectures.
+        feature: Description of the feature.
+        width: Dimensions of a feature.
+        preprocess: Preprocessing of samples; None if the inputs are ready.
+        source: Folder, hub id or class, for messages and the run's summary.
     """
 
-    _resting: str | None = None
-    """The fingerprint, while the weights stay as they are."""
+    _cached_fingerprint: str | None = None
+    """Fingerprint inside `constant_weights`."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Backbone(nn.Module):
         self.feature = feature or architecture.feature
 
     def forward(self, inputs: Tensor | Mapping[str, Tensor]) -> Float[Tensor, "B D"]:
-        """The feature of each sample."""
+        """Return the feature of each sample."""
         if self.pooling is None:
             output = self.hf(inputs)
-            return output if isinstance(output, Tensor) else self._refuse(output)
+            return output if isinstance(output, Tensor) else self._refuse_output(output)
         if isinstance(inputs, Tensor):
             output, mask = self.hf(inputs), None
         else:
@@ -69,31 +69,34 @@ class Backbone(nn.Module):
             return torch.flatten(output.pooler_output, 1)
         return pool(output.last_hidden_state, mask, self.pooling, getattr(self.hf.config, "norm_eps", 1e-5))
 
-    def _refuse(self, output: object) -> Tensor:
+    def _refuse_output(self, output: object) -> Tensor:
         raise TypeError(f"the module must return a tensor [B, {self.width}], not {type(output).__name__}")
 
     @property
     def learning_rate(self) -> float:
-        """Recommended for full fine-tuning by AdamW with warm-up, 64 samples a step; text: in inverse proportion to the
-        width."""
+        """Recommended learning rate of full fine-tuning by AdamW with warm-up, in batches of 64.
+
+        For text it is inversely proportional to the width.
+        """
         rate = self.architecture.learning_rate
         return rate * _TEXT_WIDTH / self.width if self.architecture.kind == "text" else rate
 
     @property
     def num_parameters(self) -> int:
-        """Number of weights that learn in full fine-tuning."""
+        """Number of weights."""
         return sum(p.numel() for p in self.parameters())
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the weights as they are now, the feature and the configuration: what decides the features."""
-        if self._resting is not None:
-            return self._resting
+        """SHA-256 over the current weights, the feature and the configuration."""
+        if self._cached_fingerprint is not None:
+            return self._cached_fingerprint
         digest = hashlib.sha256(f"{self.architecture.model_type} {self.feature} {self.pooling}".encode())
         config = getattr(self.hf, "config", None)
         if config is not None:
-            stated = {k: v for k, v in config.to_dict().items() if not k.startswith("_") and k not in _NOT_FUNCTION}
-            digest.update(json.dumps(stated, sort_keys=True, default=str).encode())
+            items = config.to_dict().items()
+            settings = {k: v for k, v in items if not k.startswith("_") and k not in _IGNORED_KEYS}
+            digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         else:
             digest.update(repr(self.hf).encode())
         for name, tensor in sorted(self.state_dict().items()):
@@ -103,17 +106,20 @@ class Backbone(nn.Module):
 
     @contextmanager
     def constant_weights(self) -> Iterator[None]:
-        """Inside, nobody changes the weights: their fingerprint, seconds for a large network, is computed once."""
-        before, self._resting = self._resting, self.fingerprint
+        """Compute the fingerprint once for the block, inside which the weights must not change.
+
+        It takes seconds for a large network.
+        """
+        before, self._cached_fingerprint = self._cached_fingerprint, self.fingerprint
         try:
             yield
         finally:
-            self._resting = before
+            self._cached_fingerprint = before
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `open_backbone` opens to the same function.
+        """Write a folder that `open_backbone` opens as the same function.
 
-        A pooling other than the architecture's own is written as sentence-transformers writes it.
+        A pooling other than the architecture's own is written in the form of sentence-transformers.
         """
         self.hf.save_pretrained(folder)  # type: ignore[operator]  # only models of transformers come here
         self.save_preprocess(folder)
@@ -123,17 +129,17 @@ class Backbone(nn.Module):
     def save_preprocess(self, folder: Path) -> None:
         """Write `preprocessor_config.json`, or the tokenizer with its length."""
         if isinstance(self.preprocess, ImagePreprocess):
-            _write_json(folder / "preprocessor_config.json", self.preprocess.config())
+            _write_json(folder / "preprocessor_config.json", self.preprocess.to_config())
         elif isinstance(self.preprocess, TextPreprocess):
             text = self.preprocess
             text.tokenizer.model_max_length = text.max_length
             text.tokenizer.save_pretrained(folder)
-            stated = {"max_seq_length": text.max_length, "do_lower_case": text.lowercase}
-            _write_json(folder / "sentence_bert_config.json", stated)
+            limits = {"max_seq_length": text.max_length, "do_lower_case": text.lowercase}
+            _write_json(folder / "sentence_bert_config.json", limits)
 
 
-_NOT_FUNCTION = {"transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels"}
-"""Entries of a configuration that do not change what the backbone computes."""
+_IGNORED_KEYS = {"transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "num_labels"}
+"""Entries of a configuration that do not change the function."""
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -159,4 +165,4 @@ def _write_sentence_transformer(folder: Path, pooling: Pooling, width: int) -> N
 
 
 POOLING_KEYS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "mean_sqrt": "mean_sqrt_len_tokens"}
-"""Our modes by the keys of sentence-transformers, in the order in which it concatenates."""
+"""Keys of sentence-transformers by our modes, in its order of concatenation."""

@@ -1,4 +1,4 @@
-"""Open a checkpoint folder, a hub id or a module as a backbone; nothing pickled, no code of the checkpoint is run."""
+"""Opening of a checkpoint folder, a hub id or a module as a backbone; no pickle is read and no remote code is run."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from cleantune.backbones.transformers_logging import quiet_transformers
 from cleantune.errors import UserError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
-_POOLER_IN_VAIN = ("ViTModel", "BertModel", "RobertaModel", "MPNetModel")
-"""Classes with a layer behind the tokens that our feature does not use and checkpoints often lack."""
+_WITH_UNUSED_POOLER = ("ViTModel", "BertModel", "RobertaModel", "MPNetModel")
+"""Classes with a pooling layer that our feature does not use and checkpoints often lack."""
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_HUB_NOT = ["onnx/*", "openvino/*", "*.fp16.safetensors", "*.bf16.safetensors"]
+_HUB_IGNORED = ["onnx/*", "openvino/*", "*.fp16.safetensors", "*.bf16.safetensors"]
 
 
 def open_backbone(
@@ -39,46 +39,50 @@ def open_backbone(
     width: int | None = None,
     preprocess: Preprocess | None = None,
 ) -> Backbone:
-    """The backbone of a checkpoint, in float32 and evaluation mode.
+    """Open a backbone, in float32 and evaluation mode.
 
     Args:
-        model: A transformers or sentence-transformers folder, a hub id, or a module that returns [B, width].
-        kind: What the data are; a model of the other kind is refused.
-        image_size: Side of the square that the network sees, in place of the checkpoint's own.
-        max_length: Tokens of a text, in place of the model's own limit or 128.
-        feature: With a module: what it returns, in words.
-        width: With a module: the length of what it returns.
-        preprocess: With a module: from samples to its inputs; None where they are ready.
+        model: Transformers or sentence-transformers folder, hub id, or module that returns features [B, width].
+        kind: Modality of the data; a model of the other modality is refused.
+        image_size: Side of the square input in pixels, in place of the checkpoint's own.
+        max_length: Most tokens of a text, in place of the model's own limit or 128.
+        feature: Description of the output of a module.
+        width: Dimensions of the output of a module.
+        preprocess: Preprocessing for a module; None if its inputs are ready.
+
+    Returns:
+        The backbone.
 
     Raises:
-        UserError: No such model, no weights, pickled weights only, an unknown architecture or the wrong kind.
+        UserError: There is no such model, it has no weights or only pickled ones, its architecture is unknown, or its
+            modality is not that of the data.
     """
     if isinstance(model, nn.Module):
-        return _module(model, kind, feature, width, preprocess)
-    stated = read_sentence_transformers_config(resolve_model_folder(str(model)))
-    architecture = read_architecture(stated.root)
-    _refuse_weightless(stated.root)
-    _refuse_other_kind(kind, architecture, str(model))
-    hf = _load(stated.root, architecture)
-    read: Preprocess
+        return _wrap_module(model, kind, feature, width, preprocess)
+    settings = read_sentence_transformers_config(resolve_model_folder(str(model)))
+    architecture = read_architecture(settings.root)
+    _refuse_missing_weights(settings.root)
+    _refuse_other_modality(kind, architecture, str(model))
+    hf = _load(settings.root, architecture)
+    own_preprocess: Preprocess
     if architecture.kind == "image":
-        read = read_image_preprocess(stated.root, image_size)
-        hf = _at_size(hf, architecture, read)
+        own_preprocess = read_image_preprocess(settings.root, image_size)
+        hf = _resize_position_embeddings(hf, architecture, own_preprocess)
     else:
-        read = read_text_preprocess(hf, stated, max_length)
-    pooling = stated.pooling or architecture.pooling
+        own_preprocess = read_text_preprocess(hf, settings, max_length)
+    pooling = settings.pooling or architecture.pooling
     return Backbone(
         hf,
         architecture,
         width=_width(hf, architecture, pooling),
-        preprocess=read,
+        preprocess=own_preprocess,
         source=str(model),
         pooling=pooling,
-        feature=describe_pooling(pooling) if stated.pooling else None,
+        feature=describe_pooling(pooling) if settings.pooling else None,
     ).eval()
 
 
-def _refuse_other_kind(kind: str | None, architecture: Architecture, model: str) -> None:
+def _refuse_other_modality(kind: str | None, architecture: Architecture, model: str) -> None:
     if kind is not None and architecture.kind != kind:
         raise UserError(
             f"the data are {kind}s, but the model {model} ({architecture.model_type}) takes {architecture.kind}s: "
@@ -86,22 +90,26 @@ def _refuse_other_kind(kind: str | None, architecture: Architecture, model: str)
         )
 
 
-def _module(
+def _wrap_module(
     module: nn.Module, kind: Literal["image", "text"] | None, feature: str | None, width: int | None, preprocess: Any
 ) -> Backbone:
     if feature is None or width is None:
         raise UserError(
             "a model given as a module needs feature= (what it returns, in words) and width= (the length of it)"
         )
-    stated: Literal["image", "text"] = kind or ("text" if isinstance(preprocess, TextPreprocess) else "image")
+    modality: Literal["image", "text"] = kind or ("text" if isinstance(preprocess, TextPreprocess) else "image")
     has_batchnorm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
     name = type(module).__name__
-    architecture = Architecture(name, stated, feature, None, 1e-4, has_batchnorm, name, Pooling(()))
+    architecture = Architecture(name, modality, feature, None, 1e-4, has_batchnorm, name, Pooling(()))
     return Backbone(module, architecture, width=width, preprocess=preprocess, source=name, feature=feature).eval()
 
 
 def resolve_model_folder(model: str) -> Path:
-    """The folder of a model; a hub id is fetched first, safetensors and text files only."""
+    """Return the folder of a model; of a hub id, safetensors and text files are downloaded.
+
+    Raises:
+        UserError: There is no such folder, and the hub has no such model or cannot be reached.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -113,8 +121,8 @@ def resolve_model_folder(model: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT))
-        except Exception as error:  # offline, unknown, gated: each has its own class, and none helps the user more
+            return Path(snapshot_download(model, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED))
+        except Exception as error:  # offline, unknown and gated models raise different classes
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
                 f'no such model: "{model}" is neither a folder here nor reachable on the Hugging Face hub ({reason[0]})'
@@ -122,10 +130,10 @@ def resolve_model_folder(model: str) -> Path:
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """The architecture that a folder's config.json names.
+    """Return the architecture that a folder's config.json names.
 
     Raises:
-        UserError: There is no such file, or the architecture is not known.
+        UserError: There is no such file, or the architecture is unknown.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model folder: it has no config.json; give a transformers folder")
@@ -140,7 +148,7 @@ def read_architecture(folder: Path) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _refuse_weightless(folder: Path) -> None:
+def _refuse_missing_weights(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
         if pickled:
@@ -181,22 +189,22 @@ def _load(folder: Path, architecture: Architecture) -> nn.Module:
 
 
 def _options(folder: Path, architecture: Architecture) -> dict[str, Any]:
-    """What a class of transformers is told beside the folder."""
+    """Return arguments of `from_pretrained` other than the folder."""
     import transformers
 
     options: dict[str, Any] = {}
-    if architecture.model_class in _POOLER_IN_VAIN:
+    if architecture.model_class in _WITH_UNUSED_POOLER:
         options["add_pooling_layer"] = False
     if architecture.model_type == "vit_mae":
-        # ViTMAEModel masks three patches of four in every forward, evaluation too: the plain ViT does not.
-        stated = transformers.ViTMAEConfig.from_pretrained(folder).to_dict()
-        same = set(transformers.ViTConfig().to_dict()) & set(stated) - {"model_type", "architectures"}
-        options["config"] = transformers.ViTConfig(**{key: stated[key] for key in sorted(same)})
+        # ViTMAEModel masks three patches of four in every forward pass, also in evaluation; the plain ViT does not.
+        config = transformers.ViTMAEConfig.from_pretrained(folder).to_dict()
+        shared = set(transformers.ViTConfig().to_dict()) & set(config) - {"model_type", "architectures"}
+        options["config"] = transformers.ViTConfig(**{key: config[key] for key in sorted(shared)})
     return options
 
 
 def _refuse_misfit(folder: Path, info: Any) -> None:
-    """Random weights in a backbone are an error; a head that is left over is none."""
+    """Refuse a checkpoint that leaves weights of the backbone random; an unused head is allowed."""
     missing = sorted(k for k in info["missing_keys"] if not k.endswith(("num_batches_tracked", "position_ids")))
     wrong = sorted(str(k[0]) if isinstance(k, tuple) else str(k) for k in info["mismatched_keys"])
     if missing or wrong:
@@ -205,8 +213,8 @@ def _refuse_misfit(folder: Path, info: Any) -> None:
         raise UserError(f"the weights of the model {folder} {what} ({count} in all): they do not fit its config.json")
 
 
-def _at_size(hf: nn.Module, architecture: Architecture, preprocess: ImagePreprocess) -> nn.Module:
-    """The same network for the preprocessing's size: position embeddings are resampled once, here."""
+def _resize_position_embeddings(hf: nn.Module, architecture: Architecture, preprocess: ImagePreprocess) -> nn.Module:
+    """Return the network for the size of the preprocessing; learned position embeddings are interpolated once."""
     if not architecture.has_position_embeddings:
         return hf
     config: Any = hf.config
@@ -227,10 +235,10 @@ def _at_size(hf: nn.Module, architecture: Architecture, preprocess: ImagePreproc
     tokens = (height // patch[0]) * (width // patch[1]) + extra
     with torch.no_grad(), quiet_transformers():
         new = embeddings.interpolate_pos_encoding(old.new_zeros(1, tokens, old.shape[-1]), height, width)
-        wanted = copy.deepcopy(config)
-        wanted.image_size = height
-        options = {"add_pooling_layer": False} if architecture.model_class in _POOLER_IN_VAIN else {}
-        resized = type(hf)(wanted, **options)
+        resized_config = copy.deepcopy(config)
+        resized_config.image_size = height
+        options = {"add_pooling_layer": False} if architecture.model_class in _WITH_UNUSED_POOLER else {}
+        resized = type(hf)(resized_config, **options)
     state = hf.state_dict()
     name = next(k for k in state if k.endswith(f"{key}.weight" if learned else key))
     state[name] = new[0] if learned else new

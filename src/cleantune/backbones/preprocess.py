@@ -1,4 +1,4 @@
-"""From a file's image or text to what the network takes, as the checkpoint's own files state it."""
+"""Preprocessing of images and texts for a network, read from the checkpoint's own files."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from torch import Tensor
 from cleantune.errors import UserError
 
 _SHORTEST_EDGE = ("CLIP", "ConvNext", "MobileNetV1", "MobileNetV2", "Bit", "Siglip")
-"""Processors that read a bare number as the shortest edge; the others read it as a square."""
-_NO_MARGIN_FROM = 384
-"""ConvNeXt's processor keeps a margin below this size and squeezes to a square from it on."""
+"""Processors that read a single number as the shortest edge; the others read it as a square."""
+_CONVNEXT_SQUARE_FROM = 384
+"""Size from which on ConvNeXt's processor resizes to a square; below, it crops a margin."""
 
 
 @dataclass(frozen=True)
 class ImagePreprocess:
-    """Resize, center crop and normalize.
+    """Resizing, center crop and normalization of images.
 
-    Exactly one of `shortest_edge` and `exact` is given, or neither where an image is cropped unresized.
+    At most one of `shortest_edge` and `exact` is set; with neither, images are cropped without resizing.
     """
 
     crop: tuple[int, int]
-    """Height and width of what the network sees."""
+    """Height and width of the network's input."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     shortest_edge: int | None = None
-    """Resize so that the shorter edge has this length, before the crop."""
+    """Length of the shorter edge before the crop."""
     exact: tuple[int, int] | None = None
-    """Resize to this height and width whatever the shape."""
+    """Height and width before the crop, whatever the aspect ratio."""
     resample: int = 2
-    """Pillow's number of the filter."""
+    """Pillow's number of the resampling filter."""
     scale: float = 1 / 255
+    """Factor of the pixels before mean and standard deviation apply."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,60 +51,40 @@ class ImagePreprocess:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what decides the uint8 pixels and their scaling."""
+        """SHA-256 of all settings."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
-    def array(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-        """Resized and cropped pixels of one image, channels last as Pillow and the cache hold them."""
+    def to_array(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+        """Resize and crop one image; channels come last."""
         image = image if image.mode == "RGB" else image.convert("RGB")
-        target = self._target(image.height, image.width)
-        if target != (image.height, image.width):
-            image = image.resize((target[1], target[0]), resample=Image.Resampling(self.resample))
-        if target != self.crop:
-            top, left = self._corner(target)
+        height, width = self._resized_size(image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            image = image.resize((width, height), resample=Image.Resampling(self.resample))
+        if (height, width) != self.crop:
+            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             image = image.crop((left, top, left + self.crop[1], top + self.crop[0]))
         return np.asarray(image)
 
-    def _target(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width before the crop."""
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width before the crop."""
         if self.shortest_edge is None:
             return self.exact or (height, width)
         short, long = sorted((width, height))
         other = int(self.shortest_edge * long / short)
         return (self.shortest_edge, other) if width > height else (other, self.shortest_edge)
 
-    def _corner(self, target: tuple[int, int]) -> tuple[int, int]:
-        """Top and left of the crop."""
-        return (target[0] - self.crop[0]) // 2, (target[1] - self.crop[1]) // 2
-
-    def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 H W"]:
-        """Resized and cropped pixels of one image."""
-        return torch.from_numpy(self.array(image).copy()).permute(2, 0, 1)
-
-    def inputs(self, pixels: Tensor, *, own: bool = False) -> Float[Tensor, "B 3 H W"]:
-        """Normalized network inputs from pixels of 0..255, uint8 or float; the memory format stays.
-
-        Pixels in float that are the caller's `own` become the inputs in their place, which saves a copy.
-
-        Both steps are one multiplication and one addition of each value. Where the channels are last, a row of pixels
-        is one vector of 3 W numbers: three channels alone would be too short for the processor's vectors.
-        """
+    def normalize(self, pixels: Tensor) -> Float[Tensor, "B 3 H W"]:
+        """Return network inputs from pixels of 0 to 255, uint8 or float, in the same memory format."""
         std = torch.tensor(self.std, device=pixels.device)
-        factor, center = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
-        x = pixels if own and pixels.dtype == torch.float32 else pixels.to(torch.float32, copy=True)
-        last = x.permute(0, 2, 3, 1)
-        if last.is_contiguous():
-            width = last.shape[2]
-            last.flatten(2).mul_(factor.repeat(width)).sub_(center.repeat(width))
-            return x
-        return x.mul_(factor.view(-1, 1, 1)).sub_(center.view(-1, 1, 1))
+        factor, shift = self.scale / std, torch.tensor(self.mean, device=pixels.device) / std
+        return pixels * factor.view(-1, 1, 1) - shift.view(-1, 1, 1)
 
-    def resized(self, size: int) -> ImagePreprocess:
-        """The same normalization at another size: shortest edge to `size`, center crop, no margin cut away."""
+    def with_size(self, size: int) -> ImagePreprocess:
+        """Return the same normalization at another size: shortest edge to `size`, then center crop of `size`."""
         return dataclasses.replace(self, shortest_edge=size, exact=None, crop=(size, size))
 
-    def config(self) -> dict[str, Any]:
-        """What `preprocessor_config.json` says, in the form that transformers' generic processor reads alike."""
+    def to_config(self) -> dict[str, Any]:
+        """Return the content of `preprocessor_config.json`, in the form of transformers' generic processor."""
         edge = {"shortest_edge": self.shortest_edge}
         exact = {"height": self.exact[0], "width": self.exact[1]} if self.exact else None
         return {
@@ -123,14 +104,14 @@ class ImagePreprocess:
 
 
 def read_image_preprocess(folder: Path, image_size: int | None) -> ImagePreprocess:
-    """The preprocessing that a checkpoint folder states.
+    """Read the preprocessing of a checkpoint folder.
 
     Args:
-        folder: With `preprocessor_config.json` (or the `image_processor` part of `processor_config.json`).
-        image_size: In its place: shortest edge to this, center crop of this, no margin.
+        folder: Folder with `preprocessor_config.json`, or `processor_config.json` with an `image_processor` part.
+        image_size: Shortest edge and center crop, in place of the sizes of the file.
 
     Raises:
-        UserError: There is no such file, or it asks for something that does not give images of one size.
+        UserError: There is no such file, or its settings do not give images of one size.
     """
     path, config = _image_config(folder)
     normalize = config.get("do_normalize", True)
@@ -142,13 +123,13 @@ def read_image_preprocess(folder: Path, image_size: int | None) -> ImagePreproce
         scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
     )
     if image_size is not None:
-        return base.resized(image_size)
+        return base.with_size(image_size)
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     size = _size(config.get("size"), shortest=kind.startswith(_SHORTEST_EDGE)) if config.get("do_resize", True) else {}
     crop = _size(config.get("crop_size"), shortest=False) if config.get("do_center_crop", False) else {}
     edge = size.get("shortest_edge")
     if kind.startswith("ConvNext") and edge:
-        if edge >= _NO_MARGIN_FROM:
+        if edge >= _CONVNEXT_SQUARE_FROM:
             size, edge = {"height": edge, "width": edge}, None
         else:
             crop = {"height": edge, "width": edge}
@@ -193,7 +174,11 @@ def _three(value: Any, path: Path) -> list[float]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A checkpoint's JSON object, or a sentence that names the file."""
+    """Read a JSON object of a checkpoint.
+
+    Raises:
+        UserError: The file cannot be read, or is no JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -204,11 +189,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TextPreprocess:
-    """A tokenizer and where it cuts.
+    """A tokenizer with its maximum length.
 
     Attributes:
-        max_length: Tokens of a text, special ones included; what is longer is cut at the end.
-        fingerprint: sha256 over the tokenizer, the length and the casing.
+        max_length: Most tokens of a text, special ones included; longer texts are truncated.
+        fingerprint: SHA-256 over the tokenizer, the length and the casing.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, *, lowercase: bool = False) -> None:
@@ -221,7 +206,7 @@ class TextPreprocess:
         self.fingerprint = hashlib.sha256(f"{max_length} {lowercase} {state}".encode()).hexdigest()
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, not padded."""
+        """Return the token ids of each text, special tokens included, without padding."""
         texts = [text.lower() for text in texts] if self.lowercase else list(texts)
         if not texts:
             return []

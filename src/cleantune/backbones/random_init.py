@@ -1,4 +1,4 @@
-"""Backbones before any training: an architecture with random weights, which `pretrain` begins from."""
+"""Backbones with random weights, from which `pretrain` starts."""
 
 from __future__ import annotations
 
@@ -30,61 +30,60 @@ RECIPES: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
     "resnet-50": ("resnet", {}, 224),
 }
-"""By name: architecture, what its configuration of transformers is told, and the side of its images in pixels."""
-_BESIDE = ("*.json", "*.txt", "*.model")
-"""Files of a checkpoint folder that are not weights: configuration, preprocessing, tokenizer."""
+"""Architecture, arguments of its configuration and side of the images in pixels, by name."""
+_NOT_WEIGHTS = ("*.json", "*.txt", "*.model")
+"""Files of a checkpoint folder for configuration, preprocessing and tokenizer."""
 
 
 def random_backbone(
     name: str, *, seed: int = 0, image_size: int | None = None, max_length: int | None = None
 ) -> Backbone:
-    """A backbone with random weights, as transformers initializes them.
+    """Return a backbone with random weights, as transformers initializes them.
 
     Args:
-        name: A recipe, or a transformers folder or hub id, of which everything but the weights is taken.
-        seed: Of the weights; the global generator is not touched.
-        image_size: Side of the images in pixels; left out: the recipe's or the folder's.
-        max_length: Tokens of a text.
+        name: Recipe, or transformers folder or hub id, of which everything but the weights is used.
+        seed: Seed of the weights; the global generator is left as it is.
+        image_size: Side of the images in pixels; None: that of the recipe or folder.
+        max_length: Most tokens of a text.
 
     Raises:
-        UserError: No recipe or folder of that name, or an unknown architecture.
+        UserError: There is no recipe or folder of this name, or its architecture is unknown.
     """
-    with tempfile.TemporaryDirectory(prefix="cleantune-") as place:
-        folder = Path(place) / "model"
+    with tempfile.TemporaryDirectory(prefix="cleantune-") as parent:
+        folder = Path(parent) / "model"
         folder.mkdir()
         if name in RECIPES:
-            kind, changes, side = RECIPES[name]
+            model_type, settings, side = RECIPES[name]
         else:
-            kind, changes, side = _copied(name, folder), {}, 0
-        _draw(folder, kind, changes, seed)
+            model_type, settings, side = _copy_settings(name, folder), {}, 0
+        _save_random_weights(folder, model_type, settings, seed)
         if side:
             square = ImagePreprocess((side, side), (0.5,) * 3, (0.5,) * 3, exact=(side, side))
-            text = json.dumps(square.config() | {"size": {"height": side, "width": side}})
+            text = json.dumps(square.to_config() | {"size": {"height": side, "width": side}})
             (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
-        made = open_backbone(folder, image_size=image_size, max_length=max_length)
-    made.source = name
-    return made
+        backbone = open_backbone(folder, image_size=image_size, max_length=max_length)
+    backbone.source = name
+    return backbone
 
 
-def _copied(name: str, folder: Path) -> str:
-    """The architecture of a folder or hub id, whose files but for the weights are put into `folder`."""
+def _copy_settings(name: str, folder: Path) -> str:
+    """Copy the files of a model other than its weights into a folder, and return its `model_type`."""
     try:
         source = resolve_model_folder(name)
     except UserError as error:
         raise UserError(f'--backbone "{name}" is no recipe{did_you_mean(name, RECIPES)}; and {error}') from None
-    for pattern in _BESIDE:
+    for pattern in _NOT_WEIGHTS:
         for file in source.glob(pattern):
             shutil.copy(file, folder / file.name)
     return read_architecture(source).model_type
 
 
-def _draw(folder: Path, kind: str, changes: dict[str, Any], seed: int) -> None:
-    """Random weights and their configuration into a folder."""
+def _save_random_weights(folder: Path, model_type: str, settings: dict[str, Any], seed: int) -> None:
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         import transformers
 
         torch.manual_seed(seed)
-        cls = getattr(transformers, ARCHITECTURES[kind].model_class)
-        stated = (folder / "config.json").is_file()
-        config = cls.config_class.from_pretrained(folder) if stated else cls.config_class(**changes)
+        cls = getattr(transformers, ARCHITECTURES[model_type].model_class)
+        has_config = (folder / "config.json").is_file()
+        config = cls.config_class.from_pretrained(folder) if has_config else cls.config_class(**settings)
         cls(config).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Text checkpoints: what a sentence-transformers folder states beside the network, and the tokenizer."""
+"""Text checkpoints: pooling and limits of a sentence-transformers folder, and the tokenizer."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ from cleantune.backbones.transformers_logging import quiet_transformers
 from cleantune.errors import UserError
 
 DEFAULT_MAX_LENGTH = 128
-"""Tokens of a text where neither the user nor a shorter limit of the model says otherwise."""
+"""Most tokens of a text, unless the user sets a limit or that of the model is lower."""
 
 
 class SentenceTransformersConfig(NamedTuple):
-    """What a folder says of its text network."""
+    """Settings of a sentence-transformers folder; of a plain transformers folder, none."""
 
     root: Path
-    """Where the network itself is."""
+    """Folder of the network itself."""
     pooling: Pooling | None
-    """None where nothing is said: then the architecture's own."""
+    """Pooling of the tokens; None: that of the architecture."""
     max_length: int | None
+    """Most tokens of a text."""
     lowercase: bool
+    """Whether texts are lowercased before the tokenizer."""
 
 
 def read_sentence_transformers_config(folder: Path) -> SentenceTransformersConfig:
-    """What `modules.json`, the pooling's file and `sentence_bert_config.json` of a folder say.
+    """Read `modules.json`, the pooling's file and `sentence_bert_config.json` of a folder.
 
     Raises:
-        UserError: They ask for a module or a pooling that is not known here.
+        UserError: They ask for an unknown module or pooling.
     """
     path = folder / "modules.json"
     if not path.is_file():
-        return _stated(folder, None)
+        return _read_limits(folder, None)
     try:
         modules = json.loads(path.read_text(encoding="utf-8"))
         kinds = [(str(row["type"]).rsplit(".", 1)[-1], folder / str(row["path"])) for row in modules]
@@ -51,56 +53,62 @@ def read_sentence_transformers_config(folder: Path) -> SentenceTransformersConfi
         )
     pooling = None
     if len(kinds) > 1:
-        pooling = Pooling(_modes(kinds[1][1] / "config.json"), norm="l2" if len(kinds) > 2 else "none")
-    return _stated(kinds[0][1], pooling)
+        pooling = Pooling(_read_modes(kinds[1][1] / "config.json"), norm="l2" if len(kinds) > 2 else "none")
+    return _read_limits(kinds[0][1], pooling)
 
 
-def _stated(root: Path, pooling: Pooling | None) -> SentenceTransformersConfig:
+def _read_limits(root: Path, pooling: Pooling | None) -> SentenceTransformersConfig:
     path = root / "sentence_bert_config.json"
     config = read_json(path) if path.is_file() else {}
-    return SentenceTransformersConfig(
-        root, pooling, config.get("max_seq_length"), bool(config.get("do_lower_case", False))
-    )
+    lowercase = bool(config.get("do_lower_case", False))
+    return SentenceTransformersConfig(root, pooling, config.get("max_seq_length"), lowercase)
 
 
-def _modes(path: Path) -> tuple[Mode, ...]:
+def _read_modes(path: Path) -> tuple[Mode, ...]:
     config = read_json(path)
-    named = config.get("pooling_mode")  # newer files name the modes, older ones switch each
-    if named is not None:
-        words = [named] if isinstance(named, str) else list(named)
-        chosen = {"mean_sqrt" if w == "mean_sqrt_len_tokens" else w for w in words}
+    names = config.get("pooling_mode")  # newer files name the modes, older ones have a switch for each
+    if names is not None:
+        names = [names] if isinstance(names, str) else list(names)
+        modes = {"mean_sqrt" if name == "mean_sqrt_len_tokens" else name for name in names}
     else:
         keys = {f"pooling_mode_{key}": mode for mode, key in POOLING_KEYS.items()}
-        chosen = {keys.get(k, k) for k, v in config.items() if k.startswith("pooling_mode") and v}
-    unknown = sorted(chosen - set(POOLING_KEYS))
-    if unknown or not chosen:
+        modes = {keys.get(k, k) for k, v in config.items() if k.startswith("pooling_mode") and v}
+    unknown = sorted(modes - set(POOLING_KEYS))
+    if unknown or not modes:
         raise UserError(
             f"{path} of the model asks for the pooling {', '.join(unknown) or 'of nothing'}, but known are "
             f"{', '.join(POOLING_KEYS)}: pass the model from Python as a module"
         )
-    return tuple(cast(Mode, mode) for mode in POOLING_KEYS if mode in chosen)
+    return tuple(cast(Mode, mode) for mode in POOLING_KEYS if mode in modes)
 
 
-def read_text_preprocess(hf: nn.Module, stated: SentenceTransformersConfig, max_length: int | None) -> TextPreprocess:
-    """The tokenizer of a folder, cut at `max_length` or at what the folder says, 128 at most by default.
+def read_text_preprocess(
+    hf: nn.Module, settings: SentenceTransformersConfig, max_length: int | None
+) -> TextPreprocess:
+    """Read the tokenizer of a folder.
+
+    Args:
+        hf: Network, whose configuration limits the tokens.
+        settings: Settings of the folder.
+        max_length: Most tokens of a text; None: the model's own limit, at most `DEFAULT_MAX_LENGTH`.
 
     Raises:
-        UserError: No usable tokenizer, or more tokens asked for than the network takes.
+        UserError: There is no usable tokenizer, or the network takes fewer tokens than `max_length`.
     """
-    folder = stated.root
+    folder = settings.root
     with quiet_transformers():
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # a missing or damaged file shows in many classes of exception
+        except Exception as error:  # missing and damaged files raise many classes of exception
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"the model folder {folder} has no usable tokenizer ({reason}): fetch it again") from error
     config: Any = hf.config
     limit = int(getattr(config, "max_position_embeddings", 512))
     if config.model_type in ("roberta", "xlm-roberta", "mpnet"):
-        limit -= int(config.pad_token_id) + 1  # positions are counted from behind the padding index
-    limit = min(limit, int(tokenizer.model_max_length), stated.max_length or limit)
+        limit -= int(config.pad_token_id) + 1  # positions are counted from the padding index on
+    limit = min(limit, int(tokenizer.model_max_length), settings.max_length or limit)
     if max_length is not None and max_length > limit:
         raise UserError(f"the model {folder} takes at most {limit} tokens, but max_length is {max_length}")
-    return TextPreprocess(tokenizer, max_length or min(limit, DEFAULT_MAX_LENGTH), lowercase=stated.lowercase)
+    return TextPreprocess(tokenizer, max_length or min(limit, DEFAULT_MAX_LENGTH), lowercase=settings.lowercase)

@@ -1,10 +1,8 @@
-"""Transformers without its noise."""
+"""transformers without progress bars and advice on the console."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -13,14 +11,10 @@ import torch
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Transformers without telemetry, progress bars and advice, and the global generator as it was."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "1")
-    if "huggingface_hub.constants" in sys.modules:  # the variables are read once, when this is imported
-        setattr(sys.modules["huggingface_hub.constants"], "HF_HUB_DISABLE_TELEMETRY", True)  # noqa: B010
+    """Silence transformers inside the block; its settings and the global generator are restored afterwards."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, had_progress_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -29,5 +23,5 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if had_progress_bars:
             logging.enable_progress_bar()

@@ -98,7 +98,7 @@ class Decoder:
             if isinstance(image, UnreadableImage):
                 self.unreadable[row] = f"{self.samples.describe(row)}: {image.reason}"
             else:
-                out[k] = self.preprocess.array(cast(Image.Image, image))
+                out[k] = self.preprocess.to_array(cast(Image.Image, image))
 
 
 class LazyPixels:

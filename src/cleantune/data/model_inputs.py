@@ -113,17 +113,17 @@ class ImageInputs:
 
     def eval_view(self, indices: Int[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
         """Return normalized pixels."""
-        return self.preprocess.inputs(self.pixels(indices))
+        return self.preprocess.normalize(self.pixels(indices))
 
     def weak_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Return normalized pixels after a random flip and affine map."""
         pixels = augment_images(self.pixels(indices), "weak", self.augmentation, generator)
-        return self.preprocess.inputs(pixels, own=True)
+        return self.preprocess.normalize(pixels)
 
     def strong_view(self, indices: Int[Tensor, " B"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Return normalized pixels after RandAugment and the weak augmentation."""
         pixels = augment_images(self.pixels(indices), "strong", self.augmentation, generator)
-        return self.preprocess.inputs(pixels, own=True)
+        return self.preprocess.normalize(pixels)
 
     def take(self, indices: Int[np.ndarray, " M"]) -> ImageInputs:
         """Return a subset in this order; nothing is copied."""

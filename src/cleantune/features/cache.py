@@ -38,9 +38,8 @@ class Features:
             unreadable: Reasons by row number, of samples without a feature.
         """
         self._shards = parts
-        is_mapped = isinstance(parts, MemmapShards)
-        shapes = parts.shapes if is_mapped else [part.shape for part in parts]
-        self._dtypes = set(parts.dtypes if is_mapped else [part.dtype for part in parts])
+        shapes = parts.shapes if isinstance(parts, MemmapShards) else [part.shape for part in parts]
+        self._dtypes = set(parts.dtypes if isinstance(parts, MemmapShards) else [part.dtype for part in parts])
         self._ends = np.cumsum([0, *(shape[0] for shape in shapes)])
         self._width = int(shapes[0][1])
         self._rows = rows

@@ -159,7 +159,7 @@ def check_agreement(backbone: Backbone, example: Inputs, dtype: Dtype, num_strea
     pair = example[:2] if isinstance(example, Tensor) else {name: value[:2] for name, value in example.items()}
     [(_, features)] = get_encoder(backbone, example, dtype, num_streams).stream([(0, pair)])
     if isinstance(pair, Tensor) and pair.dtype == torch.uint8 and isinstance(backbone.preprocess, ImagePreprocess):
-        pair = backbone.preprocess.inputs(pair)
+        pair = backbone.preprocess.normalize(pair)
     with torch.inference_mode():
         expected = backbone(pair).float()
     error = float((features - expected).norm() / expected.norm().clamp(min=1e-12))
@@ -234,8 +234,8 @@ def _with_channels_last(model: Any, preprocess: ImagePreprocess | None) -> Any:
     new = openvino.op.Parameter(dtype, openvino.Shape([count, height, width, channels]))
     x, ops = new, openvino.opset13
     if preprocess is not None:
-        mean, std = (np.tile(np.float32(value) / np.float32(preprocess.scale), width)
-                     for value in (preprocess.mean, preprocess.std))  # fmt: skip
+        mean = np.tile(np.array(preprocess.mean, np.float32) / np.float32(preprocess.scale), width)
+        std = np.tile(np.array(preprocess.std, np.float32) / np.float32(preprocess.scale), width)
         x = ops.convert(ops.reshape(x, np.array([count, height, width * channels]), False), np.float32)
         x = ops.multiply(ops.subtract(x, ops.constant(mean[None, None])), ops.constant(1 / std[None, None]))
         x = ops.reshape(x, np.array([count, height, width, channels]), False)

@@ -71,7 +71,7 @@ def select_precision(network: nn.Module, setting: str = "auto", *, training: boo
 def has_native_bfloat16(device: str = "cpu") -> bool:
     """Return whether a device type computes natively in bfloat16 on this machine."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     flags = cpu.cpu_info().get("flags", "").split()
     return device == "cpu" and not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 

@@ -161,7 +161,7 @@ def _form(net: Model) -> ModelFormat:
     if net.backbone.pooling is None:
         return "module"
     is_default = net.backbone.pooling == net.backbone.architecture.pooling
-    return "native" if is_default and net.backbone.architecture.native and type(net.head) is LinearHead else "folder"
+    return "native" if is_default and net.backbone.architecture.native_class and type(net.head) is LinearHead else "folder"
 
 
 def _write(folder: Path, net: Model, form: ModelFormat, classes: Sequence[str]) -> None:
@@ -203,7 +203,7 @@ def native_classifier(net: Model, classes: Sequence[str]) -> nn.Module:
     import transformers
 
     assert net.backbone is not None
-    assert net.backbone.architecture.native is not None
+    assert net.backbone.architecture.native_class is not None
     assert isinstance(net.head, LinearHead)
     config: Any = copy.deepcopy(net.backbone.hf.config)
     config.id2label = dict(enumerate(classes))
@@ -211,7 +211,7 @@ def native_classifier(net: Model, classes: Sequence[str]) -> nn.Module:
     config.problem_type = "single_label_classification"
     if config.model_type == "modernbert":  # its head becomes the layer norm without parameters that our feature has
         config.classifier_pooling, config.classifier_activation = "mean", "linear"
-    native: Any = getattr(transformers, net.backbone.architecture.native)(config)
+    native: Any = getattr(transformers, net.backbone.architecture.native_class)(config)
     getattr(native, native.base_model_prefix).load_state_dict(net.backbone.hf.state_dict())
     classifier = native.classifier if isinstance(native.classifier, nn.Linear) else native.classifier[-1]
     weight, bias = net.head.raw_weights()
