@@ -181,7 +181,7 @@ class MatrixRunner:
         trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
         material = prepare_inputs(
             shared.config, self.data, shared.backbone, self.console, compute=known, trains_backbone=trains
-        )  # type: ignore[arg-type]
+        )
         write_json(path, kept | {label: material.compute.to_dict()})
         return material
 

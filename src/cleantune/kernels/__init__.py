@@ -1,1 +1,0 @@
-"""Optional faster CPU convolutions."""

@@ -1,1 +1,0 @@
-"""Kernels that are about to go."""
