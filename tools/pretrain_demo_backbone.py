@@ -1,4 +1,4 @@
-"""Pre-trains the small backbone of `cleantune demo` on glyphs drawn from fonts, and measures it on digits it never saw.
+"""Pre-train the small backbone of `cleantune demo` on glyphs from fonts, and evaluate it on digits, which it never saw.
 
     python tools/pretrain_demo_backbone.py                # writes src/cleantune/assets/demo_backbone/
     python tools/pretrain_demo_backbone.py --evaluate     # measures the folder that is there
@@ -36,7 +36,7 @@ MEAN, STD = 0.3, 0.35
 
 
 def fonts() -> list[Path]:
-    """The fonts that ship with matplotlib, without those that draw other things than their codes say."""
+    """Return the fonts that ship with matplotlib, except symbol fonts."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -44,7 +44,7 @@ def fonts() -> list[Path]:
 
 
 def glyphs() -> tuple[Tensor, Tensor]:
-    """Every character of the alphabet in every font that has it.
+    """Draw every character of the alphabet in every font that has it.
 
     Returns:
         Ink [G, 1, CANVAS, CANVAS] in 0..1, cut to the glyph's box and scaled to GLYPH; the character's number [G].
@@ -81,7 +81,7 @@ def uniform(rng: torch.Generator, low: float, high: float, *shape: int) -> Tenso
 
 
 def warp(ink: Tensor, rng: torch.Generator) -> Tensor:
-    """Random affine and elastic distortion: [B, 1, CANVAS, CANVAS] to [B, 1, SIDE, SIDE]."""
+    """Apply a random affine and elastic distortion: [B, 1, CANVAS, CANVAS] to [B, 1, SIDE, SIDE]."""
     n = len(ink)
     angle, shear = uniform(rng, -0.3, 0.3, n), uniform(rng, -0.35, 0.35, n)
     height, width = uniform(rng, 0.72, 1.0, n), uniform(rng, 0.62, 1.2, n)
@@ -100,7 +100,7 @@ def warp(ink: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def thicken(ink: Tensor, rng: torch.Generator) -> Tensor:
-    """Strokes made thinner, left alone, or made thicker, a third of the samples each."""
+    """Make the strokes of a third of the samples thinner, and of a third thicker."""
     thick = F.max_pool2d(ink, 3, stride=1, padding=1)
     thin = -F.max_pool2d(-ink, 3, stride=1, padding=1)
     kind = torch.randint(3, (len(ink), 1, 1, 1), generator=rng)
@@ -109,7 +109,7 @@ def thicken(ink: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def coarsen(ink: Tensor, rng: torch.Generator) -> Tensor:
-    """Brought down to 8x8 (one batch in five: 16x16) with contrast, noise and 17 gray levels, and up again to SIDE."""
+    """Downsample to 8x8 (one batch in five: 16x16) with contrast, noise and 17 gray levels, and upsample to SIDE."""
     side = 16 if torch.rand((), generator=rng) < 0.2 else 8
     n = len(ink)
     small = F.adaptive_avg_pool2d(ink, side) * uniform(rng, 0.8, 1.6, n, 1, 1, 1)
@@ -119,7 +119,7 @@ def coarsen(ink: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw(ink: Tensor, rng: torch.Generator) -> Tensor:
-    """One distorted, normalized picture of each glyph: [B, 1, CANVAS, CANVAS] to [B, 3, SIDE, SIDE]."""
+    """Return a distorted, normalized image of each glyph: [B, 1, CANVAS, CANVAS] to [B, 3, SIDE, SIDE]."""
     return ((coarsen(thicken(warp(ink, rng), rng), rng) - MEAN) / STD).expand(-1, 3, -1, -1)
 
 
@@ -134,7 +134,7 @@ def new_backbone() -> nn.Module:
 
 
 def pretrain(steps: int, batch: int, seed: int) -> nn.Module:
-    """A backbone that tells the alphabet's characters apart."""
+    """Train a backbone to classify the characters of the alphabet."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     ink, label = glyphs()
@@ -163,7 +163,7 @@ def pretrain(steps: int, batch: int, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def settle(backbone: nn.Module, ink: Tensor, rng: torch.Generator) -> None:
-    """Sets BatchNorm's statistics to the plain mean over 100 batches: the last steps' moving average is too short."""
+    """Set BatchNorm's statistics to the mean over 100 batches; the moving average covers too few steps."""
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -176,7 +176,7 @@ def settle(backbone: nn.Module, ink: Tensor, rng: torch.Generator) -> None:
 
 
 def save(backbone: nn.Module, folder: Path) -> None:
-    """Writes the folder that `transformers.AutoModel.from_pretrained` opens, preprocessing included."""
+    """Write a folder for `transformers.AutoModel.from_pretrained`, with the preprocessing."""
     folder.mkdir(parents=True, exist_ok=True)
     backbone.save_pretrained(folder)
     preprocessor = {
@@ -200,7 +200,7 @@ def save(backbone: nn.Module, folder: Path) -> None:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits as the backbone takes them: pixels [1797, 3, SIDE, SIDE], labels [1797]."""
+    """Return scikit-learn's digits as inputs of the backbone: pixels [1797, 3, SIDE, SIDE], labels [1797]."""
     from sklearn.datasets import load_digits
 
     table = load_digits()
@@ -216,7 +216,7 @@ def features(backbone: nn.Module, pixels: Tensor) -> np.ndarray:
 
 
 def probe(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, y_test: np.ndarray | None = None) -> float:
-    """Accuracy of a logistic regression on standardized features; `y_test` where the test part has own labels."""
+    """Return the accuracy of a logistic regression on standardized features; `y_test` replaces the test labels."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -240,7 +240,7 @@ def gce_probe(x: Tensor, y: Tensor, epochs: int = 20, q: float = 0.7) -> nn.Line
 
 
 def rehearse(backbone: nn.Module, pixels: Tensor, y: Tensor, test: tuple[Tensor, Tensor]) -> tuple[float, float]:
-    """A bare TURN: GCE probe, then four times the low-loss samples of each class and fine-tuning on them.
+    """Run a minimal TURN: GCE probe, then four rounds of selecting low-loss samples by class and fine-tuning on them.
 
     Returns:
         Accuracy on the test part of the GCE probe and after fine-tuning.
@@ -281,7 +281,7 @@ def rehearse(backbone: nn.Module, pixels: Tensor, y: Tensor, test: tuple[Tensor,
 
 
 def evaluate(folder: Path, seeds: int = 3) -> None:
-    """Prints what the backbone is worth on digits, with clean labels and with six labels in ten redrawn."""
+    """Print the accuracy of the backbone on digits, with clean labels and with 60 % random labels."""
     from sklearn.model_selection import train_test_split
     from transformers import AutoModel
 
