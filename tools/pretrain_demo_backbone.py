@@ -1,6 +1,6 @@
 """Pre-train the small backbone of `cleantune demo` on glyphs from fonts, and evaluate it on digits, which it never saw.
 
-    python tools/pretrain_demo_backbone.py                # writes src/cleantune/assets/demo_backbone/
+    python tools/pretrain_demo_backbone.py                # writes src/cleantune/demo/assets/demo_backbone/
     python tools/pretrain_demo_backbone.py --evaluate     # measures the folder that is there
 
 The backbone learns to tell letters and signs of the fonts that ship with matplotlib. No glyph is a digit, and nothing
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "src" / "cleantune" / "assets" / "demo_backbone"
+FOLDER = ROOT / "src" / "cleantune" / "demo" / "assets" / "demo_backbone"
 ALPHABET = (
     "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     "abcdefghijklmnopqrstuvwxyz"
