@@ -24,6 +24,7 @@ from cleantune.pipeline.record import write_config
 from cleantune.pipeline.resolve import ResolvedRun, configure_arguments, resolve
 from cleantune.pipeline.summary import make_summary
 from cleantune.pipeline.train_run import train_and_select
+from cleantune.report import build_report
 from cleantune.storage.files import read_json, write_json
 from cleantune.storage.run_dir import RunDir
 from cleantune.training.lora import merge as merge_adapters
@@ -186,8 +187,6 @@ def print_estimate(run: ResolvedRun, run_dir: RunDir, console: Console) -> None:
 
 def write_results(finished: FinishedRun, run_dir: RunDir, console: Console) -> Result:
     """Write every file of a trained run; the summary marks it as finished."""
-    from cleantune.report import build_report
-
     predictions = artifacts.predict_splits(finished)
 
     def write() -> None:
