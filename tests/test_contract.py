@@ -30,8 +30,8 @@ from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
 WIDTH = 8
-TOLD_OF_NOISE: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
-"""With cross-entropy these are against noise in the pre-training alone, and lose under wrong labels (its spec, 5.6)."""
+NOISE_SETTINGS: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
+"""Settings for wrong labels: with cross-entropy these methods address noise in the pre-training only."""
 SPREAD = {"turn": 0.6}
 """TURN supposes features that separate the classes: blobs that overlap less, for it and for CE."""
 TABLE = [(name, scope) for name in METHODS for scope in get_args(Scope)]
@@ -215,12 +215,12 @@ def test_clean_blobs_are_solved(name: str, scope: Scope) -> None:
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_at_forty_percent_noise_no_method_is_worse_than_ce(name: str, scope: Scope) -> None:
+def test_no_method_is_worse_than_ce_at_forty_percent_noise(name: str, scope: Scope) -> None:
     def accuracy(of: str) -> float:
         found = []
         for seed in range(2):
             problem = blobs(0.53, seed, spread=SPREAD.get(name, 0.8))  # a draw in four hits the true class
-            method = quick(of, scope, **(TOLD_OF_NOISE.get(of, {}) if scope == "head" else {}))
+            method = quick(of, scope, **(NOISE_SETTINGS.get(of, {}) if scope == "head" else {}))
             found.append(trained(problem, method, loop_for(method, problem, scope, seed))[1][-1]["accuracy_test"])
         return float(np.mean(found))
 
@@ -228,7 +228,7 @@ def test_at_forty_percent_noise_no_method_is_worse_than_ce(name: str, scope: Sco
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_same_seed_gives_the_same_bits_and_another_seed_others(name: str, scope: Scope) -> None:
+def test_same_seed_gives_the_same_bits(name: str, scope: Scope) -> None:
     problem, method = blobs(0.4, size=160), quick(name, scope)
     first, _ = trained(problem, method, loop_for(method, problem, scope))
     torch.rand(7)
@@ -274,7 +274,7 @@ class TensorCounter(Trainer):
 
 @pytest.mark.usefixtures("_only_new_objects")
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope) -> None:
+def test_no_tensor_outlives_its_step(name: str, scope: Scope) -> None:
     short = Stage(epochs=1, learning_rate=1e-2, batch_size=8)
     problem, method = blobs(0.4, size=320), quick(name, scope, probe=short, tune=short)
     run = loop_for(method, problem, scope, trainer=TensorCounter)
@@ -285,7 +285,7 @@ def test_no_tensor_of_a_step_outlives_it(name: str, scope: Scope) -> None:
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_stopped_after_any_epoch_and_resumed_is_never_stopped(name: str, scope: Scope) -> None:
+def test_resume_after_any_epoch_is_bitwise(name: str, scope: Scope) -> None:
     problem = blobs(0.4, size=128)
     short = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
     method = quick(name, scope, probe=short, tune=replace(short, epochs=2, warmup=0.1))
@@ -305,7 +305,7 @@ def test_stopped_after_any_epoch_and_resumed_is_never_stopped(name: str, scope: 
             assert {**a, "seconds": 0} == {**b, "seconds": 0}
 
 
-def test_a_resumed_net_in_channels_last_is_never_stopped() -> None:
+def test_resume_in_channels_last_is_bitwise() -> None:
     problem = blobs(0.4, size=128)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(1))
@@ -323,7 +323,7 @@ def test_a_resumed_net_in_channels_last_is_never_stopped() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_head_scope_leaves_the_backbone_untouched_and_never_asks_it(name: str) -> None:
+def test_scope_head_does_not_use_the_backbone(name: str) -> None:
     problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "head")
     run = loop_for(method, problem, "all", body=body)
     trained(problem, method, run)
@@ -347,7 +347,7 @@ def test_batches_on_a_cpu_are_not_prefetched(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: str) -> None:
+def test_scope_all_trains_all_but_frozen_statistics(name: str) -> None:
     problem, body, method = blobs(0.4, size=160), backbone(), quick(name, "all")
     run = loop_for(method, problem, "all", body=body)
     trained(problem, method, run)
@@ -357,7 +357,7 @@ def test_all_scope_trains_the_backbone_and_leaves_frozen_statistics_alone(name: 
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_true_labels_move_no_bit(name: str, scope: Scope) -> None:
+def test_true_labels_change_no_bit(name: str, scope: Scope) -> None:
     problem, method = blobs(0.4, size=160), quick(name, scope)
     told, _ = trained(problem, method, loop_for(method, problem, scope))
     lies = replace(problem, truth={s: (t + 1) % problem.classes for s, t in problem.truth.items()})
@@ -378,7 +378,7 @@ def reachable(root: object) -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("name", "scope"), TABLE)
-def test_true_labels_cannot_be_reached_from_what_a_method_sees(name: str, scope: Scope) -> None:
+def test_true_labels_cannot_be_reached_by_a_method(name: str, scope: Scope) -> None:
     problem = blobs(0.4, size=160)
     truth = [t.tolist() for t in problem.truth.values()]
     method = quick(name, scope)
@@ -423,7 +423,7 @@ def test_at_sixty_percent_noise_robust_methods_beat_ce() -> None:
     assert [r["purity"] for r in rows if r["phase"] == "tune"][-1] > 0.95
 
 
-def test_every_preset_makes_phases_of_known_names() -> None:
+def test_every_preset_has_phases_of_known_names() -> None:
     for name, method in METHODS.items():
         for preset, make in method.presets.items():
             names = [p.name for p in make("vit").phases()]

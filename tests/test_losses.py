@@ -36,8 +36,7 @@ def test_gce_equals_a_loop_in_float64(q: float, seed: int) -> None:
     torch.testing.assert_close(losses.gce(logits, y, q), torch.tensor(expected), rtol=1e-4, atol=1e-6)
 
 
-def test_gce_tends_to_cross_entropy_as_q_falls_and_is_the_absolute_error_at_one() -> None:
-    """Acceptance check 1 of the spec."""
+def test_gce_limits_are_cross_entropy_and_absolute_error() -> None:
     logits, y = batch()
     logits, ce = logits.double(), losses.cross_entropy(logits, y)
     assert (losses.gce(logits, y, 1e-5) - ce).abs().max() < 1e-3
@@ -47,8 +46,7 @@ def test_gce_tends_to_cross_entropy_as_q_falls_and_is_the_absolute_error_at_one(
 
 
 @pytest.mark.parametrize("q", [0.3, 0.7, 1.0])
-def test_the_gradient_of_gce_is_that_of_cross_entropy_times_p_to_the_q(q: float) -> None:
-    """Acceptance check 1 of the spec."""
+def test_gce_gradient_is_p_to_the_q_times_that_of_ce(q: float) -> None:
     logits, y = batch()
     a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     losses.gce(a, y, q).sum().backward()
@@ -59,14 +57,14 @@ def test_the_gradient_of_gce_is_that_of_cross_entropy_times_p_to_the_q(q: float)
     assert (a.grad - p**q * b.grad).abs().max() < 1e-6
 
 
-def test_gce_keeps_a_gradient_where_the_label_is_hardly_believed() -> None:
+def test_gce_keeps_a_gradient_at_tiny_probabilities() -> None:
     logits = torch.tensor([[12.0, 0.0]], requires_grad=True)
     losses.gce(logits, torch.tensor([1]), 0.7).sum().backward()
     assert logits.grad is not None
     assert logits.grad.abs().max() > 1e-5
 
 
-def test_soft_cross_entropy_of_a_one_hot_target_is_cross_entropy() -> None:
+def test_soft_cross_entropy_of_one_hot_is_cross_entropy() -> None:
     logits, y = batch()
     target = torch.nn.functional.one_hot(y, 7).float()
     torch.testing.assert_close(losses.soft_cross_entropy(logits, target), losses.cross_entropy(logits, y))
@@ -79,6 +77,6 @@ def test_no_gradient_flows_into_a_soft_target() -> None:
     assert target.grad is None
 
 
-def test_a_label_that_is_not_trusted_does_not_count_in_the_mean() -> None:
+def test_weighted_mean_ignores_samples_of_weight_zero() -> None:
     value = losses.weighted_mean(torch.tensor([2.0, 100.0]), torch.tensor([1.0, 0.0]))
     assert value == 1.0

@@ -8,7 +8,7 @@ from cleantune.functional import metrics
 
 
 @given(seed=st.integers(0, 100))
-def test_auroc_equals_the_share_of_pairs_in_order(seed: int) -> None:
+def test_auroc_equals_the_fraction_of_ordered_pairs(seed: int) -> None:
     r = np.random.default_rng(seed)
     score, right = r.integers(0, 6, 40).astype(float), r.random(40) < 0.6
     if right.all() or not right.any():
@@ -26,14 +26,14 @@ def test_purity_and_recall_of_a_perfect_selection_are_one() -> None:
     assert metrics.recall(np.array([True, True, False, False]), right) == 1 / 3
 
 
-def test_what_cannot_be_measured_is_none() -> None:
+def test_undefined_metrics_are_none() -> None:
     nothing = np.zeros(3, dtype=bool)
     assert metrics.purity(np.zeros(3), ~nothing) is None
     assert metrics.recall(nothing, nothing) is None
     assert metrics.accuracy(np.zeros(0, dtype=int), np.zeros(0, dtype=int)) is None
 
 
-def test_equal_models_lose_nothing_and_a_worse_one_loses_clearly() -> None:
+def test_mcnemar_z_is_signed_and_zero_for_equal_models() -> None:
     r = np.random.default_rng(0)
     first = r.random(1000) < 0.7
     assert metrics.mcnemar_z(first, first) == 0.0
@@ -42,7 +42,7 @@ def test_equal_models_lose_nothing_and_a_worse_one_loses_clearly() -> None:
     assert metrics.mcnemar_z(second, first) == -metrics.mcnemar_z(first, second)
 
 
-def test_two_models_of_equal_strength_are_within_two_standard_errors_nineteen_times_in_twenty() -> None:
+def test_mcnemar_z_is_standard_normal_for_equal_models() -> None:
     r = np.random.default_rng(1)
     apart = [abs(metrics.mcnemar_z(r.random(800) < 0.6, r.random(800) < 0.6)) < 1.96 for _ in range(400)]
     assert 0.92 < np.mean(apart) < 0.98

@@ -64,7 +64,7 @@ def test_the_head_equals_the_formulas_of_the_paper(layers: int, norm: Any, resid
     assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in model.layers) == (layers if norm == "batch" else 0)
 
 
-def test_the_parameters_are_as_many_as_the_spec_counts() -> None:
+def test_the_head_has_the_expected_number_of_parameters() -> None:
     D, C = 6, 3
     plain = sum(p.numel() for p in head(MLPHeadConfig(norm="none", residual=False)).parameters())
     whole = sum(p.numel() for p in head().parameters())
@@ -72,14 +72,14 @@ def test_the_parameters_are_as_many_as_the_spec_counts() -> None:
     assert whole == plain + 8 * D + D
 
 
-def test_features_of_any_scale_are_the_same_to_a_head_that_standardizes() -> None:
+def test_a_standardizing_head_ignores_the_feature_scale() -> None:
     f = torch.randn(40, 6) * 100 + 7
     model = MLPHead(6, 3, MLPHeadConfig(standardize=True), standardize=mean_and_std(f),
                     generator=torch.Generator().manual_seed(0)).eval()  # fmt: skip
     torch.testing.assert_close(model(f).features, (f - f.mean(0)) / f.std(0, correction=0), rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn_from_the_seed() -> None:
+def test_dropout_is_seeded_and_for_training_only() -> None:
     model, f = head(MLPHeadConfig(dropout=0.25), width=64), torch.rand(200, 64) + 1
     model.seed_dropout(1)
     first, second = model.train()(f).features, model(f).features
@@ -92,7 +92,7 @@ def test_dropout_hides_its_share_of_dimensions_while_learning_alone_and_is_drawn
     assert torch.equal(model.eval()(f).features, f)
 
 
-def test_a_saved_head_is_loaded_to_the_same_scores(tmp_path: Path) -> None:
+def test_a_saved_head_gives_the_same_logits(tmp_path: Path) -> None:
     model, f = head(MLPHeadConfig(layers=2, norm="batch")), torch.randn(9, 6)
     model.train()(f)
     net = Model(None, model.eval())
@@ -117,7 +117,7 @@ def test_the_loss_is_the_sum_of_its_weighted_terms() -> None:
     assert set(value.components) == {"ce", "consistency", "covariance", "dominance"}
 
 
-def test_two_views_pass_together_and_the_authors_compare_the_first_with_the_second() -> None:
+def test_official_pairing_compares_the_two_views() -> None:
     model, one, two, y = head(), torch.randn(8, 6), torch.randn(8, 6), torch.randint(3, (8,))
     outputs = forward_views(model, (one, two))
     both = model(torch.cat([one, two]))
@@ -138,7 +138,7 @@ def test_views_of_texts_pass_one_after_the_other() -> None:
     assert len(forward_views(net, ({"a": torch.ones(2, 3)}, {"a": torch.ones(2, 3)}))) == 2  # type: ignore[arg-type]
 
 
-def test_cached_views_are_what_two_views_learn_from() -> None:
+def test_two_views_train_on_cached_views() -> None:
     problem = blobs(0.0, size=96)
     run = loop_on(problem, "head")
     x = problem.x["train"]
@@ -160,7 +160,7 @@ def test_cached_views_are_what_two_views_learn_from() -> None:
 
 
 @pytest.mark.parametrize("loss", ["gce", "elr"])
-def test_a_robust_label_loss_beats_cross_entropy_under_wrong_labels(loss: str) -> None:
+def test_a_robust_label_loss_beats_cross_entropy(loss: str) -> None:
     problem = blobs(0.6, size=800, spread=0.4)
     long = Stage(epochs=40, learning_rate=1e-2, batch_size=32)
     accuracy = {}
@@ -189,7 +189,7 @@ def test_robust_with_an_mlp_head_resumes_bitwise(kind: str) -> None:
         assert torch.equal(value, after[name]), name
 
 
-def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
+def test_a_probe_with_an_mlp_head_can_be_selected() -> None:
     problem = blobs(0.4, size=128)
     method = quick("robust", "all", head="nmtune", probe=SHORT, tune=replace(SHORT, epochs=1))
     body = backbone()
@@ -200,7 +200,7 @@ def test_the_probe_with_an_mlp_head_can_be_delivered() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "nmtune"])
-def test_an_mlp_head_that_learns_alone_keeps_its_terms_after_the_cleansing(kind: str) -> None:
+def test_an_mlp_head_keeps_its_terms_after_selection(kind: str) -> None:
     problem = blobs(0.4, size=128)
     method = quick("robust", "head", head=kind, probe=SHORT, tune=replace(SHORT, epochs=2))
     _, rows = trained(problem, method, loop_on(problem, "head"))
@@ -221,15 +221,14 @@ def test_robust_takes_the_stage_of_nmtune_for_an_mlp_head() -> None:
     assert (probe.stage, tune.stage) == (SHORT, SHORT)
 
 
-def test_gce_learns_at_three_times_the_rate_unless_one_is_set() -> None:
+def test_gce_has_its_own_default_learning_rate() -> None:
     """Beside the three terms its gradient, p_y^q of cross-entropy's, would be weak."""
     assert NMTune(loss="gce").phases()[0].stage == replace(NMTune().probe, learning_rate=3e-4)
     assert NMTune(loss="elr").phases()[0].stage == NMTune().probe
     assert NMTune(loss="gce", probe=SHORT).phases()[0].stage == SHORT
 
 
-def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_mlp() -> None:
-    """Spec 6.3."""
+def test_scope_all_regularizes_backbone_features() -> None:
     problem = blobs(0.0, size=96)
     tune = replace(SHORT, epochs=1)
     method = quick("nmtune", "all", tune=tune, mlp=MLPHeadConfig())
@@ -242,7 +241,7 @@ def test_in_scope_all_two_terms_act_on_the_backbones_features_and_there_is_no_ml
     torch.testing.assert_close(parts["covariance"], losses.covariance(f))
 
 
-def test_presets_hold_the_published_settings() -> None:
+def test_presets_have_the_published_settings() -> None:
     paper, code = (configure({"method": {"name": "nmtune", "preset": p}, "data": {"data": "x"}}, "resnet").method
                    for p in ("paper", "official"))  # fmt: skip
     weights = [(m.mse_weight, m.cov_weight, m.svd_weight) for m in (paper, code)]  # type: ignore[attr-defined]
@@ -255,7 +254,7 @@ def test_presets_hold_the_published_settings() -> None:
     assert (text.epochs, text.schedule, lr_factor(text, 0.25)) == (10, "linear", 0.75)
 
 
-def test_check_6_backbone_and_its_batchnorm_are_the_same_before_and_after_a_fit_of_the_head() -> None:
+def test_scope_head_does_not_change_the_backbone() -> None:
     problem, body = blobs(0.0, size=96), backbone()
     run, _ = trained(problem, quick("nmtune", "head", probe=SHORT), loop_on(problem, "all", body=body))
     assert run.models[0].backbone is not None
@@ -270,7 +269,7 @@ def test_mlp_is_nmtune_without_its_terms() -> None:
     assert (method.loss, method.q, method.mse_weight, method.cov_weight) == ("gce", 0.5, 0.0, 0.0)
 
 
-def test_a_covariance_term_that_rules_is_said_once_in_the_first_row() -> None:
+def test_a_dominating_covariance_term_gives_one_warning() -> None:
     problem = blobs(0.0, size=96)
     method = quick("nmtune", "head", probe=SHORT, cov_weight=100.0)
     _, rows = trained(problem, method, loop_on(problem, "head"))

@@ -1,4 +1,4 @@
-"""The three terms of NMTune: nmtune spec 9, checks 1 to 4."""
+"""The three regularizers of NMTune: values, gradients, invariances and bounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def drawn(B: int, D: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
     return torch.randn(B, D, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def test_check_1_golden_values_of_each_term() -> None:
+def test_terms_have_the_published_values() -> None:
     assert float(consistency(F, Z)) == pytest.approx(0.5045955, rel=1e-5)
     assert float(consistency(F, Z, "element_mean")) == pytest.approx(0.2522977, rel=1e-5)
     assert float(covariance(Z)) == pytest.approx(16.0, rel=1e-5)
@@ -31,7 +31,7 @@ def test_check_1_golden_values_of_each_term() -> None:
 
 
 @pytest.mark.parametrize(("B", "D"), SHAPES)
-def test_check_1_gradients_of_singular_values_and_covariance_equal_finite_differences(B: int, D: int) -> None:
+def test_gradients_equal_finite_differences(B: int, D: int) -> None:
     z = drawn(B, D, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(singular_values, (z,))
     for term in (covariance, dominant_singular_value):
@@ -44,7 +44,7 @@ def test_check_1_gradients_of_singular_values_and_covariance_equal_finite_differ
 
 
 @pytest.mark.parametrize(("B", "D"), SHAPES)
-def test_terms_equal_a_naive_second_writing(B: int, D: int) -> None:
+def test_terms_equal_naive_formulas(B: int, D: int) -> None:
     f, z = drawn(B, D, 1, torch.float64), drawn(B, D, 2, torch.float64)
     rows = [((a / a.norm() - b / b.norm()) ** 2).sum() for a, b in zip(f, z, strict=True)]
     assert float(consistency(f, z)) == pytest.approx(float(sum(rows)) / B, rel=1e-5)
@@ -58,7 +58,7 @@ def test_terms_equal_a_naive_second_writing(B: int, D: int) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), c=st.floats(0.05, 20))
-def test_check_2_what_scale_order_and_rotation_change_and_what_they_do_not(seed: int, c: float) -> None:
+def test_terms_have_their_invariances(seed: int, c: float) -> None:
     f, z = drawn(10, 6, seed, torch.float64), drawn(10, 6, seed + 1, torch.float64)
     close = {"rel": 2e-5, "abs": 1e-6}
     assert float(consistency(f, c * z)) == pytest.approx(float(consistency(f, z)), **close)
@@ -72,7 +72,7 @@ def test_check_2_what_scale_order_and_rotation_change_and_what_they_do_not(seed:
     assert float(dominant_singular_value(z @ q)) == pytest.approx(float(dominant_singular_value(z)), **close)
 
 
-def test_check_2_a_rotation_changes_the_covariance_term() -> None:
+def test_a_rotation_changes_the_covariance_term() -> None:
     z = drawn(50, 4) * torch.tensor([3.0, 1, 1, 1])
     q = torch.linalg.qr(drawn(4, 4, 5)).Q
     assert float(covariance(z @ q)) > 2 * float(covariance(z))
@@ -80,20 +80,20 @@ def test_check_2_a_rotation_changes_the_covariance_term() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), B=st.integers(2, 12), D=st.integers(1, 12))
-def test_check_3_bounds_of_consistency_and_dominance(seed: int, B: int, D: int) -> None:
+def test_consistency_and_dominance_are_bounded(seed: int, B: int, D: int) -> None:
     f, z = drawn(B, D, seed), drawn(B, D, seed + 1)
     assert -1e-6 <= float(consistency(f, z)) <= 4 + 1e-6
     assert -1 - 1e-6 <= float(dominant_singular_value(z)) <= -1 / min(B, D) + 1e-6
     assert float(consistency(z, -z)) == pytest.approx(4.0, rel=1e-5)
 
 
-def test_check_4_elements_are_rows_divided_by_d_and_top_one_is_both_reductions() -> None:
+def test_reductions_agree_up_to_their_factor() -> None:
     f, z = drawn(9, 5), drawn(9, 5, 1)
     assert float(consistency(f, z, "element_mean")) == pytest.approx(float(consistency(f, z)) / 5, rel=1e-5)
     assert float(dominant_singular_value(z, 1, "mean")) == float(dominant_singular_value(z, 1, "sum"))
 
 
-def test_equal_and_vanishing_singular_values_have_a_finite_gradient() -> None:
+def test_equal_singular_values_have_a_finite_gradient() -> None:
     for z in (torch.eye(4, 6), torch.ones(5, 7), torch.zeros(3, 4), torch.eye(3).repeat(2, 1)):
         z = z.clone().requires_grad_()
         dominant_singular_value(z).backward()  # type: ignore[no-untyped-call]
@@ -102,11 +102,11 @@ def test_equal_and_vanishing_singular_values_have_a_finite_gradient() -> None:
     assert float(dominant_singular_value(torch.ones(5, 7))) == pytest.approx(-1.0)
 
 
-def test_what_is_not_finite_stays_so_instead_of_failing() -> None:
+def test_non_finite_inputs_give_non_finite_terms() -> None:
     assert math.isnan(float(dominant_singular_value(torch.full((3, 4), torch.nan))))
 
 
-def test_no_gradient_flows_into_features_and_a_single_row_has_no_covariance() -> None:
+def test_features_get_no_gradient_and_one_row_raises() -> None:
     f, z = drawn(4, 3).requires_grad_(), drawn(4, 3, 1).requires_grad_()
     consistency(f, z).backward()  # type: ignore[no-untyped-call]
     assert f.grad is None

@@ -64,7 +64,7 @@ def transcript(name: str, **settings: Any) -> list[tuple[str, str, list[str]]]:
 
 
 @pytest.mark.parametrize("name", ["ce", "gce", "elr"])
-def test_a_robust_loss_learns_from_all_and_looks_at_nobody(name: str) -> None:
+def test_single_losses_learn_from_all_without_scoring(name: str) -> None:
     assert transcript(name, scope="head") == [("probe", "head", ["learn A from all"])]
     assert transcript(name, scope="all") == [("tune", "all", ["learn A from all"])]
 
@@ -104,7 +104,7 @@ def epochs(name: str, count: int, **settings: Any) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
-def test_co_teaching_learns_both_nets_at_once_from_all_and_looks_at_nobody(scope: str) -> None:
+def test_coteaching_trains_both_networks_at_once(scope: str) -> None:
     assert epochs("coteaching", 2, scope=scope) == [["learn A+B from all"]] * 2
 
 
@@ -112,18 +112,18 @@ WARM_UP = ["learn A from all", "learn B from all"]
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
-def test_dividemix_warms_up_then_judges_with_both_before_either_learns(scope: str) -> None:
+def test_dividemix_scores_with_both_before_either_learns(scope: str) -> None:
     found = epochs("dividemix", 3, scope=scope, warm_up_head=1, warm_up_all=1)
     assert found == [WARM_UP, *[["score A", "score B", "learn A from selection", "learn B from selection"]] * 2]
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
-def test_unicon_warms_up_then_both_judge_together_anew_before_each_learns(scope: str) -> None:
+def test_unicon_scores_with_both_before_each_learns(scope: str) -> None:
     found = epochs("unicon", 3, scope=scope, warm_up_head=1, warm_up_all=1)
     assert found == [WARM_UP, *[["score A+B", "learn A from selection", "score A+B", "learn B from selection"]] * 2]
 
 
-def test_each_net_of_dividemix_learns_by_the_verdict_of_its_peer() -> None:
+def test_dividemix_trains_each_network_on_its_peers_split() -> None:
     run, method = Recording(), METHODS["dividemix"](warm_up_head=0)
     method.phases()[0].epoch(run)  # type: ignore[arg-type]
     weights = [selection.weight for selection in run.selections if selection is not None]
@@ -132,6 +132,6 @@ def test_each_net_of_dividemix_learns_by_the_verdict_of_its_peer() -> None:
     torch.testing.assert_close(run.ledger["p_clean"], (weights[0] + weights[1]) / 2)
 
 
-def test_elr_that_probes_first_probes_then_tunes() -> None:
+def test_elr_with_probe_first_probes_then_tunes() -> None:
     probe, tune = ("probe", "head", ["learn A from all"]), ("tune", "all", ["learn A from all"])
     assert transcript("elr", scope="all", probe_first=True) == [probe, tune]

@@ -39,8 +39,7 @@ def rng(seed: int = 0) -> torch.Generator:
 
 
 @given(seed=st.integers(0, 500))
-def test_strict_gives_every_observed_class_the_smallest_count(seed: int) -> None:
-    """Acceptance check 5 of the spec; a class without a sample is skipped."""
+def test_strict_gives_every_class_the_smallest_count(seed: int) -> None:
     keep, loss, y = random_cut(seed)
     keep = rescue_small_classes(keep, loss, y, C)
     chosen = balance_classes(keep, y, C, Strict(), rng())
@@ -53,7 +52,7 @@ def test_strict_gives_every_observed_class_the_smallest_count(seed: int) -> None
 
 @pytest.mark.parametrize("rule", [Quantile(0.1), Quantile(0.5), Floor(16), All()])
 @given(seed=st.integers(0, 200))
-def test_a_class_gives_all_it_has_up_to_the_cap(rule: object, seed: int) -> None:
+def test_balance_classes_drops_samples_above_the_cap(rule: object, seed: int) -> None:
     keep, loss, y = random_cut(seed)
     keep = rescue_small_classes(keep, loss, y, C)
     kept = torch.bincount(y[keep], minlength=C)
@@ -62,8 +61,7 @@ def test_a_class_gives_all_it_has_up_to_the_cap(rule: object, seed: int) -> None
     assert (out == kept.clamp(max=cap)).all()
 
 
-def test_the_draw_is_new_under_a_new_seed_and_the_same_under_the_same() -> None:
-    """Acceptance check 5 of the spec."""
+def test_balance_classes_is_seeded() -> None:
     keep, _, y = random_cut(0)
     draw = lambda seed: balance_classes(keep, y, C, Quantile(0.1), rng(seed))  # noqa: E731
     assert (draw(1) == draw(1)).all()
@@ -73,7 +71,7 @@ def test_the_draw_is_new_under_a_new_seed_and_the_same_under_the_same() -> None:
 
 
 @given(seed=st.integers(0, 200))
-def test_rescue_takes_the_lowest_losses_of_poor_classes_and_touches_no_other(seed: int) -> None:
+def test_rescue_adds_the_lowest_losses_of_small_classes(seed: int) -> None:
     keep, loss, y = random_cut(seed)
     keep &= torch.rand(len(y), generator=rng(seed)) < 0.05
     out = rescue_small_classes(keep, loss, y, C)
@@ -90,15 +88,14 @@ def test_rescue_takes_the_lowest_losses_of_poor_classes_and_touches_no_other(see
             assert loss[added].max() <= loss[left].min()
 
 
-def test_rescue_survives_losses_that_are_not_finite() -> None:
+def test_rescue_accepts_non_finite_losses() -> None:
     loss = torch.tensor([float("nan"), float("inf"), 1.0, 2.0])
     out = rescue_small_classes(torch.zeros(4, dtype=torch.bool), loss, torch.zeros(4, dtype=torch.long), 1, smallest=2)
     assert out.tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.9, 36), (0.6, 166)])
-def test_perfect_selection_leaves_the_papers_number_of_samples(rate: float, expected: int) -> None:
-    """Acceptance check 7 of the spec: 47,500 samples of 100 classes under symmetric noise."""
+def test_strict_balance_keeps_the_number_of_the_paper(rate: float, expected: int) -> None:
     y_true = torch.arange(100).repeat_interleave(475)
     sizes = []
     for seed in range(5):
@@ -118,7 +115,7 @@ def test_perfect_selection_leaves_the_papers_number_of_samples(rate: float, expe
         ("quantile", Quantile(0.1)),
     ],
 )
-def test_a_balance_is_read_from_its_spelling(text: str, rule: object) -> None:
+def test_parse_balance_reads_every_rule(text: str, rule: object) -> None:
     assert parse_balance(text) == rule
     assert parse_balance(str(rule)) == rule
 
@@ -126,15 +123,13 @@ def test_a_balance_is_read_from_its_spelling(text: str, rule: object) -> None:
 @pytest.mark.parametrize(
     ("text", "named"), [("stric", "strict"), ("quantile:x", "x"), ("floor:0", "at least 1"), ("quantile:2", "0..1")]
 )
-def test_a_wrong_balance_is_refused_by_name(text: str, named: str) -> None:
+def test_parse_balance_names_an_unknown_rule(text: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         parse_balance(text)
 
 
 @given(seed=st.integers(0, 200), class_balance=st.sampled_from([0.0, 0.5, 1.0]))
-def test_evened_weights_keep_the_whole_and_weigh_a_class_by_its_trust_to_the_power_of_one_less_even(
-    seed: int, class_balance: float
-) -> None:
+def test_balance_weights_keep_the_total_and_the_exponent(seed: int, class_balance: float) -> None:
     _, trust, y = random_cut(seed)
     weight = balance_weights(trust.double(), y, C, class_balance)
     before, after = (torch.zeros(C).double().index_add_(0, y, w.double()) for w in (trust, weight))
@@ -145,7 +140,7 @@ def test_evened_weights_keep_the_whole_and_weigh_a_class_by_its_trust_to_the_pow
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio))
 
 
-def test_a_sample_of_a_tiny_class_is_lifted_to_a_limit_and_a_class_without_trust_has_no_weight() -> None:
+def test_balance_weights_are_bounded_for_tiny_classes() -> None:
     y = torch.tensor([0] * 999 + [1] + [2] * 500)
     trust = torch.ones(1500)
     trust[y == 2] = 0
@@ -155,9 +150,7 @@ def test_a_sample_of_a_tiny_class_is_lifted_to_a_limit_and_a_class_without_trust
 
 
 @given(seed=st.integers(0, 200), class_balance=st.sampled_from([0.0, 0.5, 1.0]))
-def test_a_class_has_room_for_its_share_of_labels_and_the_least_suspicious_fill_it(
-    seed: int, class_balance: float
-) -> None:
+def test_within_class_quota_takes_the_least_suspicious(seed: int, class_balance: float) -> None:
     _, wrong, y = random_cut(seed)
     inside, size = within_class_quota(wrong, y, C, class_balance), torch.bincount(y, minlength=C).tolist()
     total = sum(n ** (1 - class_balance) for n in size if n)

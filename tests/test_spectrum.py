@@ -1,4 +1,4 @@
-"""Singular values of features and what is read from them: nmtune spec 2, and checks 1 to 3 and 7 of its section 9."""
+"""Singular values of features, SVE and LSVR: values, invariances, bounds and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(M: int, D: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.3, 1.0, (M, D))
 
 
-def test_check_1_golden_values_of_sve_and_lsvr() -> None:
+def test_sve_and_lsvr_have_known_values() -> None:
     assert sve(Z, **RAW) == pytest.approx(0.2021097, rel=1e-5)
     assert lsvr(Z, **RAW) == pytest.approx(0.0525848, rel=1e-5)
     four = np.diag([4.0, 3, 2, 1])
@@ -36,7 +36,7 @@ def test_check_1_golden_values_of_sve_and_lsvr() -> None:
 @pytest.mark.parametrize(("M", "D"), [(7, 30), (30, 7), (12, 12)])
 @pytest.mark.parametrize("normalize", [None, "l2"])
 @pytest.mark.parametrize("center", [None, "row", "column"])
-def test_it_equals_an_svd_of_the_prepared_features(M: int, D: int, normalize: str | None, center: str | None) -> None:
+def test_spectrum_equals_an_svd(M: int, D: int, normalize: str | None, center: str | None) -> None:
     x = drawn(M, D)
     expected = x / np.linalg.norm(x, axis=1, keepdims=True) if normalize else x
     if center:
@@ -50,9 +50,7 @@ def test_it_equals_an_svd_of_the_prepared_features(M: int, D: int, normalize: st
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), c=st.floats(0.01, 100))
-def test_check_2_scale_order_and_rotation_do_not_count_but_for_row_means_which_depend_on_the_basis(
-    seed: int, c: float
-) -> None:
+def test_spectrum_is_invariant_to_scale_order_and_rotation(seed: int, c: float) -> None:
     x, r = drawn(12, 5, seed), np.random.default_rng(seed)
     q = np.linalg.qr(r.normal(size=(5, 5)))[0]
     for other in (c * x, x[r.permutation(12)], x @ q):
@@ -63,15 +61,15 @@ def test_check_2_scale_order_and_rotation_do_not_count_but_for_row_means_which_d
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), M=st.integers(2, 15), D=st.integers(2, 15))
-def test_check_3_bounds_of_sve_and_lsvr(seed: int, M: int, D: int) -> None:
+def test_sve_and_lsvr_are_bounded(seed: int, M: int, D: int) -> None:
     for how in PRESETS.values():
         found, most = spectrum(drawn(M, D, seed), **how), math.log(min(M, D)) + 1e-9
         assert 0 <= found.sve <= most
         assert 0 <= found.lsvr <= most
 
 
-def test_the_published_difference_of_the_presets_on_gaussian_features_with_an_offset() -> None:
-    """Spec 2.2: raw and l2 agree, centring takes the dominant direction away."""
+def test_presets_differ_on_features_with_an_offset() -> None:
+    """Raw and l2 agree; centering removes the dominant direction."""
     x = np.random.default_rng(0).normal(2.0, 1.0, (500, 64))
     raw, code = spectrum(x, **RAW), spectrum(x, **PRESETS["official"])
     assert (raw.sve, raw.lsvr) == pytest.approx((3.783, 1.577), abs=0.02)
@@ -79,9 +77,7 @@ def test_the_published_difference_of_the_presets_on_gaussian_features_with_an_of
     assert (code.normalize, code.center, code.samples, code.width) == ("l2", "row", 500, 64)
 
 
-def test_blocks_memory_maps_half_precision_and_tensors_change_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spectrum_accepts_blocks_memmaps_and_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = drawn(101, 9).astype(np.float16)
     np.save(tmp_path / "x.npy", x)
     whole = spectrum(x.astype(np.float64), center="column").values
@@ -92,7 +88,7 @@ def test_blocks_memory_maps_half_precision_and_tensors_change_nothing(
         np.testing.assert_allclose(spectrum(form, center="column").values, whole, rtol=1e-9)
 
 
-def test_bands_share_the_sum_and_one_beyond_the_last_rank_is_empty() -> None:
+def test_band_sums_add_up_and_empty_bands_are_zero() -> None:
     shares = band_sums(np.arange(30, 0, -1.0))
     assert list(shares) == ["0-19", "20-499", "500-"]
     assert sum(shares.values()) == pytest.approx(1.0)
@@ -108,7 +104,7 @@ def test_bands_share_the_sum_and_one_beyond_the_last_rank_is_empty() -> None:
         (np.array([[1.0, 2], [np.nan, 1]]), "row 1 (from 0)"),
     ],
 )
-def test_what_has_no_spectrum_is_refused_in_one_sentence(x: np.ndarray, said: str) -> None:
+def test_invalid_features_are_user_errors(x: np.ndarray, said: str) -> None:
     with pytest.raises(UserError) as error:
         spectrum(x)
     assert said in str(error.value)

@@ -59,8 +59,7 @@ def spent(name: str, **changes: Any) -> list[int]:
     return [b - a for a, b in itertools.pairwise(total)]
 
 
-def test_co_teaching_and_a_warm_up_of_two_nets_cost_six_forwards_a_sample() -> None:
-    """Acceptance check 11 of the spec."""
+def test_coteaching_costs_six_forward_passes_per_sample() -> None:
     assert spent("coteaching") == [6 * N] * 5
     assert spent("dividemix", warm_up_all=2)[:2] == [6 * N] * 2
     assert spent("unicon", warm_up_all=2)[:2] == [6 * N] * 2
@@ -90,16 +89,14 @@ class Counting:
         return [b - a for a, b in itertools.pairwise(total)]
 
 
-def test_an_epoch_of_dividemix_costs_two_and_thirty_six_rho() -> None:
-    """Acceptance check 11 of the spec: each net's share of it is 18 forward_passes a kept sample, and both look at all."""
+def test_dividemix_costs_two_and_thirty_six_rho() -> None:
     counting = Counting()
     for epoch, forward_passes in enumerate(counting.run("dividemix")):
         kept = counting.kept[2 * epoch : 2 * epoch + 2]
         assert forward_passes == 2 * N + 18 * sum(kept)
 
 
-def test_an_epoch_of_unicon_costs_twenty_and_sixteen_r() -> None:
-    """Acceptance check 11 of the spec, up to the rounding of batches."""
+def test_unicon_costs_twenty_and_sixteen_r() -> None:
     counting = Counting()
     for epoch, forward_passes in enumerate(counting.run("unicon")):
         expected = 4.0 * N
@@ -112,7 +109,7 @@ def test_an_epoch_of_unicon_costs_twenty_and_sixteen_r() -> None:
 
 
 @pytest.mark.parametrize("name", ["coteaching", "dividemix", "unicon"])
-def test_on_cached_features_two_nets_cost_no_forward(name: str) -> None:
+def test_cached_features_cost_no_forward_pass(name: str) -> None:
     problem, method = blobs(0.4, size=N), quick(name, "head")
     run, _ = trained(problem, method, loop_for(method, problem, "all"))
     assert run.cost.forward_passes == 0
@@ -156,7 +153,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_class_count_stops_a_method(name: str, shape: str) -> None:
+def test_methods_accept_any_class_sizes(name: str, shape: str) -> None:
     stage = Stage(epochs=3, learning_rate=1e-2, batch_size=32)
     changes: dict[str, Any] = {"warm_up_head": 1} if name in ("dividemix", "unicon") else {}
     if name == "unicon":
@@ -179,9 +176,7 @@ def test_clean_labels_leave_no_side_empty(name: str) -> None:
 # -- cached views ------------------------------------------------------------------------------------------------------
 
 
-def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_views_equal_forward_passes_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 16)
     monkeypatch.setattr(extract_module, "BATCH_SIZE", 4)
     monkeypatch.setattr(extract_module, "MAX_BATCH_SIZE", 4)
@@ -203,7 +198,7 @@ def test_cached_views_are_forwards_of_views_and_the_same_after_an_interruption(
     assert np.array_equal(again, made[ViewSpec("weak", 0)])
 
 
-def test_weak_and_strong_views_come_from_caches_of_their_own() -> None:
+def test_weak_and_strong_views_have_separate_caches() -> None:
     views = torch.stack([torch.full((100, 1), float(v)) for v in range(6)])
     source = FeatureBatches(views, num_strong=2)
     ((_, (a, b, c, d)),) = source.batches([torch.arange(100)], ("weak", "weak", "strong", "strong"), 0)
@@ -235,7 +230,7 @@ def fitted(world: Path, out: Path, **options: Any) -> cleantune.Result:
 
 
 @pytest.mark.parametrize(("name", "views", "extra"), [("dividemix", 2, 2), ("unicon", 2, 4), ("dividemix", 1, 0)])
-def test_views_are_counted_announced_and_one_is_the_control(
+def test_cached_views_are_counted_and_announced(
     name: str, views: int, extra: int, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"method": name, "scope": "head", "cached_augmentations": views, "quiet": False}
@@ -251,7 +246,7 @@ def test_views_are_counted_announced_and_one_is_the_control(
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
-def test_a_loaded_ensemble_predicts_the_mean_of_its_nets(scope: str, world: Path, tmp_path: Path) -> None:
+def test_a_loaded_ensemble_predicts_the_mean(scope: str, world: Path, tmp_path: Path) -> None:
     result = fitted(world, tmp_path / "run", method="unicon", scope=scope, cached_augmentations=2, settings=QUICK)
     model = result.model
     data = next(world.glob("*.parquet"))
@@ -266,9 +261,7 @@ def test_a_loaded_ensemble_predicts_the_mean_of_its_nets(scope: str, world: Path
     assert result.report.is_file()
 
 
-def test_embeddings_have_one_view_and_their_ensemble_is_two_heads(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_embeddings_have_one_view_and_two_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     problem = blobs(0.3, size=120)
     names = np.array(["a", "b", "c", "d"])
     data = (problem.x["train"].numpy(), names[problem.y["train"].numpy()])
@@ -277,7 +270,7 @@ def test_embeddings_have_one_view_and_their_ensemble_is_two_heads(
     assert result.model.predict_proba(problem.x["test"].numpy()).shape == (120, CLASSES)
 
 
-def test_a_projection_is_trained_and_not_delivered(tmp_path: Path) -> None:
+def test_a_projection_is_trained_and_not_exported(tmp_path: Path) -> None:
     head = ProjectedHead(LinearHead(WIDTH, 3), 4, seed=0)
     nets = [Model(None, head), Model(None, LinearHead(WIDTH, 3, generator=torch.Generator().manual_seed(1)))]
     assert save_models(tmp_path / "m", nets, classes=["a", "b", "c"], class_values=[0, 1, 2]) == "ensemble"
@@ -290,7 +283,7 @@ def test_a_projection_is_trained_and_not_delivered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"lambda_c": 0.0}])
-def test_contrast_moves_the_projection_in_scope_all_and_can_be_switched_off(changes: dict[str, float]) -> None:
+def test_contrast_trains_the_projection_in_scope_all(changes: dict[str, float]) -> None:
     problem, method = blobs(0.4, size=N), quick("unicon", "all", **changes)
     run, _ = trained(problem, method, loop_for(method, problem, "all"))
     assert all(isinstance(net.head, ProjectedHead) != bool(changes) for net in run.models)

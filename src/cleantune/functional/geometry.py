@@ -1,6 +1,6 @@
-"""Features before and after fine-tuning: CKA, neighbors, silhouette, a linear probe, and t-SNE for the eye.
+"""Geometry of features before and after fine-tuning: CKA, kNN accuracy, silhouette, linear probe, and t-SNE.
 
-t-SNE alone proves little, so every picture of it is shown beside these numbers.
+Every t-SNE figure is shown with these numbers, because it proves little on its own.
 """
 
 from __future__ import annotations
@@ -13,35 +13,37 @@ from jaxtyping import Float, Int
 from cleantune.errors import UserError
 
 NEIGHBORS = 20
-"""Neighbors that vote."""
+"""Number of neighbors in the kNN accuracy."""
 FOLDS = 5
-"""Parts of the cross-validation of the linear probe."""
+"""Folds of the cross-validation of the linear probe."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How well a set of features separates the classes of its samples, each number a share or in -1..1."""
+    """Separation of the classes in a set of features."""
 
     cka: float
-    """Linear CKA to the untouched features, unbiased."""
+    """Linear CKA to the pre-trained features, unbiased."""
     neighbors: float
-    """Accuracy of 20 nearest neighbors by cosine, each sample judged by the others."""
+    """Accuracy of a vote of the 20 nearest other samples by cosine."""
     silhouette: float
-    """Mean silhouette by cosine distance: 1 is separate clusters, 0 is overlap."""
+    """Mean silhouette by cosine distance, -1..1: 1 for separate clusters, 0 for overlap."""
     probe: float
-    """Accuracy of a linear probe on true labels, cross-validated."""
+    """Cross-validated accuracy of a linear probe on true labels."""
 
 
-def geometry(f: Float[np.ndarray, "N D"], untouched: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"]) -> Geometry:
-    """All numbers of some features.
+def measure_geometry(
+    f: Float[np.ndarray, "N D"], untouched: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"]
+) -> Geometry:
+    """Measure the geometry of features.
 
     Args:
-        f: Features after fine-tuning (or the untouched ones themselves).
-        untouched: Features of the same samples before it.
+        f: Features after fine-tuning.
+        untouched: Features of the same samples before fine-tuning.
         y: True labels.
 
     Raises:
-        UserError: There are too few samples or classes for the numbers to mean anything.
+        UserError: There are too few samples or classes.
     """
     sizes = np.bincount(y)
     if (sizes > 0).sum() < 2 or len(y) < 8 or sizes[sizes > 0].min() < 2:
@@ -58,18 +60,18 @@ def geometry(f: Float[np.ndarray, "N D"], untouched: Float[np.ndarray, "N E"], y
     )
 
 
-def linear_cka(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "N E"]) -> float:
-    """Centered kernel alignment of two sets of features of the same samples, with linear kernels, unbiased.
+def linear_cka(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "M E"]) -> float:
+    """Compute the centered kernel alignment of two sets of features with linear kernels, unbiased.
 
-    1 for equal geometry; unchanged by rotation, shift and scale of either side; 0 on average for independent features,
-    whatever their width. The usual, biased estimate is far above 0 where N is not much larger than the widths.
+    CKA is 1 for equal geometry, invariant to rotation, shift and scale of either side, and 0 on average for independent
+    features of any dimension. The usual biased estimate is far above 0 if N is not much larger than the dimensions.
 
     Args:
         a: Features.
-        b: Other features of the same samples; the widths may differ.
+        b: Other features of the same samples; the dimensions may differ.
 
     Raises:
-        UserError: The numbers of samples differ or are below four.
+        UserError: The numbers of samples differ or are below 4.
 
     Source: Kornblith et al., ICML 2019 (arXiv:1905.00414); the unbiased HSIC is Song et al., JMLR 2012, eq. 5, put into
     CKA by Nguyen et al., ICLR 2021 (arXiv:2010.15327).
@@ -82,7 +84,7 @@ def linear_cka(a: Float[np.ndarray, "N D"], b: Float[np.ndarray, "N E"]) -> floa
 
 
 def _kernel(x: np.ndarray) -> Float[np.ndarray, "N N"]:
-    """Linear kernel without its diagonal; the shift only serves precision, since unbiased HSIC ignores it."""
+    """Return the linear kernel with a zero diagonal; unbiased HSIC ignores the shift, which improves precision."""
     x = np.asarray(x, np.float64)
     x = x - x.mean(0)
     kernel: np.ndarray = x @ x.T
@@ -91,7 +93,7 @@ def _kernel(x: np.ndarray) -> Float[np.ndarray, "N N"]:
 
 
 def _hsic(k: np.ndarray, m: np.ndarray) -> float:
-    """Unbiased HSIC of two kernels with zero diagonals, up to the factor n (n - 3), which CKA cancels."""
+    """Compute the unbiased HSIC of two kernels with zero diagonals, up to the factor n (n - 3), which CKA cancels."""
     n = len(k)
     rows_k, rows_m = k.sum(0), m.sum(0)
     mean = rows_k.sum() * rows_m.sum() / ((n - 1) * (n - 2))
@@ -99,20 +101,20 @@ def _hsic(k: np.ndarray, m: np.ndarray) -> float:
 
 
 def knn_accuracy(f: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], neighbors: int = NEIGHBORS) -> float:
-    """Share of samples whose label is the most frequent among their nearest neighbors by cosine, themselves left out.
+    """Return the fraction of samples whose label is the most frequent among their nearest other samples by cosine.
 
-    With fewer samples than that, all others vote; of equally frequent labels the lowest number counts.
+    With fewer samples all others vote; of equally frequent labels the lowest number wins.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    near = NearestNeighbors(n_neighbors=min(neighbors, len(f) - 1), metric="cosine").fit(f)
-    votes = y[near.kneighbors(return_distance=False)]
+    search = NearestNeighbors(n_neighbors=min(neighbors, len(f) - 1), metric="cosine").fit(f)
+    votes = y[search.kneighbors(return_distance=False)]
     winners = np.array([np.bincount(row).argmax() for row in votes])
     return float((winners == y).mean())
 
 
 def probe_accuracy(f: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], seed: int = 0) -> float:
-    """Accuracy of a linear probe (logistic regression on standardized features), cross-validated over five parts."""
+    """Return the accuracy of logistic regression on standardized features, cross-validated in five folds."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -125,9 +127,9 @@ def probe_accuracy(f: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], seed: 
 
 
 def tsne_embedding(f: Float[np.ndarray, "N D"], seed: int = 0) -> Float[np.ndarray, "N 2"]:
-    """Points in the plane by t-SNE on cosine distances, begun at the first two principal components.
+    """Compute a t-SNE embedding on cosine distances, initialized with the first two principal components.
 
-    The same seed serves every picture; perplexity is 30, less for fewer than 90 samples.
+    The perplexity is 30, or less for fewer than 90 samples.
 
     Source: van der Maaten & Hinton, JMLR 2008, as scikit-learn has it.
     """

@@ -1,4 +1,4 @@
-"""Two-component Gaussian mixtures of losses, one per class, all classes fitted by one vectorized EM."""
+"""Two-component Gaussian mixtures of losses, one per class, fitted by one vectorized EM for all classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 A = TypeVar("A")
@@ -18,52 +18,53 @@ Normalize = Literal["none", "class", "global"]
 
 LOG_2_PI = 1.8378770664093453
 TINY_RANGE = 1e-12
+"""Range of the losses of a class below which they count as equal."""
 ROWS = 1 << 15
-"""Losses that are worked on at a time: their intermediate values fit in a processor's cache."""
+"""Losses of a block, whose intermediate values fit in the cache of a processor."""
 
 
 @dataclass(frozen=True)
 class ClassMixtures:
-    """The fitted mixtures; component 0 is the one with the smaller mean ("low"), component 1 the other.
+    """Fitted mixtures; component 0 ("low") has the smaller mean, component 1 ("high") the larger one.
 
-    A class without a mixture (`fitted` is False) is judged by `cut`: labels with a loss up to it are trusted.
+    A class without a mixture (`fitted` is False) uses `cut`: labels with a loss up to it have the posterior 1.
     """
 
     mean: Float[Tensor, "C 2"]
     variance: Float[Tensor, "C 2"]
     weight: Float[Tensor, "C 2"]
-    fitted: Tensor
-    """[C] bool: the class was large and varied enough for two components."""
+    fitted: Bool[Tensor, " C"]
+    """True for classes that are large and varied enough for two components."""
     cut: Float[Tensor, " C"]
     size: Int[Tensor, " C"]
     offset: Float[Tensor, " C"]
     scale: Float[Tensor, " C"]
-    """The fit saw (loss - offset) / scale."""
+    """Scale of the fitted values (loss - offset) / scale."""
     replaced: int
-    """Non-finite losses, which were given the largest finite loss of their class."""
+    """Number of non-finite losses, which were replaced by the largest finite loss of their class."""
 
     def posterior(
         self, losses: Float[Tensor, " N"], y: Int[Tensor, " N"], *, enforce_monotone: bool = True
     ) -> Float[Tensor, " N"]:
-        """Probability of each loss to come from the low component of its class: `p_clean`.
+        """Return the posterior of the low component of its class for each loss, the clean probability.
 
         Args:
-            losses: In the units of the fit, nats.
+            losses: Losses in the units of the fit, nats.
             y: Given labels.
-            monotone: With unequal variances the broad component wins on both far sides, so that a very high loss
-                could be called clean. True sets 0 at and above the high mean and at least 0.999 at and below the
-                low mean (spec 1.5).
+            enforce_monotone: Set 0 at and above the high mean and at least 0.999 at and below the low mean. With
+                unequal variances the wide component wins on both far sides, so that a very high loss could seem clean.
 
-        Source: arXiv:2310.17668, section 3 (the posterior, not the density: spec 1.10, ambiguity 2).
+        Source: TURN (arXiv:2310.17668), section 3.
         """
         table = self._table()
         if len(losses) <= ROWS:
-            return self._judged(losses, y, table, enforce_monotone)
+            return self._posterior(losses, y, table, enforce_monotone)
         parts = list(zip(torch.split(losses, ROWS), torch.split(y, ROWS), strict=True))
-        return torch.cat(_map_in_threads(lambda part: self._judged(*part, table, enforce_monotone), parts))
+        return torch.cat(_map_in_threads(lambda part: self._posterior(*part, table, enforce_monotone), parts))
 
-    def _judged(self, losses: Tensor, y: Tensor, table: Tensor, enforce_monotone: bool) -> Tensor:
-        low, inverse, constant, slope, curve, gap, cut = table[y].unbind(1)  # one look at the table, not seven
+    def _posterior(self, losses: Tensor, y: Tensor, table: Tensor, enforce_monotone: bool) -> Tensor:
+        """Return the posterior of a block of losses."""
+        low, inverse, constant, slope, curve, gap, cut = table[y].unbind(1)
         x = (losses.double() - low) * inverse
         p = torch.sigmoid(torch.addcmul(constant, torch.addcmul(slope, curve, x), x))
         if enforce_monotone:
@@ -74,10 +75,10 @@ class ClassMixtures:
         return torch.where(torch.isfinite(losses), p, 0.0).float()
 
     def _table(self) -> Float[Tensor, "C 7"]:
-        """By class, from a loss to the log odds of its low component, a polynomial in the distance to the low mean.
+        """Return per class the terms of the log odds of the low component, a polynomial in the scaled loss.
 
-        The low mean and the inverse of the scale, in and to units of the loss; constant, slope and curve; the distance
-        of the means; the cut.
+        The columns are the low mean (in nats), the inverse of the scale, the three coefficients of the polynomial in
+        (loss - low mean) / scale, the distance of the means, and the cut.
         """
         weight, inverse = self.weight.clamp(min=1e-300).log(), 1 / self.variance
         gap = self.mean[:, 1] - self.mean[:, 0]
@@ -101,27 +102,26 @@ def fit_class_mixtures(
 ) -> ClassMixtures:
     """Fit a two-component mixture to the losses of each class, all classes at once.
 
-    Every iteration is one pass of sums by class over the N losses: O(N) whatever the number of classes. The losses are
-    sorted by class once and then fitted in blocks of whole classes that stay in the processor's cache, so memory beyond
-    a few numbers a loss depends on the largest class alone. It starts
-    from the exact two-means split of each class (in one dimension a sort finds it), where scikit-learn starts from
-    a random k-means; stopping rule, regularizer and update are those of scikit-learn's GaussianMixture.
+    Every iteration is one pass over the N losses with sums by class, O(N) for any number of classes. The losses are
+    sorted by class once and fitted in blocks of whole classes that stay in the processor's cache. EM starts from the
+    exact two-means split of each class, which a sort finds in one dimension; scikit-learn starts from a random k-means.
+    Stopping rule, regularizer and update are those of scikit-learn's GaussianMixture.
 
     Args:
         losses: Cross-entropy of each sample, nats.
         y: Given labels.
         classes: Number of classes C.
-        normalize: `none` fits the losses as they are, `class` and `global` scale them to 0..1 first (spec 1.5).
-        max_iter: EM iterations at the most.
-        tol: A class is done when its mean log-likelihood changes by less.
-        reg_covar: Added to the variances.
-        smallest: A class with fewer samples is not fitted: its lower half is trusted, at least one (spec 1.6).
-            Neither is a class whose losses are all equal: it is trusted whole.
+        normalize: Scaling of the losses: `none`, or to 0..1 by `class` or over all (`global`).
+        max_iter: Maximum number of EM iterations.
+        tol: Change of the mean log-likelihood of a class below which it has converged.
+        reg_covar: Number added to the variances.
+        smallest: Smallest class that is fitted. Of smaller ones the lower half is trusted, at least one sample; of a
+            class with equal losses all samples are.
 
     Raises:
         ValueError: No loss is finite.
 
-    Source: arXiv:2310.17668, section 3; settings from the spec, 1.4.
+    Source: TURN (arXiv:2310.17668), section 3; iterations, tolerance and regularizer as DivideMix (arXiv:2002.07394).
     """
     x, replaced = _finite(losses, y, classes)
     size = torch.bincount(y, minlength=classes)
@@ -167,7 +167,7 @@ def _map_in_threads(work: Callable[[A], B], parts: list[A]) -> list[B]:
 
 
 def _blocks(size: Tensor) -> Iterator[slice]:
-    """Runs of neighboring classes with about `ROWS` losses together, at least one class each."""
+    """Yield slices of consecutive classes with about `ROWS` losses in total, at least one class each."""
     ends = torch.cumsum(size, 0)
     first = 0
     while first < len(size):
@@ -178,7 +178,7 @@ def _blocks(size: Tensor) -> Iterator[slice]:
 
 
 def _finite(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, int]:
-    """The losses with each non-finite one replaced by the largest finite one of its class (else of all)."""
+    """Replace non-finite losses by the largest finite one of their class, or of all, and count them."""
     bad = ~torch.isfinite(x)
     count = int(bad.sum())
     if count == 0:
@@ -192,15 +192,15 @@ def _finite(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, int]:
 
 
 def _by_class(x: Tensor, y: Tensor) -> Tensor:
-    """The losses by class and, within a class, in ascending order.
+    """Sort the losses by class and, within a class, in ascending order.
 
-    Losses in float32 are sorted as one array of integers, the class above the loss's bits, which are in the order of
-    the numbers once those of negative ones are flipped; processors sort integers several times as fast as pairs.
+    Losses in float32 are sorted as one array of integers, with the class above the bits of the loss. These bits are in
+    the order of the numbers once those of negative numbers are flipped. Integers sort several times as fast as pairs.
     """
     if x.dtype != torch.float32:
         by_loss = torch.argsort(x, stable=True)
         return x[by_loss[torch.argsort(y[by_loss], stable=True)]]
-    bits = (x + 0.0).contiguous().view(torch.int32)  # + 0: there is one zero
+    bits = (x + 0.0).contiguous().view(torch.int32)  # + 0 turns -0 into 0
     bits = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long() + 2**31
     keys = np.sort((bits + (y << 32)).numpy())
     back = (torch.from_numpy(keys) & 0xFFFFFFFF).sub_(2**31).int()
@@ -208,7 +208,7 @@ def _by_class(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _extremes(ordered: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest loss of each class; 0 and 0 of an empty one."""
+    """Return the smallest and the largest loss of each class, 0 for an empty one."""
     end = torch.cumsum(size, 0)
     empty = size == 0
     low = ordered[(end - size).clamp(max=len(ordered) - 1)].double()
@@ -217,7 +217,7 @@ def _extremes(ordered: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _units(low: Tensor, high: Tensor, normalize: Normalize) -> tuple[Tensor, Tensor]:
-    """Offset and scale of each class; a range that is almost nothing is not scaled."""
+    """Return offset and scale of each class; tiny ranges are not scaled."""
     if normalize == "none":
         return torch.zeros_like(low), torch.ones_like(low)
     if normalize == "global":
@@ -227,11 +227,11 @@ def _units(low: Tensor, high: Tensor, normalize: Normalize) -> tuple[Tensor, Ten
 
 
 def _two_means(ordered: Tensor, size: Tensor, reg_covar: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The best split of each class into two runs of its sorted losses, as means, variances and weights."""
+    """Find the best two-means split of each class and return means, variances and weights."""
     y = torch.arange(len(size)).repeat_interleave(size)
     end = torch.cumsum(size, 0)
     start = end - size
-    # Centered by class first: sums over millions of equal-sized losses would lose the digits that matter.
+    # Losses are centered by class first, because sums over millions of them would lose precision.
     center = _sums(ordered, start) / size
     x = ordered - center[y]
     before = torch.cat([x.new_zeros(1), torch.cumsum(x, 0)])
@@ -241,7 +241,7 @@ def _two_means(ordered: Tensor, size: Tensor, reg_covar: float) -> tuple[Tensor,
     left_sum = before[1:] - before[start][y]
     right_sum = before[end][y] - before[1:]
     gain = left_sum.square_().div_(left) + right_sum.square_().div_(right.clamp(min=1))
-    gain[end - 1] = -torch.inf  # a class of one has its only split there
+    gain[end - 1] = -torch.inf  # the only split of a class of one
     best = torch.from_numpy(np.maximum.reduceat(gain.numpy(), start.numpy()))
     position = torch.where(gain == best[y], left, len(x) + 1)
     at = torch.from_numpy(np.minimum.reduceat(position.numpy(), start.numpy()))
@@ -255,25 +255,34 @@ def _two_means(ordered: Tensor, size: Tensor, reg_covar: float) -> tuple[Tensor,
 
 
 def _sums(x: Tensor, start: Tensor) -> Tensor:
-    """The sum over each class; none is empty."""
+    """Sum over each class, none of which is empty."""
     return torch.from_numpy(np.add.reduceat(x.numpy(), start.numpy()))
 
 
 def _expectation_maximization(
     x: Tensor,
     size: Tensor,
-    begun: tuple[Tensor, Tensor, Tensor],
+    initial: tuple[Tensor, Tensor, Tensor],
     active: Tensor,
     max_iter: int,
     tol: float,
     reg_covar: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """EM on all active classes; a class stops by itself, as if it were fitted alone.
+    """Run EM on all active classes; each class stops on its own, as if it were fitted alone.
 
-    Losses are centered by class first. Of two components one share is enough: what the other has is what is left of
-    sums that stay the same in all iterations.
+    Only the responsibilities of the first component are computed; the sums of the second are the differences to sums
+    over all losses, which are the same in all iterations.
+
+    Args:
+        x: Losses, sorted by class.
+        size: Sizes of the classes.
+        initial: Initial means, variances and weights.
+        active: Classes to fit.
+        max_iter: Maximum number of iterations.
+        tol: Change of the mean log-likelihood of a class below which it stops.
+        reg_covar: Number added to the variances.
     """
-    mean, variance, weight = begun
+    mean, variance, weight = initial
     ends = torch.cumsum(size, 0)
     center = _sums(x, ends - size) / size
     x = x - center.repeat_interleave(size)
@@ -281,7 +290,7 @@ def _expectation_maximization(
     mean = mean - center[:, None]
     bound = torch.full((len(size),), -torch.inf, dtype=x.dtype)
     mean, variance, weight = (v.clone() for v in (mean, variance, weight))
-    here = torch.arange(len(size))  # classes whose losses are still looked at
+    here = torch.arange(len(size))  # classes whose losses are still in x
     for _ in range(max_iter):
         live = active[here]
         if not live.any():
@@ -310,19 +319,19 @@ def _expectation_maximization(
 def _moments(
     x: Tensor, size: Tensor, constant: Tensor, slope: Tensor, curve: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums by class [C]: of the first component's shares, of shares times x and times x^2, and of log(1 + odds).
+    """Sum by class the responsibilities r of the first component, r x, r x^2, and log(1 + odds).
 
     Args:
-        x: Centered losses, by class.
-        size: Of the classes.
-        constant: With `slope` and `curve`, the log odds of the second component, a polynomial in x.
-        slope: As `constant`.
-        curve: As `constant`.
+        x: Centered losses, sorted by class.
+        size: Sizes of the classes.
+        constant: Constant coefficient of the log odds of the second component, a polynomial in x.
+        slope: Linear coefficient.
+        curve: Quadratic coefficient.
     """
     out, ends = x.new_zeros(4, len(size)), torch.cumsum(size, 0)
     for begin in range(0, len(x), ROWS):
         part = x[begin : begin + ROWS]
-        # The classes of this part, and where each begins in it; only a class larger than a part is cut.
+        # Classes of this part and their starts in it; only a class larger than a part is divided.
         low = int(torch.searchsorted(ends, begin, right=True))
         high = int(torch.searchsorted(ends, begin + len(part), right=False)) + 1
         start = (ends[low:high] - size[low:high] - begin).clamp(min=0)

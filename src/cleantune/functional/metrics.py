@@ -1,62 +1,21 @@
-"""How good a model, a selection or a score is; here, and nowhere below, true labels are looked at."""
+"""Metrics of models, selections and scores; true labels are used here and nowhere in training."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+ECE_BINS = 15
+"""Bins of the expected calibration error."""
+
 
 def accuracy(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
-    """Share of predictions equal to the labels; None of no samples."""
+    """Return the fraction of predictions equal to the labels; None without samples."""
     return float((predicted == y).mean()) if len(y) else None
 
 
-def auroc(score: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"]) -> float | None:
-    """Probability that a right label scores above a wrong one, ties counting half; None where all are alike."""
-    if right.all() or not right.any():
-        return None
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(right, score))
-
-
-def purity(weight: Float[np.ndarray, " N"], right: Bool[np.ndarray, " N"]) -> float | None:
-    """Share of the trusted weight that lies on right labels; None where nothing is trusted."""
-    total = float(weight.sum())
-    return float(weight[right].sum()) / total if total > 0 else None
-
-
-def recall(keep: Bool[np.ndarray, " N"], right: Bool[np.ndarray, " N"]) -> float | None:
-    """Share of the right labels that are kept; None where no label is right."""
-    return float(keep[right].mean()) if right.any() else None
-
-
-def standard_error(share: float, samples: int) -> float:
-    """Binomial standard error of a share measured on so many samples."""
-    return float(np.sqrt(max(share * (1 - share), 0.0) / max(samples, 1)))
-
-
-def mcnemar_z(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> float:
-    """How clearly the second model is worse than the first on the same samples, in standard errors.
-
-    McNemar's statistic with a sign: of the samples on which exactly one of the two is right, the surplus of the
-    first, divided by its standard deviation under equality. Positive: the first is better.
-
-    Args:
-        first: Whether the first model is right, by sample.
-        second: The same of the second model.
-    """
-    only_first = int((first & ~second).sum())
-    only_second = int((~first & second).sum())
-    apart = only_first + only_second
-    return (only_first - only_second) / apart**0.5 if apart else 0.0
-
-
-ECE_BINS = 15
-
-
 def balanced_accuracy(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
-    """Mean over the classes that occur of the share of their samples that is found; None of no samples."""
+    """Return the recall averaged over the classes that occur; None without samples."""
     if not len(y):
         return None
     from sklearn.metrics import recall_score
@@ -65,9 +24,9 @@ def balanced_accuracy(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]
 
 
 def macro_f1(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
-    """Mean of 2PR / (P + R) over the classes that occur or are predicted; None of no samples.
+    """Return F1 averaged over the classes that occur or are predicted; None without samples.
 
-    The paper of NMTune prints values of about half the accuracy under this name (nmtune spec 5.1): do not compare.
+    NMTune (arXiv:2309.17002) prints values of about half the accuracy under this name, which are not comparable.
     """
     if not len(y):
         return None
@@ -77,31 +36,81 @@ def macro_f1(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> floa
 
 
 def matthews_corrcoef(predicted: Int[np.ndarray, " N"], y: Int[np.ndarray, " N"]) -> float | None:
-    """Matthews' correlation of predictions and labels, -1..1, 0 where either is constant; None of no samples."""
+    """Return the Matthews correlation coefficient, -1..1, 0 if either is constant; None without samples."""
     if not len(y):
         return None
-    from sklearn.metrics import matthews_corrcoef
+    from sklearn import metrics
 
-    return float(matthews_corrcoef(y, predicted))
+    return float(metrics.matthews_corrcoef(y, predicted))
 
 
 def pearson(predicted: Float[np.ndarray, " N"], y: Float[np.ndarray, " N"]) -> float | None:
-    """Pearson's correlation of predicted and given numbers; None where either does not vary."""
+    """Return the Pearson correlation of predicted and given numbers; None if either is constant."""
     if len(y) < 2 or np.ptp(predicted) == 0 or np.ptp(y) == 0:
         return None
     return float(np.corrcoef(predicted, y)[0, 1])
 
 
 def calibration_error(p: Float[np.ndarray, "N C"], y: Int[np.ndarray, " N"], bins: int = ECE_BINS) -> float | None:
-    """Expected calibration error: how far confidence and accuracy are apart in bins of equal width of the confidence.
+    """Compute the expected calibration error.
 
-    The bins' differences are averaged by their numbers of samples. None of no samples.
+    Args:
+        p: Predicted probabilities.
+        y: True labels.
+        bins: Number of bins of equal width of the confidence.
+
+    Returns:
+        Difference of confidence and accuracy, averaged over the bins by their numbers of samples; None without samples.
 
     Source: Guo et al., ICML 2017 (arXiv:1706.04599), equation 3, with 15 bins.
     """
     if not len(y):
         return None
-    confidence, right = p.max(1).astype(np.float64), (p.argmax(1) == y).astype(np.float64)
+    confidence, is_right = p.max(1).astype(np.float64), (p.argmax(1) == y).astype(np.float64)
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    apart = np.bincount(place, right - confidence, minlength=bins)
-    return float(np.abs(apart).sum() / len(y))
+    gap = np.bincount(place, is_right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(y))
+
+
+def auroc(score: Float[np.ndarray, " N"], is_right: Bool[np.ndarray, " N"]) -> float | None:
+    """Return the probability that a right label scores above a wrong one, ties counting half.
+
+    None if all labels are right or all are wrong.
+    """
+    if is_right.all() or not is_right.any():
+        return None
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(is_right, score))
+
+
+def purity(weight: Float[np.ndarray, " N"], is_right: Bool[np.ndarray, " N"]) -> float | None:
+    """Return the fraction of the selected weight that is on right labels; None if nothing is selected."""
+    total = float(weight.sum())
+    return float(weight[is_right].sum()) / total if total > 0 else None
+
+
+def recall(mask: Bool[np.ndarray, " N"], is_right: Bool[np.ndarray, " N"]) -> float | None:
+    """Return the fraction of the right labels that are selected; None if no label is right."""
+    return float(mask[is_right].mean()) if is_right.any() else None
+
+
+def standard_error(fraction: float, samples: int) -> float:
+    """Return the binomial standard error of a fraction of a number of samples."""
+    return float(np.sqrt(max(fraction * (1 - fraction), 0.0) / max(samples, 1)))
+
+
+def mcnemar_z(first: Bool[np.ndarray, " N"], second: Bool[np.ndarray, " N"]) -> float:
+    """Return McNemar's statistic with a sign: how much better the first model is, in standard errors.
+
+    Of the samples on which exactly one of the two models is right, it is the surplus of the first divided by its
+    standard deviation under equality.
+
+    Args:
+        first: True where the first model is right.
+        second: True where the second model is right.
+    """
+    only_first = int((first & ~second).sum())
+    only_second = int((~first & second).sum())
+    total = only_first + only_second
+    return (only_first - only_second) / total**0.5 if total else 0.0

@@ -1,4 +1,4 @@
-"""Selection rules as pure functions: whose label is trusted, and how the classes are evened out."""
+"""Selection rules as pure functions: masks of trusted labels, and the balance of classes."""
 
 from __future__ import annotations
 
@@ -11,68 +11,83 @@ from torch import Tensor
 from cleantune.errors import UserError, did_you_mean
 
 MIN_PER_CLASS = 5
-"""A class that keeps fewer samples than this is filled up to it with its lowest losses (spec 1.6, rule 4)."""
+"""Number of samples to which `rescue_small_classes` fills up a class."""
 
 MAX_CLASS_WEIGHT = 10.0
-"""A sample of a small class counts at the most this many times what one of a mean class does."""
+"""Upper bound of the factor by which `balance_weights` raises the weight of a small class."""
 
 
 def rescue_small_classes(
-    keep: Bool[Tensor, " N"],
+    mask: Bool[Tensor, " N"],
     losses: Float[Tensor, " N"],
     y: Int[Tensor, " N"],
     classes: int,
     smallest: int = MIN_PER_CLASS,
 ) -> Bool[Tensor, " N"]:
-    """The selection with poor classes filled up: no observed class is left with fewer than min(smallest, its size).
+    """Fill up a selection so that every class keeps at least min(smallest, its size) samples.
 
-    The samples of the lowest loss are taken; what was kept stays kept.
+    The samples with the lowest losses of a class are added; no sample is removed. TURN (arXiv:2310.17668) does not say
+    what happens to a class that keeps nothing.
 
-    Source: spec 1.6, rule 4. The paper does not say what happens to a class that keeps nothing.
+    Args:
+        mask: Selection.
+        losses: Loss of each sample.
+        y: Given labels.
+        classes: Number of classes C.
+        smallest: Number of samples of a filled class.
     """
     size = torch.bincount(y, minlength=classes)
-    kept = torch.bincount(y[keep], minlength=classes)
+    kept = torch.bincount(y[mask], minlength=classes)
     wanted = torch.minimum(size, torch.full_like(size, smallest))
-    poor = kept < wanted
-    if not poor.any():
-        return keep
-    keep = keep.clone()
-    for c in poor.nonzero().flatten().tolist():
+    too_small = kept < wanted
+    if not too_small.any():
+        return mask
+    mask = mask.clone()
+    for c in too_small.nonzero().flatten().tolist():
         members = (y == c).nonzero().flatten()
-        spare = members[~keep[members]]
+        spare = members[~mask[members]]
         order = torch.argsort(losses[spare].nan_to_num(nan=torch.inf, posinf=torch.inf), stable=True)
-        keep[spare[order[: int(wanted[c] - kept[c])]]] = True
-    return keep
+        mask[spare[order[: int(wanted[c] - kept[c])]]] = True
+    return mask
 
 
-def keep_at_least(keep: Bool[Tensor, " N"], score: Float[Tensor, " N"], least: int) -> Bool[Tensor, " N"]:
-    """The selection, or the samples of the highest scores where it has fewer than `least` (or than there are).
+def keep_at_least(mask: Bool[Tensor, " N"], score: Float[Tensor, " N"], count: int) -> Bool[Tensor, " N"]:
+    """Add the samples with the highest scores to a selection of fewer than `count` samples.
 
-    Source: spec 7, "X or U empty".
+    Args:
+        mask: Selection.
+        score: Score of each sample.
+        count: Minimum number of samples, at most N.
     """
-    least = min(least, len(keep))
-    if int(keep.sum()) >= least:
-        return keep
-    out = keep.clone()
-    out[torch.argsort(score, descending=True, stable=True)[:least]] = True
+    count = min(count, len(mask))
+    if int(mask.sum()) >= count:
+        return mask
+    out = mask.clone()
+    out[torch.argsort(score, descending=True, stable=True)[:count]] = True
     return out
 
 
 def lowest_per_class(
-    value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, share: float
+    value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, fraction: float
 ) -> Bool[Tensor, " N"]:
-    """Equally many of every given class, those of the smallest values: int(share N / C) of each.
+    """Select the int(fraction N / C) samples with the lowest values of every given class.
 
-    A class with fewer samples gives all that it has; every observed class gives one at the least.
+    A smaller class gives all its samples; every observed class gives at least one.
 
-    Source: UNICON (arXiv:2203.14542), section 3.2, uniform selection. Differs: the public code fills up a small class
-    with copies of sample 0, and keeps nothing where the number rounds to 0.
+    Args:
+        value: Value of each sample.
+        y: Given labels.
+        classes: Number of classes C.
+        fraction: Fraction of all samples to select.
+
+    Source: UNICON (arXiv:2203.14542), section 3.2, uniform selection. Differs: the official code fills up a small class
+    with copies of sample 0, and keeps nothing if the number rounds to 0.
     """
-    return _rank_in_class(value, y, classes) < max(1, int(share * len(y) / classes))
+    return _rank_in_class(value, y, classes) < max(1, int(fraction * len(y) / classes))
 
 
 def _rank_in_class(value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int) -> Int[Tensor, " N"]:
-    """How many samples of its class have a smaller value, or the same and an earlier row."""
+    """Rank each sample within its class by ascending value, ties by row."""
     size = torch.bincount(y, minlength=classes)
     order = torch.argsort(value, stable=True)
     order = order[torch.argsort(y[order], stable=True)]
@@ -82,47 +97,55 @@ def _rank_in_class(value: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: in
 
 
 def balance_weights(
-    trust: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, class_balance: float
+    weight: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, class_balance: float
 ) -> Float[Tensor, " N"]:
-    """Weights that make classes count alike: the trust times (mean / the class's trust)^even, LIFTED at the most.
+    """Multiply weights by (mean class weight / weight of the class)^class_balance, at most `MAX_CLASS_WEIGHT`.
 
-    They keep the sum of the trust where no class meets the limit. With even 1 every class weighs the same, with 0 as
-    much as it is trusted.
+    The total is kept. With a class balance of 1 all classes get the same sum of weights, with 0 nothing changes. TURN
+    (arXiv:2310.17668) drops samples instead, down to the size of the smallest class.
 
-    Source: ours, in the place of the paper's N = min_c |D_c|, which evens out by leaving out.
+    Args:
+        weight: Weight of each sample.
+        y: Given labels.
+        classes: Number of classes C.
+        class_balance: Exponent, 0..1.
     """
     if class_balance == 0:
-        return trust
-    mass = torch.zeros(classes, dtype=trust.dtype).index_add_(0, y, trust)
-    there = mass > 0
-    factor = (mass[there].mean() / mass.clamp(min=1e-9)).pow(class_balance).clamp(max=MAX_CLASS_WEIGHT)
-    out = trust * factor[y]
-    return out * (trust.sum() / out.sum().clamp(min=1e-9))
+        return weight
+    by_class = torch.zeros(classes, dtype=weight.dtype).index_add_(0, y, weight)
+    present = by_class > 0
+    factor = (by_class[present].mean() / by_class.clamp(min=1e-9)).pow(class_balance).clamp(max=MAX_CLASS_WEIGHT)
+    out = weight * factor[y]
+    return out * (weight.sum() / out.sum().clamp(min=1e-9))
 
 
 def within_class_quota(
-    wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, class_balance: float
+    p_wrong: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, class_balance: float
 ) -> Bool[Tensor, " N"]:
-    """Whether a label is among the least suspicious of its class that the class has room for.
+    """Select the least suspicious samples of each class up to the quota of the class.
 
-    Class c can have no more right labels than it has samples, and these are N n_c^(1 - even) / sum of that: with even 1
-    all classes are equally large, with 0 as large as their labels say, and then all have room.
+    The number of right labels of a class is at most its true size, which is supposed to be proportional to
+    n_c^(1 - class_balance) for n_c given labels: all classes are equally large with a class balance of 1; with 0 the
+    quotas are the given sizes, and every sample is within.
 
-    Source: ours; UNICON (arXiv:2203.14542) gives each class equal room as well.
+    Args:
+        p_wrong: Probability of a label error of each sample.
+        y: Given labels.
+        classes: Number of classes C.
+        class_balance: Exponent, 0..1.
     """
     size = torch.bincount(y, minlength=classes)
-    there = size > 0
-    share = torch.where(there, size.clamp(min=1).double().pow(1 - class_balance), torch.zeros(()))
-    room = (len(y) * share / share.sum()).ceil().long()
-    return _rank_in_class(wrong, y, classes) < room[y]
+    share = torch.where(size > 0, size.clamp(min=1).double().pow(1 - class_balance), torch.zeros(()))
+    quota = (len(y) * share / share.sum()).ceil().long()
+    return _rank_in_class(p_wrong, y, classes) < quota[y]
 
 
 @dataclass(frozen=True)
 class Strict:
-    """The paper's rule: every class gives as many samples as the poorest."""
+    """Balance of the paper: every class gives as many samples as the smallest."""
 
     def cap(self, kept: Int[Tensor, " C"]) -> int:
-        """The smallest count."""
+        """Return the smallest count."""
         return int(kept.min())
 
     def __str__(self) -> str:
@@ -131,12 +154,12 @@ class Strict:
 
 @dataclass(frozen=True)
 class Quantile:
-    """A class gives at most the `rho` quantile of the counts, so that one poor class does not throttle all others."""
+    """Balance by a quantile of the class sizes, so that one small class does not limit all others."""
 
     rho: float = 0.10
 
     def cap(self, kept: Int[Tensor, " C"]) -> int:
-        """The quantile of the counts, rounded down, at least the smallest count."""
+        """Return the `rho` quantile of the counts, rounded down, at least the smallest count."""
         return max(int(torch.quantile(kept.double(), self.rho)), int(kept.min()))
 
     def __str__(self) -> str:
@@ -145,12 +168,12 @@ class Quantile:
 
 @dataclass(frozen=True)
 class Floor:
-    """The paper's rule with a floor: at least `k` a class, poorer classes give all they have."""
+    """Balance of the paper with at least `k` samples per class; smaller classes give all they have."""
 
     k: int = 16
 
     def cap(self, kept: Int[Tensor, " C"]) -> int:
-        """The smallest count, at least k."""
+        """Return the smallest count, at least k."""
         return max(int(kept.min()), self.k)
 
     def __str__(self) -> str:
@@ -159,10 +182,10 @@ class Floor:
 
 @dataclass(frozen=True)
 class All:
-    """Every selected sample."""
+    """No balance: every selected sample is kept."""
 
     def cap(self, kept: Int[Tensor, " C"]) -> int:
-        """The largest count: nothing is thinned out."""
+        """Return the largest count."""
         return int(kept.max())
 
     def __str__(self) -> str:
@@ -170,38 +193,38 @@ class All:
 
 
 Balance = Strict | Quantile | Floor | All
-"""How classes are evened out after the cut: `cap` is the number of samples above which a class is thinned out."""
+"""Rule of class balance; `cap` gives the maximum number of samples per class."""
 
 
 def balance_classes(
-    keep: Bool[Tensor, " N"], y: Int[Tensor, " N"], classes: int, balance: Balance, rng: torch.Generator
+    mask: Bool[Tensor, " N"], y: Int[Tensor, " N"], classes: int, balance: Balance, rng: torch.Generator
 ) -> Bool[Tensor, " N"]:
-    """The kept samples thinned out so that no class exceeds the cap; who stays is drawn without replacement.
+    """Drop random samples of a selection so that no class exceeds the cap of a balance rule.
 
     Args:
-        keep: The cut.
+        mask: Selection.
         y: Given labels.
-        classes: Number of classes.
-        balance: The rule that gives the cap. Classes without a sample are left out of it.
-        rng: Drawn from on every call, so every epoch draws anew.
+        classes: Number of classes C.
+        balance: Rule that gives the cap; classes without a sample are ignored.
+        rng: Random generator, used in every call, so that every epoch draws again.
 
-    Source: arXiv:2310.17668, section 3, N = min_c |D_c|; the other rules: spec 1.6.
+    Source: TURN (arXiv:2310.17668), section 3, N = min_c |D_c|; the other rules are ours.
     """
-    kept = torch.bincount(y[keep], minlength=classes)
-    observed = torch.bincount(y, minlength=classes) > 0
-    cap = balance.cap(kept[observed])
-    luck = torch.rand(len(y), generator=rng, dtype=torch.float64)
-    chosen = keep.nonzero().flatten()
-    out = torch.zeros_like(keep)
-    out[chosen] = _rank_in_class(luck[chosen], y[chosen], classes) < cap
+    kept = torch.bincount(y[mask], minlength=classes)
+    is_observed = torch.bincount(y, minlength=classes) > 0
+    cap = balance.cap(kept[is_observed])
+    priority = torch.rand(len(y), generator=rng, dtype=torch.float64)
+    chosen = mask.nonzero().flatten()
+    out = torch.zeros_like(mask)
+    out[chosen] = _rank_in_class(priority[chosen], y[chosen], classes) < cap
     return out
 
 
 def parse_balance(text: str) -> Balance:
-    """The balance rule from its spelling: `strict`, `quantile:0.10`, `floor:16` or `all`.
+    """Parse a balance rule: `strict`, `quantile:0.10`, `floor:16` or `all`.
 
     Raises:
-        UserError: The rule is unknown or its number is not one.
+        UserError: The rule is unknown or its number is not valid.
     """
     name, _, number = text.partition(":")
     try:

@@ -1,6 +1,6 @@
-"""The spectrum of features: singular values, how evenly they are spread, and how far the largest one dominates.
+"""Spectrum of features: singular values, singular value entropy (SVE) and largest singular value ratio (LSVR).
 
-Source: SVE and LSVR of arXiv:2309.17002, section 2.4; nmtune spec 2. Natural logarithms throughout.
+Source: NMTune (arXiv:2309.17002), section 2.4. All logarithms are natural.
 """
 
 from __future__ import annotations
@@ -22,72 +22,72 @@ PRESETS: dict[str, dict[str, Any]] = {
     "official": {"normalize": "l2", "center": "row"},
     "paper": {"normalize": None, "center": None},
 }
-"""What is done to features before: by the authors' code, rows of length 1 and then without their own mean over the D
-coordinates; by the paper's text, nothing. The values differ a lot, so each is told with its preset."""
+"""Preprocessing of the features: rows of length 1, then centered by row over the D dimensions (official code), or none
+(text of the paper). The values differ a lot, so that they are reported with their preset."""
 BLOCK = 8192
-"""Rows that are in memory at a time."""
+"""Rows of a block in memory."""
 BANDS = (0, 20, 500)
-"""Ranks, from 0, at which the bands of the paper's figures begin."""
+"""Ranks, from 0, at which the bands of the paper's figures start."""
 
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The singular values of features, and what is read from them."""
+    """Singular values of features and the numbers derived from them."""
 
     values: Float[np.ndarray, " K"]
-    """Falling, min(M, D) of them, float64."""
+    """Singular values in descending order, float64."""
     samples: int
-    """M."""
+    """Number of samples M."""
     width: int
-    """D."""
+    """Feature dimension D."""
     normalize: str | None = None
-    """What was done to each row first: `l2` for length 1, or nothing."""
+    """Normalization of the rows: `l2` or None."""
     center: str | None = None
-    """What was then taken away: `row`, each row's own mean; `column`, the mean of the rows; or nothing."""
+    """Subtracted mean: `row` (each row's mean over dimensions), `column` (mean of the rows), or None."""
 
     @property
     def shares(self) -> Float[np.ndarray, " K"]:
-        """p_i = sigma_i / sum of all."""
+        """Return the shares p_i = sigma_i / sum of all."""
         shares: np.ndarray = self.values / self.values.sum()
         return shares
 
     @property
     def sve(self) -> float:
-        """Singular value entropy, -sum p_i ln p_i, 0..ln min(M, D): how many directions are in use."""
+        """Return the singular value entropy, -sum p_i ln p_i, 0..ln min(M, D)."""
         p = self.shares[self.shares > 0]
         return max(0.0, float(-(p * np.log(p)).sum()))
 
     @property
     def dominant_share(self) -> float:
-        """p_1, the share of the largest singular value."""
+        """Return p_1, the share of the largest singular value."""
         return float(self.shares[0])
 
     @property
     def lsvr(self) -> float:
-        """Largest singular value ratio, -ln p_1: it is larger where the dominant direction is weaker."""
+        """Return the largest singular value ratio, -ln p_1, which is larger if the dominant direction is weaker."""
         return max(0.0, -math.log(self.dominant_share))
 
     @property
     def effective_rank(self) -> float:
-        """exp(SVE): as many equal singular values would have the same entropy."""
+        """Return exp(SVE), the number of equal singular values with the same entropy."""
         return math.exp(self.sve)
 
 
 def spectrum(features: Any, *, normalize: Normalize | None = "l2", center: Center | None = "row") -> Spectrum:
-    """The spectrum of features; the defaults are the preset `official`, `**PRESETS["paper"]` is the other one.
+    """Compute the spectrum of features; the defaults are the preset `official`, `**PRESETS["paper"]` is the other one.
 
-    The singular values come from the smaller of the two matrices of inner products, D x D or M x M, summed in float64
-    over blocks of rows: millions of rows need no more memory than that matrix, and features may lie on disk. A value
-    below about 1e-8 of the largest cannot be told from zero and is zero.
+    The singular values come from the smaller Gram matrix, D x D or M x M, summed in float64 over blocks of rows, so
+    that millions of rows need no more memory than this matrix; features may be memory-mapped. Values below about 1e-8
+    of the largest are below the rounding error and set to zero.
 
     Args:
-        features: [M, D], array, tensor or memory-mapped.
-        normalize: `l2`: divide every row by its length (a row of zeros stays); None: not.
-        center: `row`: subtract from each row its own mean over the D coordinates; `column`: the mean of the rows;
-            None: neither.
+        features: Features [M, D], an array, a tensor or memory-mapped.
+        normalize: `l2` divides every row by its length (a row of zeros stays zero); None does not.
+        center: `row` subtracts from each row its mean over the D dimensions, `column` the mean of the rows; None does
+            not.
 
     Raises:
-        UserError: There are no rows, they are no matrix, not finite, or nothing is left of them.
+        UserError: The features are empty, not a matrix, not finite, or zero after normalization and centering.
     """
     if normalize not in (None, "l2") or center not in (None, "row", "column"):
         raise UserError(f'normalize is "l2" or None and center "row", "column" or None, not {normalize!r}, {center!r}')
@@ -113,24 +113,24 @@ def spectrum(features: Any, *, normalize: Normalize | None = "l2", center: Cente
 
 
 def sve(features: Any, *, normalize: Normalize | None = "l2", center: Center | None = "row") -> float:
-    """Singular value entropy of features [M, D]; arguments and errors are those of `spectrum`."""
+    """Compute the singular value entropy of features [M, D]; arguments and errors are those of `spectrum`."""
     return spectrum(features, normalize=normalize, center=center).sve
 
 
 def lsvr(features: Any, *, normalize: Normalize | None = "l2", center: Center | None = "row") -> float:
-    """Largest singular value ratio of features [M, D]; arguments and errors are those of `spectrum`."""
+    """Compute the largest singular value ratio of features [M, D]; arguments and errors are those of `spectrum`."""
     return spectrum(features, normalize=normalize, center=center).lsvr
 
 
 def band_sums(values: Float[np.ndarray, " K"], bands: tuple[int, ...] = BANDS) -> Mapping[str, float]:
-    """Share of the sum of the singular values that lies in each band of ranks; a band without ranks has 0."""
+    """Return the share of each band of ranks in the sum of the singular values; 0 for a band without ranks."""
     total = float(values.sum())
     shares = {f"{a}-{b - 1}": float(values[a:b].sum()) / total for a, b in itertools.pairwise(bands)}
     return shares | {f"{bands[-1]}-": float(values[bands[-1] :].sum()) / total}
 
 
 def _blocks(features: Any, normalize: str | None, center: str | None, rows: int = BLOCK) -> Iterator[np.ndarray]:
-    """Rows in float64, normalized and centered by row; each block is new."""
+    """Yield blocks of rows in float64, normalized and centered by row; each block is a new array."""
     for start in range(0, len(features), rows):
         block = features[start : start + rows]
         x = np.array(block.detach().cpu().double().numpy() if hasattr(block, "detach") else block, np.float64)
@@ -146,7 +146,7 @@ def _blocks(features: Any, normalize: str | None, center: str | None, rows: int 
 
 
 def _between_rows(features: Any, normalize: str | None, center: str | None, mean: np.ndarray) -> np.ndarray:
-    """Inner products of all pairs of rows; there are fewer rows than columns."""
+    """Compute the inner products of all pairs of rows, for fewer rows than columns."""
     x = np.concatenate(list(_blocks(features, normalize, center))) - mean
     gram: np.ndarray = x @ x.T
     return gram

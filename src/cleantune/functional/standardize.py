@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,29 +11,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 STD_FLOOR = 1e-6
-"""A dimension whose deviation is below this share of the largest one is constant: it is centered and left at 1."""
-
-_BLOCK = 8192
-
-_ROWS = 512
-"""Rows whose sums are taken in float32 before they are added up in float64."""
+"""Fraction of the largest standard deviation below which a dimension is constant; its deviation is set to 1."""
+BLOCK_ROWS = 8192
+"""Rows that are read at a time."""
+SUM_ROWS = 512
+"""Rows that are summed in float32 before their sums are added in float64."""
 
 
 def mean_and_std(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Mean and standard deviation of every dimension, summed in float64 in blocks of rows, in one pass.
+    """Compute mean and standard deviation of every dimension in one pass over blocks of rows.
 
     Args:
-        features: [N, D], a tensor, an array or memory-mapped features; N at least 1.
+        features: Features [N, D], a tensor, an array or memory-mapped; N is at least 1.
 
     Returns:
-        Both as float32. A dimension that does not vary has the deviation 1.
+        Mean and standard deviation as float32; constant dimensions have the deviation 1.
     """
     count, width = features.shape
     shift, total, squares = None, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
-    for block in _blocks(features, count):
-        # Distances from a mean of some rows: their sums over a few rows lose nothing in float32.
-        shift = block[:_ROWS].double().mean(0).float() if shift is None else shift
-        for rows in block.split(_ROWS):
+    for block in _read_blocks(features, count):
+        # Sums of distances from the mean of some rows lose nothing in float32 over a few rows.
+        shift = block[:SUM_ROWS].double().mean(0).float() if shift is None else shift
+        for rows in block.split(SUM_ROWS):
             x = rows - shift
             total += x.sum(0)
             squares += x.square_().sum(0)
@@ -44,12 +44,12 @@ def mean_and_std(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"
     return mean.float(), torch.where(std > floor, std, torch.ones_like(std)).float()
 
 
-def _blocks(features: Any, count: int) -> Any:
-    for start in range(0, count, _BLOCK):
-        yield to_float32(features[start : start + _BLOCK])
+def _read_blocks(features: Any, count: int) -> Iterator[Float[Tensor, "n D"]]:
+    """Yield the rows in blocks of float32."""
+    for start in range(0, count, BLOCK_ROWS):
+        yield to_float32(features[start : start + BLOCK_ROWS])
 
 
 def to_float32(block: Any) -> Float[Tensor, ...]:
-    """A block of numbers as float32, a copy where it has to be: of memory maps, and of other types."""
-    # Torch has no tensors that must not be written to.
+    """Convert an array or tensor to a float32 tensor; read-only arrays and other types are copied."""
     return block.float() if isinstance(block, Tensor) else torch.from_numpy(np.require(block, np.float32, "W"))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 
 from cleantune.features.encoder import encode
-from cleantune.functional.geometry import geometry, tsne_embedding
+from cleantune.functional.geometry import measure_geometry, tsne_embedding
 from cleantune.pipeline.inputs import RunInputs
 from cleantune.training.trainer import Trainer
 
@@ -43,8 +43,8 @@ def look(run: Trainer, material: RunInputs, seed: int) -> dict[str, Any]:
         "before": tsne_embedding(before, seed).tolist(),
         "after": tsne_embedding(after, seed).tolist(),
     }
-    numbers = asdict(geometry(after, before, y[rows]))
-    untouched = {f"untouched_{k}": v for k, v in asdict(geometry(before, before, y[rows])).items()}
+    numbers = asdict(measure_geometry(after, before, y[rows]))
+    untouched = {f"untouched_{k}": v for k, v in asdict(measure_geometry(before, before, y[rows])).items()}
     return numbers | untouched | {"points": points}
 
 

@@ -1,4 +1,4 @@
-"""CKA against its definition, and the other numbers on features that are known."""
+"""CKA against its definition, and the other measures on known features."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from cleantune.errors import UserError
-from cleantune.functional import geometry
-from cleantune.functional.geometry import knn_accuracy, linear_cka, probe_accuracy, tsne_embedding
+from cleantune.functional.geometry import (
+    knn_accuracy,
+    linear_cka,
+    measure_geometry,
+    probe_accuracy,
+    tsne_embedding,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +30,7 @@ def naive_cka(a: np.ndarray, b: np.ndarray) -> float:
     return naive_hsic(k, m) / np.sqrt(naive_hsic(k, k) * naive_hsic(m, m))
 
 
-def test_cka_equals_the_mean_over_all_choices_of_four_samples() -> None:
+def test_cka_equals_the_u_statistic() -> None:
     a, b = RNG.normal(size=(7, 3)) + 2, RNG.normal(size=(7, 5))
     b[:, :3] += a
     assert linear_cka(a, b) == pytest.approx(naive_cka(a, b), abs=1e-9)
@@ -36,24 +41,24 @@ def test_cka_of_equal_features_is_one() -> None:
     assert linear_cka(a, a) == pytest.approx(1, abs=1e-12)
 
 
-def test_cka_is_unchanged_by_rotation_shift_and_scale() -> None:
+def test_cka_is_invariant_to_rotation_shift_and_scale() -> None:
     a, b = RNG.normal(size=(60, 6)), RNG.normal(size=(60, 6))
     b += 0.5 * a
     rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
     assert linear_cka(3 * a @ rotation + 7, b) == pytest.approx(linear_cka(a, b), abs=1e-9)
 
 
-def test_cka_of_independent_noise_is_near_zero_even_where_features_are_wider_than_samples_are_many() -> None:
+def test_cka_of_wide_independent_features_is_near_zero() -> None:
     found = [linear_cka(RNG.normal(size=(100, 300)), RNG.normal(size=(100, 300))) for _ in range(10)]
     assert abs(np.mean(found)) < 0.01
 
 
-def test_cka_refuses_features_of_other_samples() -> None:
+def test_cka_of_different_samples_is_a_user_error() -> None:
     with pytest.raises(UserError, match="here are 5, 6"):
         linear_cka(np.ones((5, 2)), np.ones((6, 2)))
 
 
-def test_twenty_neighbors_agree_with_a_loop_and_leave_the_sample_itself_out() -> None:
+def test_knn_accuracy_equals_a_loop() -> None:
     y = np.arange(30) % 3
     f = RNG.normal(size=(30, 4)) + y[:, None]
     unit = f / np.linalg.norm(f, axis=1, keepdims=True)
@@ -64,18 +69,18 @@ def test_twenty_neighbors_agree_with_a_loop_and_leave_the_sample_itself_out() ->
     assert knn_accuracy(f, y) == pytest.approx(hits / 30)
 
 
-def test_separate_classes_get_full_marks_and_mixed_ones_do_not() -> None:
+def test_geometry_separates_clusters_from_mixtures() -> None:
     y = np.repeat([0, 1], 30)
     apart = RNG.normal(0, 0.05, (60, 5)) + np.eye(5)[y]
     mixed = RNG.normal(size=(60, 5))
-    good, bad = geometry(apart, mixed, y), geometry(mixed, mixed, y)
+    good, bad = measure_geometry(apart, mixed, y), measure_geometry(mixed, mixed, y)
     assert good.neighbors == good.probe == 1
     assert good.silhouette > 0.9 > 0.2 > bad.silhouette
     assert bad.probe < 0.8
     assert probe_accuracy(apart, y) == 1
 
 
-def test_the_plane_keeps_separate_classes_apart_and_repeats_its_bits() -> None:
+def test_tsne_separates_clusters_and_is_deterministic() -> None:
     y = np.repeat([0, 1], 12)
     f = np.random.default_rng(1).normal(0, 0.05, (24, 5)) + np.eye(5)[y]
     points = tsne_embedding(f)
@@ -84,6 +89,6 @@ def test_the_plane_keeps_separate_classes_apart_and_repeats_its_bits() -> None:
     assert np.array_equal(points, tsne_embedding(f))
 
 
-def test_too_few_samples_are_refused_in_a_sentence() -> None:
+def test_geometry_of_few_samples_is_a_user_error() -> None:
     with pytest.raises(UserError, match="8 samples"):
-        geometry(np.ones((4, 2)), np.ones((4, 2)), np.array([0, 0, 1, 1]))
+        measure_geometry(np.ones((4, 2)), np.ones((4, 2)), np.array([0, 0, 1, 1]))

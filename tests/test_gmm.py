@@ -58,7 +58,7 @@ def naive_mixture(
     return m, s, w
 
 
-def test_every_class_equals_em_written_with_loops() -> None:
+def test_fit_equals_em_with_loops() -> None:
     loss, y, _ = two_clusters(C=5, n=60)
     fitted = fit_class_mixtures(loss, y, 5)
     for c in range(5):
@@ -68,7 +68,7 @@ def test_every_class_equals_em_written_with_loops() -> None:
         torch.testing.assert_close(fitted.weight[c], torch.tensor(w, dtype=torch.float64), rtol=1e-8, atol=1e-8)
 
 
-def test_posteriors_equal_scikit_learns_mixture_of_each_class() -> None:
+def test_posteriors_equal_scikit_learn() -> None:
     loss, y, _ = two_clusters(C=8, n=300)
     p = fit_class_mixtures(loss, y, 8, max_iter=500, tol=1e-10).posterior(loss, y, enforce_monotone=False)
     for c in range(8):
@@ -78,8 +78,7 @@ def test_posteriors_equal_scikit_learns_mixture_of_each_class() -> None:
         np.testing.assert_allclose(p[y == c].numpy(), expected, atol=2e-4)
 
 
-def test_two_clear_clusters_are_told_apart() -> None:
-    """Acceptance check 4 of the spec."""
+def test_clear_clusters_are_separated() -> None:
     loss, y, right = two_clusters()
     p = fit_class_mixtures(loss, y, 12).posterior(loss, y)
     assert ((p > 0.6) == right).float().mean() > 0.99
@@ -88,8 +87,7 @@ def test_two_clear_clusters_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "losses", [[0.7] * 30, [0.7], [0.2, 3.0], [], [math.nan] * 3 + [0.5] * 20, [math.inf, 0.1, 0.2]]
 )
-def test_a_difficult_class_beside_a_good_one_never_raises_and_keeps_what_it_can(losses: list[float]) -> None:
-    """Acceptance check 4 of the spec: constant, one sample, two samples, no sample, not finite."""
+def test_degenerate_classes_do_not_raise(losses: list[float]) -> None:
     good, y, _ = two_clusters(C=1)
     loss = torch.cat([good, torch.tensor(losses)])
     y = torch.cat([y, torch.ones(len(losses), dtype=torch.long)])
@@ -108,7 +106,7 @@ def test_a_difficult_class_beside_a_good_one_never_raises_and_keeps_what_it_can(
     torch.testing.assert_close(fitted.mean[0], alone.mean[0])
 
 
-def test_a_class_of_equal_losses_is_kept_whole() -> None:
+def test_a_class_of_equal_losses_is_clean() -> None:
     loss = torch.full((40,), 0.3)
     assert (
         fit_class_mixtures(loss, torch.zeros(40, dtype=torch.long), 1).posterior(
@@ -118,7 +116,7 @@ def test_a_class_of_equal_losses_is_kept_whole() -> None:
     ).all()
 
 
-def test_a_class_below_ten_samples_keeps_its_lower_half() -> None:
+def test_a_small_class_keeps_its_lower_half() -> None:
     loss = torch.tensor([0.1, 5.0, 0.2, 4.0, 0.3])
     y = torch.zeros(5, dtype=torch.long)
     assert fit_class_mixtures(loss, y, 1).posterior(loss, y).tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
@@ -126,7 +124,7 @@ def test_a_class_below_ten_samples_keeps_its_lower_half() -> None:
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1000), clean=st.floats(0.1, 0.9))
-def test_the_guarded_posterior_falls_with_the_loss(seed: int, clean: float) -> None:
+def test_the_monotone_posterior_falls_with_the_loss(seed: int, clean: float) -> None:
     loss, y, _ = two_clusters(C=1, n=80, clean=clean, seed=seed)
     fitted = fit_class_mixtures(loss, y, 1)
     grid = torch.linspace(0, 8, 400)
@@ -138,7 +136,7 @@ def test_the_guarded_posterior_falls_with_the_loss(seed: int, clean: float) -> N
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 1000))
-def test_the_order_of_the_samples_does_not_matter(seed: int) -> None:
+def test_fit_ignores_the_order_of_samples(seed: int) -> None:
     loss, y, _ = two_clusters(C=3, n=50, seed=seed)
     order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
     a, b = fit_class_mixtures(loss, y, 3), fit_class_mixtures(loss[order], y[order], 3)
@@ -146,7 +144,7 @@ def test_the_order_of_the_samples_does_not_matter(seed: int) -> None:
 
 
 @pytest.mark.parametrize("normalize", ["none", "class", "global"])
-def test_classes_do_not_disturb_each_other_unless_the_scale_is_global(normalize: str) -> None:
+def test_classes_are_independent_unless_scaled_globally(normalize: str) -> None:
     loss, y, _ = two_clusters(C=2)
     other = torch.where(y == 1, loss * 5 + 1, loss)
     a = fit_class_mixtures(loss, y, 2, normalize=normalize).posterior(loss, y)[y == 0]
@@ -154,18 +152,18 @@ def test_classes_do_not_disturb_each_other_unless_the_scale_is_global(normalize:
     assert torch.allclose(a, b) == (normalize != "global")
 
 
-def test_large_equal_offsets_lose_no_digits() -> None:
+def test_large_offsets_lose_no_precision() -> None:
     loss, y, _ = two_clusters(C=4)
     a, b = fit_class_mixtures(loss.double(), y, 4), fit_class_mixtures(loss.double() + 1e5, y, 4)
     torch.testing.assert_close(a.variance, b.variance, rtol=1e-4, atol=1e-6)
 
 
-def test_losses_none_of_which_is_finite_are_refused() -> None:
+def test_fit_without_a_finite_loss_raises() -> None:
     with pytest.raises(ValueError, match="no loss is finite"):
         fit_class_mixtures(torch.full((20,), math.nan), torch.zeros(20, dtype=torch.long), 1)
 
 
-def test_blocks_parts_and_threads_leave_the_fit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_and_threads_do_not_change_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     from cleantune.functional import gmm
 
     loss, y, _ = two_clusters(C=7, n=90)
