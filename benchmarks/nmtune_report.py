@@ -1,9 +1,9 @@
-"""The tables and figures of docs/results-nmtune.md, from the folders that the three studies wrote.
+"""Write the tables and figures of docs/results-nmtune.md from the folders of the three studies.
 
     python benchmarks/nmtune_report.py --upstream runs/upstream --ood runs/out_of_domain --both runs/both_noises
 
-What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced; a study without results keeps what is
-there. Figures go to docs/images. The words around the tables are written by hand: read them again afterwards.
+The text between `<!-- begin NAME -->` and `<!-- end NAME -->` is replaced, unless the study has no results. Figures go
+to docs/images. The text around the tables is written by hand: review it afterwards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LINES = re.compile(r"^(\||\d+ of \d+ cells|## )")
 
 
 def tables(path: Path) -> str | None:
-    """Tables and headings of a results.md, headings one deeper; None where there is none."""
+    """Return tables and headings of a results.md, with headings one level deeper; None without the file."""
     if not path.is_file():
         return None
     out: list[str] = []
@@ -34,7 +34,7 @@ def tables(path: Path) -> str | None:
 
 
 def paired(path: Path, one: str = "NMTune", two: str = "LP") -> str:
-    """By how much one tuning is ahead of another from a source to another domain, each the mean of its seeds."""
+    """Return the lead of one tuning over another out of domain, as means over seeds, in a sentence."""
     rows = pd.read_parquet(path)
     rows = rows[rows["role"] == "ood"]
     score = rows.pivot_table(index=["task", "data", "domain"], columns="tuning", values="score")
@@ -47,25 +47,25 @@ def paired(path: Path, one: str = "NMTune", two: str = "LP") -> str:
 
 
 def main() -> None:
-    """Put what is there into the page."""
+    """Write the results so far into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", type=Path, default=Path("runs/upstream"))
     parser.add_argument("--ood", type=Path, default=Path("runs/out_of_domain"))
     parser.add_argument("--both", type=Path, default=Path("runs/both_noises"))
-    said = parser.parse_args()
+    args = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
-    made = said.upstream / "pretraining.md"
+    made = args.upstream / "pretraining.md"
     found = {
         "pretraining": made.read_text(encoding="utf-8").strip() if made.is_file() else None,
-        "upstream": tables(said.upstream / "downstream" / "results.md"),
-        "texts": tables(said.ood / "texts" / "results.md"),
-        "pictures": tables(said.ood / "pictures" / "results.md"),
-        "both": tables(said.both / "results.md"),
+        "upstream": tables(args.upstream / "downstream" / "results.md"),
+        "texts": tables(args.ood / "texts" / "results.md"),
+        "pictures": tables(args.ood / "pictures" / "results.md"),
+        "both": tables(args.both / "results.md"),
     }
     for name in ("texts", "pictures"):
         if found[name] is not None:
-            found[name] = f"{found[name]}\n\n{paired(said.ood / name / 'results.parquet')}"
-    figures = sorted((said.upstream / "downstream").glob("figure-*.svg"))
+            found[name] = f"{found[name]}\n\n{paired(args.ood / name / 'results.parquet')}"
+    figures = sorted((args.upstream / "downstream").glob("figure-*.svg"))
     if found["upstream"] is not None:
         titles = {path: path.stem.replace("-", " ").capitalize() for path in figures}
         found["upstream"] += "".join(f"\n\n![{titles[p]}](images/upstream-{p.name})" for p in figures)

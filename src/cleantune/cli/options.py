@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -12,6 +12,7 @@ import click
 
 from cleantune.cli.process import enable_logging
 from cleantune.config.schema import FieldInfo, describe_fields
+from cleantune.errors import UserError
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Categorical
 
@@ -110,6 +111,21 @@ def from_field(field: FieldInfo) -> Option:
         return click.option(name, type=click.Choice([str(v) for v in field.allowed.values]), default=None, help=text)
     kind = {int: int, float: float}.get(kinds[0], str)
     return click.option(name, type=kind, default=None, help=text, metavar=_metavar(field, kind))
+
+
+def parse_pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    """Return the values of an option NAME=PATH by name.
+
+    Raises:
+        UserError: A text does not have this form.
+    """
+    pairs = {}
+    for text in texts:
+        name, sign, path = text.partition("=")
+        if not sign or not path:
+            raise UserError(f'{flag} "{text}": write NAME=PATH')
+        pairs[name] = path
+    return pairs
 
 
 def drop_unset(values: Mapping[str, Any]) -> dict[str, Any]:

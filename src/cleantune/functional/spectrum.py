@@ -73,6 +73,17 @@ class Spectrum:
         return math.exp(self.sve)
 
 
+@dataclass(frozen=True, eq=False)
+class SpectrumResult:
+    """The spectrum of one model's features of one data set."""
+
+    data: str
+    """Name of the data set."""
+    model: str
+    """Name of the model."""
+    spectrum: Spectrum
+
+
 def spectrum(features: Any, *, normalize: Normalize | None = "l2", center: Center | None = "row") -> Spectrum:
     """Compute the spectrum of features; the defaults are the preset `official`, `**PRESETS["paper"]` is the other one.
 

@@ -1,14 +1,14 @@
-"""Page of spectra: a table, and singular values in rank bands."""
+"""Build the page of spectra: a table, and singular values in rank bands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
-from cleantune.functional.spectrum import BANDS
+from cleantune.functional.spectrum import BANDS, SpectrumResult
 from cleantune.report.svg import (
     FIRST,
     INK,
@@ -25,9 +25,6 @@ from cleantune.report.svg import (
 )
 from cleantune.report.templates import render_page
 from cleantune.utils.format import decimal, percent
-
-if TYPE_CHECKING:
-    from cleantune.studies.spectrum import SpectrumResult
 
 LINES = [(color, dashes) for dashes in ("-", "--", ":") for color in (FIRST, SECOND, THIRD, INK, WRONG, RIGHT, MUTED)]
 """Colors and dashes of the models, in order."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from cleantune.cli import options
-from cleantune.errors import UserError
 
 
 @click.command()
@@ -52,17 +51,7 @@ def reproduce(
     from cleantune.studies.turn_paper.reproduce import reproduce as run
 
     done = run(
-        block, out=out, synthetic=synthetic, only=only, data=_parse_pairs("--data", data),
-        models=_parse_pairs("--model", model), seeds=seeds, resume=resume, overwrite=overwrite, quiet=quiet,
+        block, out=out, synthetic=synthetic, only=only, data=options.parse_pairs("--data", data),
+        models=options.parse_pairs("--model", model), seeds=seeds, resume=resume, overwrite=overwrite, quiet=quiet,
     )  # fmt: skip
     click.echo(done.text)
-
-
-def _parse_pairs(flag: str, texts: tuple[str, ...]) -> dict[str, str]:
-    out = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not sign or not value:
-            raise UserError(f'{flag} "{text}": write NAME=PATH')
-        out[key] = value
-    return out

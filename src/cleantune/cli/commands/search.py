@@ -49,5 +49,5 @@ def search(settings: tuple[str, ...], **values: Any) -> None:
     """
     from cleantune.studies.search import search as run
 
-    for line in run(settings=list(settings), **options.drop_unset(values)).words:
+    for line in run(settings=list(settings), **options.drop_unset(values)).summary:
         click.echo(line)

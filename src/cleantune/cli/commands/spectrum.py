@@ -44,10 +44,10 @@ def spectrum(data: tuple[str, ...], models: tuple[str, ...], quiet: bool, **valu
 
     DATA are one or several image folders, tables, embeddings (.npz) or Hugging Face data sets.
     """
-    from cleantune.studies.spectrum import study
+    from cleantune.studies.spectrum import measure_spectra
     from cleantune.utils.console import Console
 
-    done = study(data, models, console=Console(quiet), **options.drop_unset(values))
+    done = measure_spectra(data, models, console=Console(quiet), **options.drop_unset(values))
     table = done.table[["data", "model", "samples", "width", "sve", "lsvr", "dominant_share", "effective_rank"]]
     click.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     click.echo(f"report: {done.report}")

@@ -26,12 +26,13 @@ def transfer(study: Path, out: Path, synthetic: bool, seeds: int | None, quiet: 
     """
     from dataclasses import replace
 
-    from cleantune.studies.transfer import placed, read, rehearsed, run
+    from cleantune.studies.transfer import make_synthetic, read, relocate, run
     from cleantune.utils.console import Console
 
-    config = placed(read(study), places["model"], places["data"])
+    models, paths = (options.parse_pairs(f"--{name}", places[name]) for name in ("model", "data"))
+    config = relocate(read(study), models, paths)
     config = replace(config, seeds=tuple(range(seeds))) if seeds else config
     if synthetic:
-        config = rehearsed(config, out / "synthetic")
+        config = make_synthetic(config, out / "synthetic")
     run(config, out, console=Console(quiet), cache=str(out / "cache") if synthetic else None)
     click.echo((out / "results.md").read_text(encoding="utf-8"))

@@ -1,144 +1,136 @@
-"""What a matrix is expected to cost, said before it starts, and how much of that is left while it runs."""
+"""Estimate what a matrix costs before it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cleantune.data import Data
 from cleantune.errors import UserError
+from cleantune.methods.protocol import Phase
 from cleantune.pipeline.cached_views import views_to_cache
 from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
 from cleantune.pipeline.plan import expected_noise_rate, measure_machine
 from cleantune.pipeline.throughput import BUDGET, Throughput
-from cleantune.studies.compare.cells import Shared
-from cleantune.studies.compare.matrix import RATES, Cell, Entry, Matrix
-from cleantune.utils.console import Console
+from cleantune.studies.compare.matrix import LEARNING_RATE_FACTORS, Matrix
 from cleantune.utils.format import count, duration
 
-Kind = tuple[Entry, int]
-"""An entry and the number of a model: cells of one kind cost about the same."""
+if TYPE_CHECKING:
+    from cleantune.studies.compare.run import ModelContext
+
+NOT_MEASURED = Throughput(1.0, 1.0, 1.0)
+UNKNOWN_SECONDS = 60.0
+"""Assumed duration of a cell whose method cannot be estimated."""
+HEADS = ("model", "tuning", "entry", "forward passes per cell", "minutes per cell", "cells", "minutes")
+NUM_WORDS = 3
+"""Columns of words, which are aligned to the left."""
 
 
-@dataclass
-class Plan:
-    """The expected cost of every kind of cell, corrected by what cells of this matrix really took."""
+@dataclass(frozen=True)
+class MatrixEstimate:
+    """Estimated cost of every kind of cell, which is an entry with the index of a model."""
 
-    spent: dict[Kind, CostEstimate | None]
-    """None where the rehearsal could not be held."""
-    seconds: dict[Kind, float]
-    left: list[Cell] = field(default_factory=list)
-    total: int = 0
-    took: dict[Kind, list[float]] = field(default_factory=dict)
+    matrix: Matrix
+    workload: Workload
+    costs: dict[Hashable, CostEstimate | None]
+    """None if the method cannot be estimated."""
+    seconds: dict[Hashable, float]
+    extraction_seconds: float
+    """Seconds to extract all features, unless they are cached."""
 
-    def begin(self, cells: Sequence[Cell]) -> None:
-        """The cells that are still to be run."""
-        self.left, self.total = list(cells), len(cells)
-
-    def done(self, cell: Cell, seconds: float) -> None:
-        """A cell has taken so long."""
-        self.left = [other for other in self.left if other != cell]
-        self.took.setdefault((cell.entry, cell.model), []).append(seconds)
-
-    def seconds_left(self) -> float:
-        """Of the cells still to be run: what others of their kind took, else what is expected, scaled by experience."""
-        foreseen = sum(self.seconds[kind] * len(times) for kind, times in self.took.items())
-        real = sum(sum(times) for times in self.took.values())
-        scale = real / foreseen if foreseen > 0 else 1.0
-        kinds = [(cell.entry, cell.model) for cell in self.left]
-        return sum(float(np.mean(self.took[k])) if k in self.took else scale * self.seconds[k] for k in kinds)
-
-    def progress(self, cell: Cell, matrix: Matrix) -> str:
-        """The line that is said when a cell starts."""
-        done = self.total - len(self.left)
-        model = f", {matrix.labels[cell.model]}" if len(matrix.models) > 1 else ""
-        rate = f", learning rate x {cell.rate:.3g}" if cell.rate != 1 else ""
-        what = f"{cell.entry.name} {cell.entry.tuning}, {cell.noise}{model}, seed {cell.seed}{rate}"
-        return f"{done} of {self.total} cells done, about {duration(self.seconds_left())} left; running: {what}"
+    def lines(self) -> list[str]:
+        """Return the estimate as the lines of a table."""
+        matrix = self.matrix
+        cells = len(matrix.noises) * len(matrix.seeds)
+        trials = (len(LEARNING_RATE_FACTORS) - 1) * len(matrix.noises) if matrix.tune else 0
+        rows, total, seconds = [HEADS], 0.0, 0.0
+        for m, name in enumerate(matrix.model_names):
+            for entry in matrix.entries:
+                cost, per_cell = self.costs[entry, m], self.seconds[entry, m]
+                passes = "unknown" if cost is None else count(cost.forward_passes)
+                total += (0.0 if cost is None else cost.forward_passes) * (cells + trials)
+                seconds += per_cell * (cells + trials)
+                number = str(cells) + (f" + {trials}" if trials else "")
+                minutes = f"{per_cell / 60:.1f}", f"{per_cell * (cells + trials) / 60:.1f}"
+                rows.append((name, entry.tuning, entry.name, passes, minutes[0], number, minutes[1]))
+        return [
+            f"estimate from the cost model and a probe of this machine ({self.workload.train:,} training samples):",
+            *aligned(rows),
+            f"total {count(total)} forward passes and about {duration(seconds)}, less for finished cells;"
+            f" features once per model, unless cached: about {duration(self.extraction_seconds)}",
+        ]
 
 
-UNKNOWN = Throughput(1.0, 1.0, 1.0)
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of a table as lines with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        pairs = list(zip(row, widths, strict=True))
+        cells = [f"{c:<{w}}" for c, w in pairs[:NUM_WORDS]] + [f"{c:>{w}}" for c, w in pairs[NUM_WORDS:]]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
 
 
-def planned(matrix: Matrix, data: Data, shared: list[Shared], console: Console, *, probe: bool = True) -> Plan:
-    """Rehearse every kind of cell, probe the machine, and say what is to be expected.
+def estimate_matrix(matrix: Matrix, data: Data, contexts: Sequence[ModelContext], *, probe: bool) -> MatrixEstimate:
+    """Estimate the cost of every kind of cell by a dry run of its method and a probe of the machine.
 
     Args:
-        matrix: All of it.
-        data: Before any noise.
-        shared: By model.
-        console: Told.
-        probe: Whether anything is left to be run; else there is nothing to expect and the machine is not probed.
+        matrix: The matrix.
+        data: Data before noise.
+        contexts: The opened models.
+        probe: Whether to measure the machine; not needed if no cell is left.
     """
+    workload = workload_of(data)
+    rate = float(np.mean([expected_noise_rate(noise, data) for noise in matrix.noises]))
+    costs: dict[Hashable, CostEstimate | None] = {}
+    seconds: dict[Hashable, float] = {}
+    extraction = 0.0
+    for m, context in enumerate(contexts):
+        throughput = NOT_MEASURED
+        if probe:
+            args = (context.config, data, context.backbone, context.trains_backbone, BUDGET / len(contexts))
+            throughput = measure_machine(*args)[0]
+        num_views = 0
+        for entry, todo in context.phases.items():
+            views = len(views_to_cache(todo, context.config.run.cached_augmentations))
+            views = 0 if context.backbone is None else views
+            num_views = max(num_views, views)
+            cost = costs[entry, m] = estimate_cell(todo, workload, rate, views)
+            seconds[entry, m] = UNKNOWN_SECONDS if cost is None else throughput.seconds(cost)
+        if context.backbone is not None:
+            extraction += (workload.all + num_views * workload.train) / throughput.inference
+    return MatrixEstimate(matrix, workload, costs, seconds, extraction)
+
+
+def workload_of(data: Data) -> Workload:
+    """Return the numbers of samples and classes of a data set."""
     train, validation, test = (len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test"))
-    sizes = Workload(train, validation, test, len(data.classes))
-    speeds = [speed_of(each, data, BUDGET / len(shared)) if probe else UNKNOWN for each in shared]
-    wrong = float(np.mean([expected_noise_rate(noise, data) for noise in matrix.noises]))
-    spent: dict[Kind, CostEstimate | None] = {}
-    seconds: dict[Kind, float] = {}
-    views = [0] * len(shared)
-    for m, each in enumerate(shared):
-        for entry, todo in each.todo.items():
-            cached = len(views_to_cache(todo, each.config.run.cached_augmentations)) if each.backbone is not None else 0
-            views[m] = max(views[m], cached)
-            try:
-                foreseen = estimate_cost(todo, sizes, wrong, cached)
-            except (UserError, RuntimeError, ValueError, IndexError):
-                spent[entry, m], seconds[entry, m] = None, 60.0
-                continue
-            spent[entry, m], seconds[entry, m] = foreseen, speeds[m].seconds(foreseen)
-    plan = Plan(spent, seconds)
-    if probe:
-        console.info("\n".join(lines(matrix, plan, sizes, speeds, views, shared)))
-    return plan
+    return Workload(train, validation, test, len(data.classes))
 
 
-def lines(
-    matrix: Matrix, plan: Plan, sizes: Workload, speeds: list[Throughput], views: list[int], shared: list[Shared]
-) -> list[str]:
-    """What is expected, as a table."""
-    cells = len(matrix.noises) * len(matrix.seeds)
-    trials = (len(RATES) - 1) * len(matrix.noises) if matrix.tune else 0
-    out = [f"expected, by the cost model and a probe of this machine ({sizes.train:,} training samples):"]
-    heads = ("model", "tuning", "entry", "forward_passes a cell", "minutes a cell", "cells", "minutes")
-    rows, total, minutes = [heads], 0.0, 0.0
-    for (entry, m), foreseen in plan.spent.items():
-        each = plan.seconds[entry, m] / 60
-        forward_passes = "unknown" if foreseen is None else count(foreseen.forward_passes)
-        total += (0 if foreseen is None else foreseen.forward_passes) * (cells + trials)
-        minutes += each * (cells + trials)
-        many = str(cells) + (f" + {trials}" if trials else "")
-        rows.append(
-            (
-                matrix.labels[m],
-                entry.tuning,
-                entry.name,
-                forward_passes,
-                f"{each:.1f}",
-                many,
-                f"{each * (cells + trials):.1f}",
-            )
-        )
-    extraction = sum(
-        (sizes.all + views[m] * sizes.train) / speeds[m].inference
-        for m, each in enumerate(shared)
-        if each.backbone is not None
-    )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    left = 3
-    for row in rows:
-        cut = [f"{c:<{w}}" if i < left else f"{c:>{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        out.append("  " + "  ".join(cut).rstrip())
-    out.append(
-        f"in all {count(total)} forward_passes and about {duration(60 * minutes)}, of which finished cells are spared;"
-        f" features once a model, unless cached: about {duration(extraction)}"
-    )
-    return out
+def estimate_cell(todo: Sequence[Phase], workload: Workload, noise_rate: float, num_views: int) -> CostEstimate | None:
+    """Return the estimated cost of a cell's phases, or None if a dry run is not possible."""
+    try:
+        return estimate_cost(todo, workload, noise_rate, num_views)
+    except (UserError, RuntimeError, ValueError, IndexError):
+        return None
 
 
-def speed_of(shared: Shared, data: Data, budget: float) -> Throughput:
-    """What this machine does in a second with a model."""
-    trains = any(phase.scope == "all" for todo in shared.todo.values() for phase in todo)
-    return measure_machine(shared.config, data, shared.backbone, trains, budget)[0]
+def uncached_forward_passes(cost: Mapping[str, Any], estimate: CostEstimate | None) -> int | None:
+    """Return the forward passes of a run had no features been cached.
+
+    The passes that cached features replaced come from the cost model, in proportion to the samples trained on.
+
+    Args:
+        cost: The table `cost` of a run's summary.
+        estimate: Estimated cost of the run.
+    """
+    if estimate is None or not cost or not estimate.training_samples:
+        return None
+    replaced = estimate.num_cached * cost["training_samples"] / estimate.training_samples
+    extracted = estimate.num_extracted if cost["forward_passes"] else 0.0
+    return round(float(cost["forward_passes"] - extracted + replaced))

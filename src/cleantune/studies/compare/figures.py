@@ -1,4 +1,4 @@
-"""The figures of a comparison: accuracy by noise as bars, accuracy against cost, purity and recall over epochs."""
+"""Draw the figures of a comparison: accuracy by noise, accuracy against cost, selection quality over epochs."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ from cleantune.report.svg import (
     label_log_axis,
     sanitize,
 )
-from cleantune.studies.compare.table import Score, shown
+from cleantune.studies.compare.scores import Score
+from cleantune.studies.compare.table import entry_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = (MUTED, RIGHT, WRONG, INK, SECOND, THIRD)
-"""One a method, in the order in which they come: the last ones, which select, are well apart from each other."""
-ROBUST = FIRST
-"""The method of this project keeps its color."""
+"""Colors of the methods in their order; the methods that select come last and differ most."""
+DEFAULT_METHOD = "robust"
+"""Method that has the first color in every figure."""
 MARKERS = {"LP": "o", "FFT": "s", "LP-FFT": "D"}
 DASHES = {"LP": (0, (4, 2)), "FFT": "-", "LP-FFT": "-"}
-NAME = 26
-"""Characters of a name in a figure."""
+MAX_NAME = 26
+"""Characters of a name in a figure at most."""
 
 
 class Point(NamedTuple):
-    """An entry in the plane of cost and accuracy."""
+    """A point of an entry: cost and accuracy."""
 
     name: str
     method: str
     tuning: str
     cost: float
-    """In multiples of the training split."""
+    """Forward passes in multiples of the training split."""
     accuracy: float
-    """In percent."""
+    """Test accuracy in percent."""
 
 
 class Curve(NamedTuple):
@@ -56,30 +57,30 @@ class Curve(NamedTuple):
     name: str
     method: str
     tuning: str
-    share: Sequence[float]
-    """Of the run's epochs done, in percent."""
+    progress: Sequence[float]
+    """Finished part of the run's epochs in percent."""
     values: Sequence[float]
 
 
 def colors_of(methods: Sequence[str]) -> dict[str, str]:
-    """A color for each method, in their order."""
-    others = [method for method in dict.fromkeys(methods) if method != "robust"]
-    return {"robust": ROBUST} | {method: COLORS[k % len(COLORS)] for k, method in enumerate(others)}
+    """Return a color for each method, in their order."""
+    others = [method for method in dict.fromkeys(methods) if method != DEFAULT_METHOD]
+    return {DEFAULT_METHOD: FIRST} | {method: COLORS[k % len(COLORS)] for k, method in enumerate(others)}
 
 
 def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
-    """Horizontal bars of the chosen models' test accuracy, with one standard error; the best and its ties in color."""
-    known = [s for s in scores if s.mean is not None and s.error is not None]
-    with canvas(420, 62 + 20 * len(known)) as figure:
+    """Draw the test accuracy of the selected models as bars with one standard error; the best and its ties in color."""
+    finished = [s for s in scores if s.mean is not None and s.error is not None]
+    with canvas(420, 62 + 20 * len(finished)) as figure:
         axes = figure.add_subplot()
-        places = np.arange(len(known))
-        values = np.array([100 * (s.mean or 0.0) for s in known])
-        errors = np.array([100 * (s.error or 0.0) for s in known])
-        axes.barh(places, values, height=0.62, color=[FIRST if s.mark else LINE for s in known])
+        places = np.arange(len(finished))
+        values = np.array([100 * (s.mean or 0.0) for s in finished])
+        errors = np.array([100 * (s.error or 0.0) for s in finished])
+        axes.barh(places, values, height=0.62, color=[FIRST if s.mark else LINE for s in finished])
         axes.errorbar(values, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-        axes.set_yticks(places, [sanitize(f"{shown(s.entry)}, {s.tuning}", NAME) for s in known])
+        axes.set_yticks(places, [sanitize(f"{entry_title(s.entry)}, {s.tuning}", MAX_NAME) for s in finished])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.set_ylim(len(known) - 0.4, -0.6)
+        axes.set_ylim(len(finished) - 0.4, -0.6)
         for place, value, error in zip(places, values, errors, strict=True):
             axes.annotate(f"{value:.1f}", (value + error, place), (4, 0), textcoords="offset points", va="center",
                           fontsize=9, color=MUTED)  # fmt: skip
@@ -90,7 +91,7 @@ def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
 
 
 def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Markup:
-    """Accuracy over cost on a logarithmic axis, each point with its name at the right, joined to it by a line."""
+    """Draw accuracy over cost on a logarithmic axis, with the names of the points at the right."""
     with canvas(420, max(262, 60 + 17 * len(points))) as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log")
@@ -109,14 +110,14 @@ def against_cost(points: Sequence[Point], unit: str, name: str, alt: str) -> Mar
 
 
 def name_points(axes: Axes, points: Sequence[Point], colors: Mapping[str, str]) -> None:
-    """Names in a column at the right, apart from each other, joined to their points by thin lines."""
+    """Write names in a column at the right without overlap, each joined to its point by a thin line."""
     low, high = axes.get_ylim()
     gap = 15.0 / max(200.0, 17.0 * len(points))
     heights = spread([(p.accuracy - low) / (high - low) for p in points], gap)
     shift = min(0.0, 1.0 - max(heights)) + max(0.0, -min(heights))
     for p, height in zip(points, heights, strict=True):
         axes.annotate(
-            sanitize(f"{shown(p.name)}, {p.tuning}", NAME),
+            sanitize(f"{entry_title(p.name)}, {p.tuning}", MAX_NAME),
             xy=(p.cost, p.accuracy),
             xycoords="data",
             xytext=(1.04, height + shift),
@@ -129,22 +130,22 @@ def name_points(axes: Axes, points: Sequence[Point], colors: Mapping[str, str]) 
 
 
 def over_epochs(curves: Sequence[Curve], methods: Sequence[str], unit: str, name: str, alt: str) -> Markup:
-    """One quantity over the epochs of every entry that selects, on an axis on which all runs are equally long."""
+    """Draw one quantity over the epochs of every entry that selects, with all runs scaled to one length."""
     with canvas(420, 262) as figure:
         axes = figure.add_subplot()
         colors, ends = colors_of(methods), []
         for curve in curves:
             color = colors[curve.method]
             marker = MARKERS.get(curve.tuning, "o") if len(curve.values) <= 12 else None
-            axes.plot(curve.share, curve.values, linestyle=DASHES.get(curve.tuning, "-"), color=color,
+            axes.plot(curve.progress, curve.values, linestyle=DASHES.get(curve.tuning, "-"), color=color,
                       marker=marker, markersize=3.8)  # fmt: skip
-            ends.append((f"{shown(curve.name)}, {curve.tuning}", curve.values[-1], color))
+            ends.append((f"{entry_title(curve.name)}, {curve.tuning}", curve.values[-1], color))
         axes.margins(y=0.08)
         axes.set_xlim(0, 102)
         low, high = axes.get_ylim()
         heights = spread([(value - low) / (high - low) for _, value, _ in ends], 0.075)
-        for (words, _, color), height in zip(ends, heights, strict=True):
-            axes.annotate(sanitize(words, NAME), (1, height), (6, 0), xycoords="axes fraction",
+        for (text, _, color), height in zip(ends, heights, strict=True):
+            axes.annotate(sanitize(text, MAX_NAME), (1, height), (6, 0), xycoords="axes fraction",
                           textcoords="offset points", va="center", color=color, fontsize=9)  # fmt: skip
-        axes.set(xlabel="epochs done (% of the entry's own)", ylabel=unit)
+        axes.set(xlabel="finished epochs (% of the entry's epochs)", ylabel=unit)
         return inline(figure, name, alt)

@@ -1,27 +1,28 @@
-"""What a matrix consists of: entries, noises, models, seeds, and the cells that they make."""
+"""Describe an experiment matrix: entries, noises, models and seeds, and the cells that they form."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import PurePath
 from typing import Any
 
 from cleantune.config.run import Config, config_to_dict, configure
 from cleantune.config.schema import merge
-from cleantune.methods.protocol import Scope
+from cleantune.methods.protocol import Scope, Stage
+from cleantune.studies.grid import folder_name
+from cleantune.training.optim import backbone_learning_rate_at
 
-OURS = {
+MATRIX_KEYS = {
     "model.model": "matrix.models", "run.noise": "matrix.noises",
     "run.noise_seed": "matrix.seeds", "run.train_seed": "matrix.seeds",
 }  # fmt: skip
-"""Settings of a run that a matrix sets, and what sets them."""
+"""Settings of a run that the matrix sets, and the key that sets them."""
 SCOPES: tuple[Scope, ...] = ("head", "all")
-RATES = (1.0, 1 / 3, 3.0)
-"""With `tune`: the multiples of an entry's own learning rates that it may choose from."""
+LEARNING_RATE_FACTORS = (1.0, 1 / 3, 3.0)
+"""With `tune`: the multiples of an entry's own learning rates that are tried."""
 TUNINGS = {"head": "LP", "all": "FFT", "both": "LP-FFT"}
-"""How the paper's tables call what learns."""
+"""Names of the scopes in the tables of arXiv:2310.17668."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Entry:
     preset: str | None
     settings: dict[str, Any] = field(compare=False)
     tuning: str
-    """LP, FFT or LP-FFT."""
+    """LP (linear probing), FFT (full fine-tuning) or LP-FFT."""
 
     @property
     def table(self) -> dict[str, Any]:
@@ -50,64 +51,88 @@ class Cell:
     entry: Entry
     noise: str
     model: int
-    """Number of the model."""
+    """Index of the model."""
+    model_name: str
     seed: int
-    rate: float = 1.0
+    factor: float = 1.0
     """Multiple of the entry's learning rates."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the cell's folder."""
+        parts = [self.entry.name, self.entry.scope, self.noise, self.model_name, str(self.seed)]
+        suffix = "" if self.factor == 1 else f"_lr-x{self.factor:.3g}"
+        return folder_name(parts, "\n".join(parts)) + suffix
+
+    @property
+    def title(self) -> str:
+        """Name of the cell in progress lines."""
+        factor = f", learning rate x {self.factor:.3g}" if self.factor != 1 else ""
+        return f"{self.entry.name} {self.entry.tuning}, {self.noise}, {self.model_name}, seed {self.seed}{factor}"
+
+    @property
+    def kind(self) -> Hashable:
+        """Entry and model, which decide the duration."""
+        return self.entry, self.model
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A whole experiment, resolved: every name is known and every value in its range."""
+    """An experiment with every name resolved and every value in its range."""
 
     entries: tuple[Entry, ...]
     noises: tuple[str, ...]
     models: tuple[Any, ...]
-    """As given; a single None where the data are features."""
+    """As given; a single None if the data are features."""
     seeds: tuple[int, ...]
     tune: bool
     common: dict[str, Any]
-    """The sub-tables data, model, run and views that all cells share."""
+    """The sub-tables data, model, run and augmentation that all cells share."""
 
     @property
-    def labels(self) -> tuple[str, ...]:
+    def model_names(self) -> tuple[str, ...]:
         """A short name of every model, each different."""
         short = [model_name(m) for m in self.models]
         return tuple(name if short.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(short, start=1))
 
     def cells(self) -> list[Cell]:
-        """Every cell with its own rates, in the order in which they run: what shares data and labels is neighbors."""
+        """Return all cells but those that try learning rates; cells that share data and labels are neighbors."""
         return [
-            Cell(entry, noise, m, seed)
+            self.cell(entry, noise, m, seed)
             for m in range(len(self.models))
             for noise in self.noises
             for seed in self.seeds
             for entry in self.entries
         ]
 
-    def folder(self, cell: Cell) -> str:
-        """The name of a cell's folder, readable and without two alike."""
-        parts = [cell.entry.name, cell.entry.scope, cell.noise, self.labels[cell.model], str(cell.seed)]
-        words = "_".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.")[:40] for part in parts)
-        mark = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:6]
-        return f"{words}_{mark}" + ("" if cell.rate == 1 else f"_rate-x{cell.rate:.3g}")
+    def cell(
+        self, entry: Entry | None = None, noise: str | None = None, model: int = 0, seed: int | None = None
+    ) -> Cell:
+        """Return a cell; what is left out is the first of its axis."""
+        return Cell(
+            entry or self.entries[0],
+            noise or self.noises[0],
+            model,
+            self.model_names[model],
+            self.seeds[0] if seed is None else seed,
+        )
 
     def run_table(self, cell: Cell) -> dict[str, Any]:
-        """The table of a cell's run, as `fit` would take it; rates as the entry has them."""
-        own = {
+        """Return the table of a cell's run as `fit` would take it, with the entry's own learning rates."""
+        table: dict[str, Any] = {
             "method": cell.entry.table,
             "run": {"noise": cell.noise, "noise_seed": cell.seed, "train_seed": cell.seed},
         }
         model = self.models[cell.model]
-        return merge(self.common, own | ({} if model is None else {"model": {"model": model}}))
+        return merge(self.common, table | ({} if model is None else {"model": {"model": model}}))
 
     def config(self, cell: Cell, backbone: str | None, features_only: bool) -> Config:
-        """The resolved configuration of a cell."""
+        """Return the resolved configuration of a cell, with the entry's own learning rates."""
         return configure(self.run_table(cell), backbone, features_only)
 
 
 def model_name(model: Any) -> str:
-    """The last part of a path or hub id; other models by what they are called."""
+    """Return the last part of a path or hub id; of other models their source or type."""
     if model is None:
         return "features"
     if isinstance(model, str | PurePath):
@@ -115,17 +140,15 @@ def model_name(model: Any) -> str:
     return str(getattr(model, "source", type(model).__name__))
 
 
-def resolved_table(matrix: Matrix) -> dict[str, Any]:
-    """The table that `resolve` reads back to the same matrix, every shared default stated and paths absolute."""
-    shared = config_to_dict(matrix.config(Cell(matrix.entries[0], matrix.noises[0], 0, 0), None, False))
+def matrix_to_dict(matrix: Matrix) -> dict[str, Any]:
+    """Return the table that `resolve` reads back to the same matrix, with all defaults and absolute paths."""
+    shared = config_to_dict(matrix.config(matrix.cell(), None, False))
     tables = {part: dict(shared[part]) for part in ("data", "model", "run", "augmentation")}
-    for path in OURS:
+    for path in MATRIX_KEYS:
         part, key = path.split(".")
         tables[part].pop(key, None)
     models = [
-        config_to_dict(matrix.config(Cell(matrix.entries[0], matrix.noises[0], m, 0), None, False))["model"].get(
-            "model"
-        )
+        config_to_dict(matrix.config(matrix.cell(model=m), None, False))["model"].get("model")
         for m in range(len(matrix.models))
     ]
     entries = [
@@ -139,3 +162,26 @@ def resolved_table(matrix: Matrix) -> dict[str, Any]:
         "tune": matrix.tune, "entries": entries,
     }  # fmt: skip
     return {"matrix": axes} | tables
+
+
+def scale_learning_rates(config: Config, factor: float, recommended: float) -> Config:
+    """Return the configuration with the learning rates of its scope's stages multiplied.
+
+    Args:
+        config: Configuration of a cell.
+        factor: The multiple; 1 changes nothing.
+        recommended: Learning rate of the backbone for stages that name none, at `optim.REFERENCE_BATCH_SIZE`.
+    """
+    if factor == 1:
+        return config
+    method: Any = config.method
+    phases = {phase.name for phase in method.phases() if phase.scope == method.scope}
+    changes = {}
+    for f in fields(method):
+        stage = getattr(method, f.name)
+        if isinstance(stage, Stage) and f.name in phases:
+            rates = {"learning_rate": stage.learning_rate * factor}
+            if method.scope == "all":
+                rates["backbone_learning_rate"] = backbone_learning_rate_at(stage, recommended) * factor
+            changes[f.name] = replace(stage, **rates)  # type: ignore[arg-type]
+    return replace(config, method=replace(method, **changes))

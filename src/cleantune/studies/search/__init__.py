@@ -1,9 +1,9 @@
-"""Search for settings by Ray Tune, judged on the noisy validation split, with an honest word on what that can tell.
+"""Search for settings by Ray Tune on the noisy validation split, with an estimate of how reliable the ranking is.
 
 >>> import cleantune
->>> done = cleantune.search("photos/", model="vit", method="gce", scope="head", out="runs/search")  # doctest: +SKIP
->>> done.trials     # a pandas frame, one row a trial: what trials.parquet holds; doctest: +SKIP
->>> cleantune.fit("photos/", config=done.best, out="runs/best")  # doctest: +SKIP
+>>> result = cleantune.search("photos/", model="vit", method="gce", scope="head", out="runs/search")  # doctest: +SKIP
+>>> result.trials     # data frame, one row per trial, as in trials.parquet; doctest: +SKIP
+>>> cleantune.fit("photos/", config=result.best, out="runs/best")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ class Search:
     """A finished search."""
 
     path: Path
-    """Its folder."""
+    """Folder of the search."""
 
     @property
     def trials(self) -> pd.DataFrame:
-        """One row a trial; docs/search.md lists the columns."""
+        """The table, one row per trial; docs/search.md lists the columns."""
         import pandas as pd
 
         return pd.read_parquet(self.path / "trials.parquet")
 
     @property
     def best(self) -> Path:
-        """The settings that were taken, as `fit` reads them."""
+        """Path of the chosen settings, as `fit` reads them."""
         return self.path / "best.toml"
 
     @property
     def page(self) -> Path:
-        """The page to look at."""
+        """Path of search.html."""
         return self.path / "search.html"
 
     @property
-    def words(self) -> list[str]:
-        """What came out, in sentences."""
+    def summary(self) -> list[str]:
+        """The outcome in sentences."""
         from cleantune.storage.files import read_json
 
-        said: list[str] = read_json(self.path / "ranking.json")["words"]
-        return said
+        lines: list[str] = read_json(self.path / "ranking.json")["summary"]
+        return lines
 
 
 def search(
@@ -72,35 +72,35 @@ def search(
     quiet: bool = False,
     **options: Any,
 ) -> Search:
-    """Try settings of a method; write every trial, the best config and a page.
+    """Search for settings of a method; write all trials, the chosen config and an HTML page.
 
     Args:
-        data: As in `fit`, as are model, method, scope, preset, seed, config, settings and options.
+        data: Data as in `fit`; model, method, scope, preset, seed, config, settings and options are also as in `fit`.
         model: See data.
-        out: Folder of the search. One that is not empty is refused unless resume or overwrite is set.
+        out: Folder of the search; it must be empty unless resume or overwrite is set.
         method: See data.
         scope: See data.
         preset: See data.
         seed: See data.
-        trials: How many, the default settings among them; left out: a whole grid in scope `head`, else 32, in `all` 16.
-        space: `paper` (Table 7 of TURN's paper), a TOML file or a table; left out: the ranges beside the fields.
+        trials: Number of trials with the default settings; default: the grid in scope `head`, else 32, in `all` 16.
+        space: `paper` (Table 7 of arXiv:2310.17668), a TOML file or a table; default: the search ranges of the fields.
         objective: One of `cleantune.studies.search.trials.OBJECTIVES`.
-        search_seed: Of the settings that are drawn.
+        search_seed: Seed of the settings that are drawn.
         config: See data.
         settings: See data.
-        resume: Go on with an interrupted search; trials that failed are tried again.
-        overwrite: Remove an earlier search in `out` first.
-        silent: Say nothing.
+        resume: Continue an interrupted search; failed trials are tried again.
+        overwrite: Remove an earlier search from `out` first.
+        quiet: Print nothing.
         **options: See data.
 
     Returns:
         The finished search.
 
     Raises:
-        UserError: Something the user can put right; the sentence says what, where and how.
+        UserError: The user can correct something; the message says what, where and how.
     """
     from cleantune.pipeline.arguments import FitArguments
-    from cleantune.studies.search.running import run
+    from cleantune.studies.search.run import run
 
     table = FitArguments(
         data=data, model=model, method=method, scope=scope, preset=preset, seed=seed, config=config, settings=settings,

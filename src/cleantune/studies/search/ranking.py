@@ -1,4 +1,4 @@
-"""How far a ranking of trials can be trusted, and which of them is taken: pure functions on numbers."""
+"""Rank trials, estimate how reliable the ranking is, and choose one: pure functions on numbers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ import numpy as np
 from jaxtyping import Float
 
 RISK = 0.05
-"""Chance at the most that a trial is crowned over the default although all trials are alike."""
+"""Largest probability that a trial replaces the default although all trials are equally good."""
 
 REMEDIES = (
-    "for a sharper judgment take a larger validation split (--validation-fraction), average the last epochs"
-    " (--objective noisy-val-averaged), or judge by the loss (--objective noisy-val-gce)."
+    "for a more reliable ranking use a larger validation split (--validation-fraction), average the last epochs"
+    " (--objective noisy-val-averaged), or compare losses (--objective noisy-val-gce)."
 )
-"""Spec 5.4."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What is known of the order of trials."""
+    """The order of trials and its reliability."""
 
     best: int
     """The trial with the highest objective."""
     chosen: int
-    """The trial that is taken."""
+    """The trial to use."""
     tied: tuple[int, ...]
-    """Trials that the noise of the validation split does not tell from the best, with the best itself."""
+    """Trials that differ from the best by no more than the noise of the validation split, with the best itself."""
     spread: float
     """Standard deviation of the objective over trials."""
     error: float
@@ -36,11 +35,11 @@ class Ranking:
 
     @property
     def reliability(self) -> float:
-        """Share 0..1 of the variance between trials that is not the noise of the validation split."""
+        """Fraction of the variance between trials that is not noise of the validation split, 0 to 1."""
         return max(0.0, 1.0 - (self.error / self.spread) ** 2) if self.spread > 0 else 0.0
 
     @property
-    def crowned(self) -> bool:
+    def beats_default(self) -> bool:
         """Whether the best is ahead of the default by more than the noise."""
         return self.chosen != 0
 
@@ -48,14 +47,14 @@ class Ranking:
 def rank(values: Float[np.ndarray, "T n"], objective: Float[np.ndarray, " T"]) -> Ranking:
     """Choose among trials; the first one is the default.
 
-    All trials are judged on the same n samples, so two of them are compared by their differences sample by sample,
-    which are far less noisy than each objective. The best of many is high by luck: a difference counts when it is above
-    the quantile 1 - RISK / T of its own standard error (Bonferroni). The default is taken where it is tied with the
-    best; else the best is.
+    All trials are evaluated on the same n samples, so two of them are compared by their paired differences, which are
+    far less noisy than each objective. The best of many is partly high by chance: a difference counts if it exceeds
+    the quantile 1 - RISK / T of its own standard error (Bonferroni correction). The default is chosen if it is tied
+    with the best, otherwise the best is.
 
     Args:
-        values: What each trial is worth on each validation sample, such as 1 where it agrees with the given label.
-        objective: Of each trial: the mean of its values, or a steadier number on the same scale.
+        values: Score of each trial on each validation sample, such as 1 if it agrees with the given label.
+        objective: Objective of each trial: the mean of its values, or a less noisy number on the same scale.
 
     Returns:
         The ranking.
@@ -74,45 +73,45 @@ def rank(values: Float[np.ndarray, "T n"], objective: Float[np.ndarray, " T"]) -
     return Ranking(best, 0 if 0 in tied else best, tuple(tied), spread, float(np.sqrt((errors**2).mean())))
 
 
-def sentences(ranking: Ranking, objective: Mapping[int, float], *, points: bool) -> list[str]:
-    """What came out, in words.
+def sentences(ranking: Ranking, objective: Mapping[int, float], *, is_fraction: bool) -> list[str]:
+    """Return the outcome of a search in sentences.
 
     Args:
-        ranking: Over trial numbers.
-        objective: Of each finished trial.
-        points: Whether the objective is a share, which people read in percent.
+        ranking: Ranking by trial numbers.
+        objective: Objective of each finished trial.
+        is_fraction: Whether the objective is a fraction, to be shown in percent.
     """
 
-    def spell(value: float, unit: str = "") -> str:
-        return f"{100 * value:.2f}{unit}" if points else f"{value:.4f}"
+    def text(value: float, unit: str = "") -> str:
+        return f"{100 * value:.2f}{unit}" if is_fraction else f"{value:.4f}"
 
-    best = spell(objective[ranking.best], " %")
+    best = text(objective[ranking.best], " %")
     if ranking.best == 0:
-        said = [f"the default is best with {best}."]
+        lines = [f"the default is best with {best}."]
     elif 0 not in objective:
-        said = [f"trial {ranking.chosen} is best with {best}; the default was stopped early or failed."]
-    elif ranking.crowned:
-        said = [f"trial {ranking.chosen} is best with {best}, ahead of the default by more than noise."]
+        lines = [f"trial {ranking.chosen} is best with {best}; the default was stopped early or failed."]
+    elif ranking.beats_default:
+        lines = [f"trial {ranking.chosen} is best with {best}, ahead of the default by more than noise."]
     else:
-        said = [
-            f"no winner: trial {ranking.best} has the highest value, {best}, but the noise of the validation split does"
-            " not tell it from the default, which is taken."
+        lines = [
+            f"no winner: trial {ranking.best} has the highest value, {best}, but its lead over the default is within"
+            " the noise of the validation split, so the default is chosen."
         ]
-    said.append(
+    lines.append(
         f"{len(ranking.tied)} of {len(objective)} trials are tied with the highest; a trial's standard error is"
-        f" {spell(ranking.error)}{' points' if points else ''}, the trials' standard deviation {spell(ranking.spread)}"
-        f" (reliability of the ranking {ranking.reliability:.2f})."
+        f" {text(ranking.error)}{' points' if is_fraction else ''}, the trials' standard deviation"
+        f" {text(ranking.spread)} (reliability of the ranking {ranking.reliability:.2f})."
     )
-    if ranking.reliability < 0.5 or (ranking.best != 0 and not ranking.crowned):
-        said.append(REMEDIES)
-    return said
+    if ranking.reliability < 0.5 or (ranking.best != 0 and not ranking.beats_default):
+        lines.append(REMEDIES)
+    return lines
 
 
 def importances(x: Float[np.ndarray, "T d"], objective: Float[np.ndarray, " T"]) -> Float[np.ndarray, " d"] | None:
-    """How much of what a forest knows of the objective it owes to each dimension: shares that sum to 1.
+    """Return the permutation importance of each dimension for the objective, as fractions that sum to 1.
 
-    By permutation of one column at a time (Breiman 2001), in a forest of extremely randomized trees that is judged on
-    the samples each tree has not seen; None where the forest knows nothing, or there are fewer than eight trials.
+    The model is a forest of extremely randomized trees (Breiman 2001 for the importance). Return None if its
+    out-of-bag score is not positive or there are fewer than eight trials.
     """
     from sklearn.ensemble import ExtraTreesRegressor
     from sklearn.inspection import permutation_importance
@@ -124,5 +123,5 @@ def importances(x: Float[np.ndarray, "T d"], objective: Float[np.ndarray, " T"])
     )
     if forest.oob_score_ <= 0:
         return None
-    found = permutation_importance(forest, x, objective, n_repeats=20, random_state=0).importances_mean.clip(min=0)
-    return found / found.sum() if found.sum() > 0 else None
+    importance = permutation_importance(forest, x, objective, n_repeats=20, random_state=0).importances_mean.clip(min=0)
+    return importance / importance.sum() if importance.sum() > 0 else None

@@ -1,10 +1,9 @@
-"""Transfer studies: what frozen backbones are worth on tasks in and out of domain, by which tuning.
+"""Run transfer studies: tunings on the frozen features of several backbones, tested in and out of domain.
 
-Source: the protocol of arXiv:2309.17002 (nmtune spec 1.3 to 1.5 and 5): all tunings on identical cached features.
+Source: the protocol of arXiv:2309.17002; all tunings use identical cached features.
 """
 
-from cleantune.studies.transfer.running import run
-from cleantune.studies.transfer.standin import synthetic as rehearsed
-from cleantune.studies.transfer.study import Study, placed, read, study
+from cleantune.studies.transfer.run import run
+from cleantune.studies.transfer.study import Study, make_synthetic, read, relocate, study_from_dict
 
-__all__ = ["Study", "placed", "read", "rehearsed", "run", "study"]
+__all__ = ["Study", "make_synthetic", "read", "relocate", "run", "study_from_dict"]

@@ -1,4 +1,4 @@
-"""Ours beside the paper's: tables in the paper's own shape, for the console, Markdown and HTML."""
+"""Make tables in the shape of the paper's, with our numbers and its, for the console, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cleantune.studies.compare.table import entry_title
+from cleantune.studies.grid import DONE, FAILED
 from cleantune.studies.turn_paper.numbers import KEYS, Note, notes, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WARNING = (
-    "Stand-in: made-up images and tiny random networks. It shows that the experiment runs; its numbers say nothing "
-    "about the methods."
+    "Synthetic: synthetic images and tiny random networks. This run shows that the experiment works; its numbers say "
+    "nothing about the methods."
 )
-"""Stands in every output of a stand-in."""
-NAMES = {"ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching", "dividemix": "DivideMix",
-         "unicon": "UNICON", "turn": "TURN"}  # fmt: skip
+"""Warning in every output of a synthetic run."""
 TUNING = {"head": "LP", "all": "FFT"}
 GEOMETRY = ("cka", "neighbors", "silhouette", "probe")
-"""Columns of the analysis of features."""
+"""Columns of the feature analysis."""
 
 
 class Value(NamedTuple):
-    """What stands in a place of a table."""
+    """A value of a table: ours, the paper's, and marks of footnotes."""
 
     ours: str
     paper: str = ""
@@ -33,22 +33,22 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table."""
+    """A table."""
 
     title: str
     heads: tuple[str, ...]
-    """The first is that of the labels."""
+    """Column heads; the first is of the row labels."""
     rows: tuple[tuple[str, tuple[Value, ...]], ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a block is laid out: what each table is about, what names its columns, and what stands in them."""
+    """The layout of a block: keys of its tables, key of their columns, and the values shown."""
 
-    about: tuple[str, ...]
+    keys: tuple[str, ...]
     column: str
     values: str
-    """`both`: best / last, or `last`."""
+    """`both` (best / last) or `last`."""
 
 
 LAYOUTS = {
@@ -59,37 +59,37 @@ LAYOUTS = {
 }
 
 
-def beside(found: pd.DataFrame, block: str) -> pd.DataFrame:
-    """The found cells with the paper's `paper_best`, `paper_last` and the others in columns beside them."""
+def with_paper_numbers(frame: pd.DataFrame, block: str) -> pd.DataFrame:
+    """Return the cells with the paper's numbers in the columns `paper_best`, `paper_last` and so on."""
     theirs = numbers(block).rename(columns={c: f"paper_{c}" for c in ("samples", "purity", "best", "last")})
-    return found.merge(theirs, on=list(KEYS), how="left")
+    return frame.merge(theirs, on=list(KEYS), how="left")
 
 
-def sheets(found: pd.DataFrame, block: str) -> list[Sheet]:
-    """The tables of a block; `found` as `beside` gives it."""
+def sheets(frame: pd.DataFrame, block: str) -> list[Sheet]:
+    """Return the tables of a block from the frame of `with_paper_numbers`."""
     marked = notes(block)
     if block in LAYOUTS:
-        return _grids(found, LAYOUTS[block], marked)
+        return _grids(frame, LAYOUTS[block], marked)
     if block == "table9":
-        return _cleansing(found, marked)
+        return _selection(frame, marked)
     if block == "figure2":
-        return _geometry(found)
-    return _costs(found)
+        return _geometry(frame)
+    return _costs(frame)
 
 
-def called(row: Any) -> str:
-    """The label of a cell's row: its variant, else how and by what it was tuned."""
+def row_label(row: Any) -> str:
+    """Return the label of a cell's row: its variant, or tuning and method."""
     if row.variant:
         return str(row.variant)
-    name = NAMES.get(row.method, row.method)
+    name = entry_title(row.method)
     return f"LP-FFT {name}" if (row.method, row.scope) == ("turn", "all") else f"{TUNING[row.scope]} {name}"
 
 
-def _grids(found: pd.DataFrame, layout: Layout, marked: Sequence[Note]) -> list[Sheet]:
+def _grids(frame: pd.DataFrame, layout: Layout, marked: Sequence[Note]) -> list[Sheet]:
     out = []
-    for about, part in _parts(found, list(layout.about)):
+    for about, part in _parts(frame, list(layout.keys)):
         columns = list(dict.fromkeys(part[layout.column]))
-        labeled = part.assign(label=[called(row) for row in part.itertuples()])
+        labeled = part.assign(label=[row_label(row) for row in part.itertuples()])
         rows = []
         for label, cells in _parts(labeled, ["label"]):
             values = [_value(cells[cells[layout.column] == name], layout.values, marked) for name in columns]
@@ -104,7 +104,7 @@ def _parts(table: pd.DataFrame, columns: list[str]) -> list[tuple[str, pd.DataFr
 
 
 def _value(cells: pd.DataFrame, which: str, marked: Sequence[Note]) -> Value:
-    """Ours over the seeds, and the paper's."""
+    """Return our value over the seeds with the paper's."""
     if not len(cells):
         return Value("")
     first = cells.iloc[0]
@@ -116,10 +116,10 @@ def _value(cells: pd.DataFrame, which: str, marked: Sequence[Note]) -> Value:
 
 
 def _mean(cells: pd.DataFrame, name: str, scale: float, digits: int) -> str:
-    """Mean over the seeds that ended, ± their standard deviation where there are several."""
-    values = scale * cells.loc[cells["status"] == "done", name].dropna().astype(float)
+    """Return the mean over the finished seeds, ± their standard deviation if there are several."""
+    values = scale * cells.loc[cells["status"] == DONE, name].dropna().astype(float)
     if not len(values):
-        return "failed" if (cells["status"] == "failed").any() else "–"
+        return "failed" if (cells["status"] == FAILED).any() else "–"
     spread = f" ± {values.std():,.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():,.{digits}f}{spread}"
 
@@ -129,9 +129,9 @@ def _marks(row: Any, marked: Sequence[Note]) -> str:
     return "".join(note.mark for note in marked if key in note.cells)
 
 
-def _cleansing(found: pd.DataFrame, marked: Sequence[Note]) -> list[Sheet]:
+def _selection(frame: pd.DataFrame, marked: Sequence[Note]) -> list[Sheet]:
     out = []
-    for about, part in _parts(found, ["data", "model", "noise"]):
+    for about, part in _parts(frame, ["data", "model", "noise"]):
         rows = []
         for label, cells in _parts(part, ["variant"]):
             first = cells.iloc[0]
@@ -139,20 +139,20 @@ def _cleansing(found: pd.DataFrame, marked: Sequence[Note]) -> list[Sheet]:
             purity = Value(_mean(cells, "purity", 100, 1), f"{first.paper_purity:.2f}")
             recall = Value(_mean(cells, "recall", 100, 1))
             rows.append((label, (samples, purity, recall, _value(cells, "both", marked))))
-        heads = ("", "samples of the last cleansing", "purity (%)", "recall (%)", "best / last (%)")
+        heads = ("", "samples of the last selection", "purity (%)", "recall (%)", "best / last (%)")
         out.append(Sheet(about, heads, tuple(rows)))
     return out
 
 
-def _geometry(found: pd.DataFrame) -> list[Sheet]:
+def _geometry(frame: pd.DataFrame) -> list[Sheet]:
     out = []
     heads = ("features", "CKA to untouched", "20-NN accuracy (%)", "silhouette", "linear probe (%)", "last (%)")
-    for about, part in _parts(found, ["data", "model"]):
-        cells = part[part["status"] == "done"]
-        once = cells.drop_duplicates("seed")  # the noise does not touch them
+    for about, part in _parts(frame, ["data", "model"]):
+        cells = part[part["status"] == DONE]
+        once = cells.drop_duplicates("seed")  # the same for all noises
         rows = [("untouched", _numbers(once, "untouched_", None))] if len(cells) else []
-        for noise, own in _parts(part, ["noise"]):
-            rows.append((f"after {noise}", _numbers(own, "", own)))
+        for noise, after in _parts(part, ["noise"]):
+            rows.append((f"after {noise}", _numbers(after, "", after)))
         out.append(Sheet(about, heads, tuple(rows)))
     return out
 
@@ -163,11 +163,11 @@ def _numbers(cells: pd.DataFrame, prefix: str, accuracy: pd.DataFrame | None) ->
     return (*values, Value("" if accuracy is None else _mean(accuracy, "accuracy_last", 100, 1)))
 
 
-def _costs(found: pd.DataFrame) -> list[Sheet]:
-    heads = ("", "best / last (%)", "forward_passes, features cached", "forward_passes, nothing cached", "seconds")
+def _costs(frame: pd.DataFrame) -> list[Sheet]:
+    heads = ("", "best / last (%)", "forward passes, features cached", "forward passes, no cache", "seconds")
     out = []
-    for about, part in _parts(found, ["data", "model", "noise"]):
-        labeled = part.assign(label=[called(row) for row in part.itertuples()])
+    for about, part in _parts(frame, ["data", "model", "noise"]):
+        labeled = part.assign(label=[row_label(row) for row in part.itertuples()])
         rows = []
         for label, cells in _parts(labeled, ["label"]):
             spent = [Value(_mean(cells, name, 1, 0)) for name in ("forward_passes", "forward_passes_uncached")]
@@ -176,17 +176,17 @@ def _costs(found: pd.DataFrame) -> list[Sheet]:
     return out
 
 
-def markdown(made: Sequence[Sheet], title: str, block: str, synthetic: bool, failed: Sequence[str]) -> str:
-    """All tables with their footnotes as Markdown."""
+def markdown(tables: Sequence[Sheet], title: str, block: str, synthetic: bool, failed: Sequence[str]) -> str:
+    """Return all tables with their footnotes as Markdown."""
     lines = [f"# {title}", ""]
     if synthetic:
         lines += [f"**{WARNING}**", ""]
-    lines += [legend(made), ""]
-    for sheet in made:
+    lines += [legend(tables), ""]
+    for sheet in tables:
         lines += [f"## {sheet.title}", "", "| " + " | ".join(sheet.heads) + " |", "|" + "---|" * len(sheet.heads)]
         lines += ["| " + " | ".join([label, *map(_cell, values)]) + " |" for label, values in sheet.rows]
         lines.append("")
-    lines += [f"- {footnote(note)}" for note in shown_notes(made, block)]
+    lines += [f"- {footnote(note)}" for note in shown_notes(tables, block)]
     if failed:
         lines += ["", "Failed:", "", *(f"- {line}" for line in failed)]
     return "\n".join(lines) + "\n"
@@ -197,35 +197,33 @@ def _cell(value: Value) -> str:
     return f"{value.ours}{paper}{f' [{value.marks}]' if value.marks else ''}"
 
 
-def legend(made: Sequence[Sheet]) -> str:
-    """What stands in the places."""
-    paper = any(value.paper for sheet in made for _, row in sheet.rows for value in row)
-    best = (
-        "Test accuracy in %; best is that of the epoch with the best validation accuracy, last that of the last epoch."
-    )
-    return f"Ours{', and in brackets the paper' + chr(39) + 's' if paper else ''}. {best}"
+def legend(tables: Sequence[Sheet]) -> str:
+    """Return the explanation of the values."""
+    paper = any(value.paper for sheet in tables for _, row in sheet.rows for value in row)
+    values = "Our results, with the paper's in brackets." if paper else "Our results."
+    return f"{values} Test accuracy in %: best of the epoch with the best validation accuracy, last of the last epoch."
 
 
-def shown_notes(made: Sequence[Sheet], block: str) -> list[Note]:
-    """The notes about the whole block, and those whose mark stands somewhere."""
-    used = {mark for sheet in made for _, row in sheet.rows for value in row for mark in value.marks}
+def shown_notes(tables: Sequence[Sheet], block: str) -> list[Note]:
+    """Return the notes about the block, and those whose mark occurs in a table."""
+    used = {mark for sheet in tables for _, row in sheet.rows for value in row for mark in value.marks}
     return [note for note in notes(block) if not note.mark or note.mark in used]
 
 
 def footnote(note: Note) -> str:
-    """A note with its mark and, where there is one, the claim it is about."""
+    """Return a note with its mark and, if there is one, the paper's claim that it is about."""
     mark = f"[{note.mark}] " if note.mark else ""
     return f"{mark}{f'The paper: “{note.claim}” ' if note.claim else ''}{note.text}"
 
 
-def console(made: Sequence[Sheet], block: str, synthetic: bool) -> str:
-    """All tables with their footnotes as aligned text."""
+def console_text(tables: Sequence[Sheet], block: str, synthetic: bool) -> str:
+    """Return all tables with their footnotes as aligned text."""
     lines = [f"{WARNING}\n"] if synthetic else []
-    lines.append(legend(made))
-    for sheet in made:
+    lines.append(legend(tables))
+    for sheet in tables:
         grid = [list(sheet.heads), *([label, *map(_cell, values)] for label, values in sheet.rows)]
         widths = [max(len(row[k]) for row in grid) for k in range(len(sheet.heads))]
         lines += ["", sheet.title]
         lines += ["  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in grid]
-    lines += ["", *(footnote(note) for note in shown_notes(made, block))]
+    lines += ["", *(footnote(note) for note in shown_notes(tables, block))]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The numbers that TURN's paper prints (arXiv:2310.17668), a CSV file a table, and what to know about them.
+"""Provide the numbers of TURN's paper (arXiv:2310.17668), one CSV file per table, and notes on them.
 
 Columns: data, model, noise, variant, method, scope, samples, purity (%), best (%), last (%); empty where the table
 does not have them.
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 KEYS = ("data", "model", "noise", "variant", "method", "scope")
 """Columns that name a cell."""
 TABLES = ("table2", "table3", "table4", "table5", "table9")
-"""Blocks for which the paper prints numbers."""
+"""Blocks with numbers in the paper."""
 MARKS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
 class Note:
-    """A footnote, and which of the paper's numbers carry it."""
+    """A footnote and the paper's numbers that it is about."""
 
     text: str
     mark: str
-    """A letter, or empty where the note is about the whole block."""
+    """Letter; empty if the note is about the whole block."""
     claim: str
-    """What the paper's text says, where it prints no number."""
+    """Claim of the paper's text, if it prints no number."""
     cells: frozenset[tuple[str, ...]]
-    """Cells that carry the mark, by the values of `KEYS`."""
+    """Cells with the mark, by the values of `KEYS`."""
 
 
 def numbers(block: str) -> pd.DataFrame:
-    """The paper's numbers of a block, one row a cell; no rows where it prints none."""
+    """Return the paper's numbers of a block, one row per cell; no rows if it prints none."""
     import pandas as pd
 
     path = files(__package__).joinpath(f"{block}.csv")
@@ -51,7 +51,7 @@ def numbers(block: str) -> pd.DataFrame:
 
 
 def notes(block: str) -> list[Note]:
-    """The footnotes of a block, in order, marked a, b, c, …"""
+    """Return the footnotes of a block in order, with the marks a, b, c and so on."""
     read = tomllib.loads(files(__package__).joinpath("notes.toml").read_text(encoding="utf-8"))
     table, out, marks = numbers(block), [], iter(MARKS)
     for entry in read.get(block, []):
@@ -76,5 +76,5 @@ def _cells(table: pd.DataFrame, entry: Mapping[str, Any]) -> Sequence[tuple[str,
 
 
 def of_2500(percent: Any) -> Any:
-    """Whether a percentage with two decimals is a share of 2,500."""
+    """Return whether a percentage with two decimals is a fraction of 2,500."""
     return (percent * 100).round().astype(int) % 4 == 0

@@ -1,4 +1,4 @@
-"""Runs measured on domains: metrics, class subsets, many-to-one maps, and the verb."""
+"""Test the evaluation of runs on domains: metrics, class subsets, many-to-one maps, and the verb."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cleantune.errors import UserError
 from cleantune.functional import metrics
 from cleantune.pipeline.fit import fit
 from cleantune.pipeline.predict import load
-from cleantune.studies.evaluate import IN_DOMAIN, evaluate, pooled, table
+from cleantune.studies.evaluate import IN_DOMAIN, evaluate, pool_classes, table
 
 NAMES = ["cat", "dog", "car"]
 
@@ -37,7 +37,7 @@ def frame_of(x: np.ndarray, y: np.ndarray, **more: Any) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two seeds of NMTune on embeddings, one of which can read its data again."""
+    """Train two seeds of NMTune on embeddings."""
     folder, out = tmp_path_factory.mktemp("evaluation"), []
     x, y = drawn(0, 240)
     np.savez(folder / "train.npz", features=x, label=y)
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return out
 
 
-def test_each_domain_has_a_row_of_its_own_and_so_has_the_runs_test_split(runs: list[Path], tmp_path: Path) -> None:
+def test_evaluate_gives_a_row_per_domain_and_test_split(runs: list[Path], tmp_path: Path) -> None:
     x, y = drawn(1, 90)
     far, _ = drawn(2, 90, shift=3.0)
     both = frame_of(np.concatenate([x, far]), np.concatenate([y, y]), place=["near"] * 90 + ["far"] * 90)
@@ -65,7 +65,7 @@ def test_each_domain_has_a_row_of_its_own_and_so_has_the_runs_test_split(runs: l
     assert {"balanced_accuracy", "macro_f1", "mcc", "calibration_error"} <= set(found.columns)
 
 
-def test_several_seeds_give_means_with_their_deviation(runs: list[Path]) -> None:
+def test_table_shows_means_and_deviations_over_seeds(runs: list[Path]) -> None:
     x, y = drawn(1, 30)
     words = table(evaluate(runs, [frame_of(x, y)]))
     assert "mean out of domain" in words
@@ -73,14 +73,14 @@ def test_several_seeds_give_means_with_their_deviation(runs: list[Path]) -> None
     assert "run0" in words
 
 
-def test_only_classes_that_occur_compete_where_a_subset_is_asked_for(runs: list[Path]) -> None:
+def test_evaluate_subset_restricts_classes(runs: list[Path]) -> None:
     x, y = drawn(3, 120, shift=1.5)
     some = frame_of(x[y != "car"], y[y != "car"])
     every, subset = (evaluate(runs[0], [some], subset=s).iloc[-1] for s in (False, True))
     assert subset.accuracy >= every.accuracy
 
 
-def test_a_map_of_many_classes_to_one_label_takes_the_best_of_them(runs: list[Path], tmp_path: Path) -> None:
+def test_evaluate_class_map_takes_the_best_class(runs: list[Path], tmp_path: Path) -> None:
     x, y = drawn(4, 90)
     coarse = np.where(y == "car", "vehicle", "animal")
     (tmp_path / "map.toml").write_text('cat = "animal"\ndog = "animal"\ncar = "vehicle"\n')
@@ -88,14 +88,14 @@ def test_a_map_of_many_classes_to_one_label_takes_the_best_of_them(runs: list[Pa
     assert row.accuracy > 0.9
 
 
-def test_pooling_is_the_softmax_of_the_largest_score_of_each_label_and_a_subset_masks_the_rest() -> None:
+def test_pool_classes_is_a_softmax_of_the_largest_scores() -> None:
     logits = np.random.default_rng(0).normal(size=(5, 4))
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found, targets = pooled(p, list("abcd"), {"a": "x", "b": "x", "c": "y"}, None)
+    found, targets = pool_classes(p, list("abcd"), {"a": "x", "b": "x", "c": "y"}, None)
     best = np.stack([logits[:, :2].max(1), logits[:, 2]], 1)
     np.testing.assert_allclose(found, np.exp(best) / np.exp(best).sum(1, keepdims=True))
     assert targets == ("x", "y")
-    masked, left = pooled(p, list("abcd"), None, ["b", "d"])
+    masked, left = pool_classes(p, list("abcd"), None, ["b", "d"])
     kept = np.exp(logits[:, [1, 3]])
     np.testing.assert_allclose(masked, kept / kept.sum(1, keepdims=True))
     assert left == ("b", "d")
@@ -111,13 +111,13 @@ def test_pooling_is_the_softmax_of_the_largest_score_of_each_label_and_a_subset_
         ({"class_map": {}}, "a class map has lines"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_sentence(runs: list[Path], more: dict[str, Any], said: str) -> None:
+def test_evaluate_refuses_unfitting_data_in_one_sentence(runs: list[Path], more: dict[str, Any], said: str) -> None:
     x, y = drawn(5, 6)
     with pytest.raises(UserError, match=said):
         evaluate(runs[0], [frame_of(x, y, place="a", kind="bird")], **more)
 
 
-def test_the_verb_ends_with_code_2_and_one_sentence(
+def test_evaluate_verb_exits_with_code_2_and_one_sentence(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments in (["evaluate", str(tmp_path)], ["evaluate", str(runs[0]), "--out", "x.txt"]):
@@ -150,7 +150,7 @@ def test_metrics_equal_loops_and_scikit_learn(seed: int) -> None:
     assert metrics.calibration_error(p, y) == pytest.approx(total)
 
 
-def test_what_has_no_variation_has_no_correlation_and_numbers_of_classes_correlate() -> None:
+def test_correlations_need_variation() -> None:
     assert metrics.pearson(np.ones(3), np.arange(3.0)) is None
     assert metrics.pearson(2 * np.arange(4.0), np.arange(4.0)) == pytest.approx(1.0)
     assert metrics.matthews_corrcoef(np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])) == pytest.approx(1.0)
@@ -158,7 +158,7 @@ def test_what_has_no_variation_has_no_correlation_and_numbers_of_classes_correla
         assert measure(np.zeros(0, int), np.zeros(0, int)) is None
 
 
-def test_runs_that_share_a_frozen_backbone_share_its_features_and_predict_the_same(
+def test_runs_share_cached_features_of_a_frozen_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLEANTUNE_CACHE", str(tmp_path / "cache"))
@@ -169,7 +169,7 @@ def test_runs_that_share_a_frozen_backbone_share_its_features_and_predict_the_sa
         fit(texts, model, out=tmp_path / method, method=method, quiet=True, precision="float32",
             settings={"method.probe.epochs": 2, "method.probe.min_steps": 0})  # fmt: skip
     first = load(tmp_path / "ce")
-    rows = first.rows(other)
+    rows = first.read(other)
     plain = first.probabilities(rows)
     before = set((tmp_path / "cache").iterdir())
     np.testing.assert_allclose(first.probabilities(rows, cached=True), plain, rtol=1e-4, atol=1e-6)

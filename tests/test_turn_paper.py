@@ -1,4 +1,4 @@
-"""The paper's experiments: their files, their numbers, the public layouts, and each block on the stand-in."""
+"""Test the paper's experiments: files, numbers, public layouts, and each block on synthetic data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from cleantune.config.data import DataConfig
 from cleantune.data import load as load_data
 from cleantune.errors import UserError
 from cleantune.methods.paper_settings import TABLE_8
-from cleantune.studies.turn_paper import downloads, standin
-from cleantune.studies.turn_paper.experiment import BLOCKS, experiment, read, select
+from cleantune.studies import synthetic
+from cleantune.studies.grid import RECORD
+from cleantune.studies.turn_paper import downloads
+from cleantune.studies.turn_paper.cells import TURNWithoutSelection
+from cleantune.studies.turn_paper.experiment import BLOCKS, experiment_from_dict, read, select
 from cleantune.studies.turn_paper.numbers import KEYS, TABLES, notes, numbers, of_2500
 from cleantune.studies.turn_paper.reproduce import reproduce
-from cleantune.studies.turn_paper.running import TURNWithoutSelection
 from cleantune.studies.turn_paper.sheets import WARNING
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = ROOT / "src" / "cleantune" / "paper" / "experiments"
+EXPERIMENTS = ROOT / "src" / "cleantune" / "studies" / "turn_paper" / "experiments"
 RUNS = {"table2": 216, "table3": 90, "table4": 8, "table5": 18, "table9": 10, "figure2": 8, "figure3": 26}
 
 
@@ -32,7 +34,7 @@ RUNS = {"table2": 216, "table3": 90, "table4": 8, "table5": 18, "table9": 10, "f
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_experiment_is_read_and_has_the_runs_of_the_spec(block: str) -> None:
+def test_experiment_has_its_number_of_cells(block: str) -> None:
     made = read(block)
     assert made.block == block
     assert len(made.cells()) == RUNS[block]
@@ -41,10 +43,10 @@ def test_every_experiment_is_read_and_has_the_runs_of_the_spec(block: str) -> No
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_copy_in_runs_paper_is_the_file_that_ships(block: str) -> None:
+def test_runs_paper_equals_the_packaged_experiments(block: str) -> None:
     shipped = (EXPERIMENTS / f"{block}.toml").read_text("utf-8")
     assert (ROOT / "runs" / "paper" / f"{block}.toml").read_text("utf-8") == shipped, (
-        "after a change: cp src/cleantune/paper/experiments/*.toml runs/paper/"
+        "after a change: cp src/cleantune/studies/turn_paper/experiments/*.toml runs/paper/"
     )
 
 
@@ -64,7 +66,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("noise", [], 'unknown key "noise"; did you mean "noises"'),
         ("model.0.modle", "x", 'model.0..*unknown|unknown key "model.0..modle"'),
         ("data.0.loader", "cifar10", 'unknown loader "cifar10"; did you mean "cifar100"'),
-        ("fit.run.model_selectio", "last", 'unknown key "run.model_selectio"; did you mean "run.model_selection"|did you mean "model_selection"'),
+        ("fit.run.model_selectio", "last", 'unknown key "run.model_selectio"; did you mean "(run.)?model_selection"'),
         ("variant.0.settings.tauu", 0.3, 'method.tauu"; did you mean "tau"'),
         ("variant.0.settings.tau", 3, "outside 0 to 1"),
         ("variant.0.method", "tern", 'unknown method "tern"; did you mean "turn"'),
@@ -73,12 +75,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("variant.0.name", "probe, no cleansing", "two cells are the same"),
     ],
 )
-def test_an_unknown_key_or_value_is_refused_by_name(path: str, value: Any, said: str) -> None:
+def test_experiment_refuses_unknown_keys_and_values(path: str, value: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        experiment(changed(path, value))
+        experiment_from_dict(changed(path, value))
 
 
-def test_a_file_of_ones_own_is_read_and_a_missing_one_named(tmp_path: Path) -> None:
+def test_read_accepts_files_and_names_missing_ones(tmp_path: Path) -> None:
     own = tmp_path / "mine.toml"
     own.write_text((EXPERIMENTS / "table9.toml").read_text("utf-8"), "utf-8")
     assert read(own).block == "table9"
@@ -86,15 +88,15 @@ def test_a_file_of_ones_own_is_read_and_a_missing_one_named(tmp_path: Path) -> N
         read("tabel2")
 
 
-def test_settings_are_the_papers_unless_the_variant_says_otherwise() -> None:
+def test_variant_settings_override_the_paper_preset() -> None:
     cells = {cell.variant: cell for cell in read("table4").cells() if cell.model == "ViT-B/16"}
     assert cells["no probe, cleansing before every epoch"].settings["method"]["probe"] == {"epochs": 0}
     assert cells["probe, cleansing once"].settings["method"]["tune"] == {"epochs": 1}
-    assert not cells["probe, no cleansing"].cleanse
+    assert not cells["probe, no cleansing"].select_samples
     assert all(cell.settings["method"]["preset"] == "paper" for cell in cells.values())
 
 
-def test_only_keeps_the_cells_that_have_all_of_it() -> None:
+def test_select_keeps_cells_that_match_all_filters() -> None:
     cells = read("table9").cells()
     kept = select(cells, ["variant=tau 0.3", "variant=tau 0.9", "noise=symmetric:0.6"])
     assert [cell.variant for cell in kept] == ["tau 0.3", "tau 0.9"]
@@ -108,49 +110,49 @@ def test_only_keeps_the_cells_that_have_all_of_it() -> None:
 
 
 @pytest.mark.parametrize("block", TABLES)
-def test_every_cell_of_a_table_has_the_papers_number(block: str) -> None:
+def test_numbers_cover_every_cell_of_a_table(block: str) -> None:
     theirs = {tuple(row) for row in numbers(block)[list(KEYS)].to_numpy().tolist()}
     assert {cell.key for cell in read(block).cells()} == theirs
     assert len(numbers(block)) == len(theirs) == RUNS[block]
 
 
-def test_the_numbers_are_percentages() -> None:
+def test_numbers_are_percentages() -> None:
     for block in TABLES:
         assert numbers(block)[["best", "last"]].stack().dropna().between(0.9, 91).all(), block
 
 
-def test_nine_cells_of_the_matrices_have_last_above_best_and_two_of_table_9() -> None:
+def test_numbers_have_the_known_cells_with_last_above_best() -> None:
     above = {block: int((numbers(block)["last"] > numbers(block)["best"]).sum()) for block in TABLES}
     assert above["table2"] + above["table3"] == 9
     assert above["table9"] == 2
     assert sum(len(note.cells) for note in notes("table2") if "below last" in note.text) == above["table2"]
 
 
-def test_turn_is_best_in_23_of_the_24_columns_of_table_2() -> None:
+def test_numbers_rank_turn_first_in_23_of_24_columns() -> None:
     table = numbers("table2").pivot_table(index=["model", "noise"], columns=["method", "scope"], values="best")
     winners = table.idxmax(axis=1)
     assert (winners == ("turn", "all")).sum() == 23
     assert winners["MAE-ViT-B", "asymmetric:0.4"] == ("elr", "all")
 
 
-def test_86_of_the_90_numbers_of_webvision_are_shares_of_2500() -> None:
+def test_numbers_of_webvision_are_mostly_fractions_of_2500() -> None:
     web = numbers("table3").query("data == 'mini-WebVision'")
     assert len(web) * 2 == 90
     assert of_2500(web["best"]).sum() + of_2500(web["last"]).sum() == 86
     assert of_2500(np.array([84.62, 84.64])).tolist() == [False, True]
 
 
-def test_the_last_row_of_table_4_is_the_last_accuracy_of_table_2() -> None:
+def test_numbers_of_table_4_agree_with_table_2() -> None:
     last = numbers("table2").query("method == 'turn' and noise == 'symmetric:0.9'").set_index("model")["last"]
     full = numbers("table4").query("variant == 'probe, cleansing before every epoch'").set_index("model")["last"]
     assert full.to_dict() == {model: last[model] for model in full.index}
 
 
-def test_the_sample_counts_of_table_9_are_multiples_of_the_classes() -> None:
+def test_numbers_of_table_9_are_class_multiples() -> None:
     assert (numbers("table9")["samples"] % 100 == 0).all()
 
 
-def test_the_misprinted_number_of_table_5_is_read_as_80_22_and_noted() -> None:
+def test_numbers_correct_and_note_a_misprint_in_table_5() -> None:
     row = numbers("table5").query("model == 'ViT-L/16' and method == 'elr' and scope == 'all'").iloc[0]
     assert (row["best"], row["last"]) == (80.22, 49.78)
     [note] = [note for note in notes("table5") if "8022" in note.text]
@@ -158,7 +160,7 @@ def test_the_misprinted_number_of_table_5_is_read_as_80_22_and_noted() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_block_has_footnotes_and_marks_that_differ(block: str) -> None:
+def test_notes_have_distinct_marks(block: str) -> None:
     marks = [note.mark for note in notes(block) if note.mark]
     assert notes(block)
     assert len(marks) == len(set(marks))
@@ -176,28 +178,28 @@ def spec(table: dict[str, Any]) -> DataConfig:
     ("clothing1m", {"train": 140, "validation": 20, "test": 40}),
     ("webvision", {"train": 144, "validation": 16, "test": 40}),
 ])  # fmt: skip
-def test_a_miniature_of_each_layout_is_read(tmp_path: Path, loader: str, sizes: dict[str, int]) -> None:
-    standin.DOWNLOADS[loader](tmp_path / "download")
+def test_downloads_read_each_layout(tmp_path: Path, loader: str, sizes: dict[str, int]) -> None:
+    synthetic.DOWNLOADS[loader](tmp_path / "download")
     table = downloads.load(loader, str(tmp_path / "download"), tmp_path / "tables", 0)
     data = load_data(spec(table))
     assert {split: len(rows) for split, rows in data.rows.items()} == sizes
     assert len(data.classes) == 5
     picture = data.rows["test"].samples.read([3])[0]
-    pixels, y = standin.images()
+    pixels, y = synthetic.images()
     assert np.abs(pixels.astype(int) - np.asarray(picture)).mean((1, 2, 3)).argmin() == 163
     names = {"cifar100": [f"disc_{c}" for c in range(5)], "clothing1m": downloads.CLOTHES[:5], "webvision": "01234"}
     assert data.classes[data.rows["test"].y[3]] == names[loader][y[163]]
 
 
-def test_cifar_s_classes_keep_the_order_of_their_numbers(tmp_path: Path) -> None:
-    standin.cifar100(tmp_path / "a")
+def test_cifar100_classes_keep_their_order(tmp_path: Path) -> None:
+    synthetic.cifar100(tmp_path / "a")
     (tmp_path / "a" / "fine_label_names.txt").write_text("zebra\nyak\nxerus\nwolf\nvole\n")
     data = load_data(spec(downloads.load("cifar100", str(tmp_path / "a"), tmp_path / "t", 0)))
     assert data.classes == ("zebra", "yak", "xerus", "wolf", "vole")
 
 
-def test_a_subset_of_clothing1m_is_fixed_and_even_over_the_given_classes(tmp_path: Path) -> None:
-    standin.clothing1m(tmp_path / "a")
+def test_clothing1m_subset_is_fixed_and_balanced(tmp_path: Path) -> None:
+    synthetic.clothing1m(tmp_path / "a")
     chosen = []
     for k in range(2):
         table = downloads.load("clothing1m", str(tmp_path / "a"), tmp_path / f"t{k}", 50)
@@ -206,9 +208,9 @@ def test_a_subset_of_clothing1m_is_fixed_and_even_over_the_given_classes(tmp_pat
     assert chosen[0]["label"].value_counts().tolist() == [10] * 5
 
 
-def test_an_even_draw_gives_all_of_a_class_that_has_too_few() -> None:
-    rows = [downloads.Listed(str(i), int(i >= 30)) for i in range(34)]
-    drawn = downloads._even(rows, 20)
+def test_draw_balanced_takes_all_of_a_small_class() -> None:
+    rows = [downloads.ListedImage(str(i), int(i >= 30)) for i in range(34)]
+    drawn = downloads.draw_balanced(rows, 20)
     assert [row.label for row in drawn] == [0] * 16 + [1] * 4
 
 
@@ -241,7 +243,7 @@ def pickles(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("loader", "breaks", "said"), [
-    ("cifar100", truncate, r"train.bin has 491835 bytes, no whole number of records of 3074"),
+    ("cifar100", truncate, r"train.bin has 491835 bytes, not a multiple of 3074"),
     ("cifar100", mislabel, r"test.bin: record 2 \(from 0\) has the fine label 77, but fine_label_names.txt names 5"),
     ("cifar100", drop("test.bin"), r"test.bin is missing"),
     ("cifar100", drop("fine_label_names.txt"), r"fine_label_names.txt is missing"),
@@ -256,35 +258,35 @@ def pickles(folder: Path) -> None:
     ("webvision", cut("info/train_filelist_google.txt", lambda t: t + "google/a.jpg x\n"), r"line 162 is "),
     ("webvision", cut("info/val_filelist.txt", lambda t: "a.jpg 700\n"), r"lists no image of the first 50 classes"),
 ])  # fmt: skip
-def test_a_broken_download_is_refused_in_a_sentence_that_names_file_and_line(
+def test_downloads_refuse_malformed_files_by_line(
     tmp_path: Path, loader: str, breaks: Callable[[Path], None], said: str
 ) -> None:
-    standin.DOWNLOADS[loader](tmp_path / "download")
+    synthetic.DOWNLOADS[loader](tmp_path / "download")
     breaks(tmp_path / "download")
     with pytest.raises(UserError, match=said):
         downloads.load(loader, str(tmp_path / "download"), tmp_path / "tables", 0)
 
 
-def test_webvision_leaves_classes_from_50_on_out(tmp_path: Path) -> None:
-    standin.webvision(tmp_path / "a")
+def test_webvision_omits_classes_from_50_on(tmp_path: Path) -> None:
+    synthetic.webvision(tmp_path / "a")
     table = downloads.load("webvision", str(tmp_path / "a"), tmp_path / "t", 0)
     assert pd.read_parquet(table["data"])["label"].max() == 4
 
 
-# -- the stand-in ----------------------------------------------------------------------------------------------------
+# -- synthetic data ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", standin.NETWORKS)
-def test_a_tiny_network_opens_and_two_forwards_are_equal(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize("architecture", synthetic.NETWORKS)
+def test_image_network_opens_and_is_deterministic(tmp_path: Path, architecture: str) -> None:
     import torch
 
-    backbone = open_backbone(standin.network(architecture, tmp_path / architecture))
+    backbone = open_backbone(synthetic.image_network(architecture, tmp_path / architecture))
     x = torch.rand(2, 3, 32, 32)
     assert backbone.architecture.model_type == architecture
     assert torch.equal(backbone(x), backbone(x))
 
 
-def test_the_row_without_cleansing_learns_from_every_sample() -> None:
+def test_turn_without_selection_trains_on_all_samples() -> None:
     method = TURNWithoutSelection()
     plans: list[Any] = []
 
@@ -300,7 +302,7 @@ def test_the_row_without_cleansing_learns_from_every_sample() -> None:
 
 @pytest.fixture
 def _one_thread() -> Iterator[None]:
-    """Tiny networks lose by threads, much where others compute beside them."""
+    """Use one thread: more of them slow tiny networks down."""
     import torch
 
     before = torch.get_num_threads()
@@ -322,7 +324,7 @@ CHEAPEST = {
 
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("block", BLOCKS)
-def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, block: str) -> None:
+def test_reproduce_runs_each_block_on_synthetic_data(tmp_path: Path, block: str) -> None:
     done = reproduce(block, out=tmp_path / "out", synthetic=True, only=CHEAPEST[block], quiet=True)
     table = pd.read_parquet(done.path / "reproduce.parquet")
     assert (table["status"] == "done").all(), table[["method", "scope", "reason"]].to_string()
@@ -343,32 +345,32 @@ def test_each_block_runs_on_the_stand_in_and_says_so_everywhere(tmp_path: Path, 
         assert page.count('class="plot"') == 3
 
 
-# -- what is refused, and going on -----------------------------------------------------------------------------------
+# -- refusals and resumption ------------------------------------------------------------------------------------------
 
 
-def test_missing_data_are_named_with_where_to_get_them_and_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere is no folder .*Clothing1M: .*on request.*--data clothing1m=PATH"):
+def test_reproduce_names_the_source_of_missing_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere is not a folder .*Clothing1M: .*on request.*--data clothing1m=PATH"):
         reproduce("table3", out=tmp_path / "out", only=["data=Clothing1M"], quiet=True,
                   data={"clothing1m": str(tmp_path / "nowhere")})  # fmt: skip
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stand_in_takes_no_data_or_models(tmp_path: Path) -> None:
+def test_reproduce_refuses_data_with_synthetic(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave --data and --model out"):
         reproduce("table4", out=tmp_path / "out", synthetic=True, data={"cifar100": "x"})
 
 
-def test_a_missing_model_is_named_with_how_to_say_where_it_is(tmp_path: Path) -> None:
-    standin.cifar100(tmp_path / "cifar")
+def test_reproduce_names_a_missing_model(tmp_path: Path) -> None:
+    synthetic.cifar100(tmp_path / "cifar")
     with pytest.raises(UserError, match=r'no such model.*for ViT-B/16; --model "ViT-B/16=FOLDER"'):
         reproduce("table9", out=tmp_path / "out", quiet=True, data={"cifar100": str(tmp_path / "cifar")},
                   models={"ViT-B/16": str(tmp_path / "none")})  # fmt: skip
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_own_data_and_models_run_without_a_warning_and_resume_keeps_what_is_done(tmp_path: Path) -> None:
-    standin.cifar100(tmp_path / "cifar")
-    model = standin.network("resnet", tmp_path / "resnet")
+def test_reproduce_resumes_with_own_data_and_models(tmp_path: Path) -> None:
+    synthetic.cifar100(tmp_path / "cifar")
+    model = synthetic.image_network("resnet", tmp_path / "resnet")
     said: dict[str, Any] = {
         "out": tmp_path / "out", "data": {"cifar100": str(tmp_path / "cifar")}, "models": {"ViT-B/16": str(model)},
         "only": ["model=ViT-B/16", "variant=probe, no cleansing"], "quiet": True,
@@ -376,33 +378,33 @@ def test_own_data_and_models_run_without_a_warning_and_resume_keeps_what_is_done
     first = reproduce("table4", **said)
     assert not first.table["synthetic"].any()
     assert WARNING not in first.text
-    [cell] = (tmp_path / "out" / "cells").glob("*.json")
+    [cell] = (tmp_path / "out" / "cells").glob(f"*/{RECORD}")
     cell.write_text(
         cell.read_text().replace(
             f'"forward_passes": {int(first.table["forward_passes"].iloc[0])}', '"forward_passes": 1'
         )
     )
     assert reproduce("table4", resume=True, **said).table["forward_passes"].tolist() == [1]
-    with pytest.raises(UserError, match="--resume: seeds is not what it was"):
+    with pytest.raises(UserError, match=r"--resume: seeds is \[0, 1\] now and was \[0\]"):
         reproduce("table4", resume=True, seeds=2, **said)
     with pytest.raises(UserError, match="is not empty"):
         reproduce("table4", **said)
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_a_cell_that_fails_is_shown_with_its_reason_and_the_rest_runs(
+def test_reproduce_shows_a_failed_cell_and_runs_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cleantune.studies.turn_paper import features
+    from cleantune.studies.turn_paper import reproduce as module
 
-    real, calls = features.look, iter((True, False))
+    analyze, fails = module.analyze_features, iter((True, False))
 
-    def look(run: Any, material: Any, seed: int) -> dict[str, Any]:
-        if next(calls):
+    def fragile(run: Any) -> dict[str, Any]:
+        if next(fails):
             raise RuntimeError("no memory left")
-        return real(run, material, seed)
+        return analyze(run)
 
-    monkeypatch.setattr(features, "look", look)
+    monkeypatch.setattr(module, "analyze_features", fragile)
     done = reproduce("figure2", out=tmp_path / "out", synthetic=True, only=["model=ConvNeXt-T"], quiet=True)
     assert done.table["status"].tolist() == ["failed", "done"]
     for end in ("md", "html"):
@@ -410,10 +412,11 @@ def test_a_cell_that_fails_is_shown_with_its_reason_and_the_rest_runs(
     assert "failed" in done.text
 
 
-def test_every_file_that_reproduce_reads_is_named_as_package_data() -> None:
+def test_package_data_include_every_reproduction_file() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
     package = ROOT / "src" / "cleantune"
     shipped = {path for pattern in listed["cleantune"] for path in package.glob(pattern)}
-    needed = {path for path in (package / "paper").rglob("*") if path.suffix in (".toml", ".csv", ".html")}
+    files = (package / "studies" / "turn_paper").rglob("*")
+    needed = {path for path in files if path.suffix in (".toml", ".csv", ".html")}
     assert needed <= shipped
     assert len(needed) == 7 + 5 + 1 + 1
