@@ -49,8 +49,8 @@ def analyze_features(run: FinishedRun) -> dict[str, Any]:
         "before": tsne_embedding(before, seed).tolist(),
         "after": tsne_embedding(after, seed).tolist(),
     }
-    untouched = {f"untouched_{name}": value for name, value in asdict(measure_geometry(before, before, y[rows])).items()}
-    return {**asdict(measure_geometry(after, before, y[rows])), **untouched, "points": points}
+    tuned, untouched = (asdict(measure_geometry(f, before, y[rows])) for f in (after, before))
+    return {**tuned, **{f"untouched_{name}": value for name, value in untouched.items()}, "points": points}
 
 
 def _trained_features(run: FinishedRun, rows: Sequence[int] | np.ndarray) -> np.ndarray:
