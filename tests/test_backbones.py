@@ -117,13 +117,13 @@ def test_pool_equals_loops_over_tokens(count, length, seed):
 # -- sentence-transformers ---------------------------------------------------------------------------------------------
 
 
-def as_sentence_transformer(folder: Path, modes: dict[str, bool], kinds: list[str], **stated) -> Path:
+def as_sentence_transformer(folder: Path, modes: dict[str, bool], kinds: list[str], **settings) -> Path:
     paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
     rows = [{"idx": i, "path": paths[k], "type": f"sentence_transformers.models.{k}"} for i, k in enumerate(kinds)]
     (folder / "modules.json").write_text(json.dumps(rows))
     (folder / "1_Pooling").mkdir(exist_ok=True)
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **modes}))
-    (folder / "sentence_bert_config.json").write_text(json.dumps(stated))
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
     return folder
 
 

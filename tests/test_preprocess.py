@@ -84,7 +84,7 @@ def full_config(config: dict) -> dict:
     }
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image_of(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -92,37 +92,37 @@ def picture(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("shape", [(37, 61), (64, 40), (24, 24), (25, 23)])
 def test_preprocess_equals_processors_of_transformers(config, shape, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(full_config(config)))
-    ours = read_image_preprocess(tmp_path, None)
+    processor = read_image_preprocess(tmp_path, None)
     with quiet_transformers():
         from transformers import AutoImageProcessor
 
-        theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(picture(*shape), return_tensors="pt")
-    x = ours.normalize(torch.tensor(ours.to_array(picture(*shape))).permute(2, 0, 1)[None])
-    torch.testing.assert_close(x, theirs["pixel_values"].float(), rtol=1e-5, atol=2e-5)
+        expected = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")(image_of(*shape), return_tensors="pt")
+    x = processor.normalize(torch.tensor(processor.to_array(image_of(*shape))).permute(2, 0, 1)[None])
+    torch.testing.assert_close(x, expected["pixel_values"].float(), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("config", PROCESSORS, ids=lambda c: "-".join(map(str, c.values()))[:60])
 def test_to_config_is_read_back_unchanged(config, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(full_config(config)))
-    ours = read_image_preprocess(tmp_path, None)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_config()))
-    assert read_image_preprocess(tmp_path, None) == ours
+    processor = read_image_preprocess(tmp_path, None)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor.to_config()))
+    assert read_image_preprocess(tmp_path, None) == processor
 
 
 def test_image_size_sets_shortest_edge_and_crop(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(full_config(PROCESSORS[4])))
-    ours = read_image_preprocess(tmp_path, 16)
-    image = picture(32, 64)
+    processor = read_image_preprocess(tmp_path, 16)
+    image = image_of(32, 64)
     expected = np.asarray(image.resize((16, 32), Image.Resampling.BILINEAR))[8:24]
-    np.testing.assert_array_equal(ours.to_array(image), expected)
+    np.testing.assert_array_equal(processor.to_array(image), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "LA", "1"])
 def test_to_array_converts_every_mode_to_rgb(mode, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(full_config(PROCESSORS[0])))
-    ours = read_image_preprocess(tmp_path, None)
-    image = picture(30, 30).convert(mode)
-    np.testing.assert_array_equal(ours.to_array(image), ours.to_array(image.convert("RGB")))
+    processor = read_image_preprocess(tmp_path, None)
+    image = image_of(30, 30).convert(mode)
+    np.testing.assert_array_equal(processor.to_array(image), processor.to_array(image.convert("RGB")))
 
 
 def test_processor_config_with_nested_processor_is_read(tmp_path):

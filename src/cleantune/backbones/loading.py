@@ -114,7 +114,7 @@ def resolve_model_folder(model: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"the model {model} is a file, not a folder: give the folder that holds its config.json")
+        raise UserError(f"the model {model} is a file, not a folder: give the folder with its config.json")
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or "\\" in model or not model:
         raise UserError(f'no such model: there is no folder "{model}"; give a transformers folder or a hub id')
     with quiet_transformers():
@@ -141,9 +141,8 @@ def read_architecture(folder: Path) -> Architecture:
     name = ALIASES.get(model_type, model_type)
     if name not in ARCHITECTURES:
         raise UserError(
-            f'the model {folder} is of the architecture "{model_type}", which is not among the known ones '
-            f"({', '.join(ARCHITECTURES)}); from Python any torch.nn.Module with a stated feature works: "
-            "open_backbone(module, feature=..., width=...)"
+            f'the model {folder} has the architecture "{model_type}", but supported are {", ".join(ARCHITECTURES)}; '
+            "from Python, any torch.nn.Module works: open_backbone(module, feature=..., width=...)"
         )
     return ARCHITECTURES[name]
 
@@ -153,7 +152,7 @@ def _refuse_missing_weights(folder: Path) -> None:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
         if pickled:
             raise UserError(
-                f"the model {folder} holds pickled weights only ({pickled[0]}), and those can run code when opened: "
+                f"the model {folder} has only pickled weights ({pickled[0]}), and those can run code when opened: "
                 "convert them to safetensors (save_pretrained writes them) and give that folder"
             )
         raise UserError(

@@ -137,7 +137,7 @@ def read_image_preprocess(folder: Path, image_size: int | None) -> ImagePreproce
     exact = (size["height"], size["width"]) if set(size) == {"height", "width"} else None
     if config.get("do_pad") or size.get("longest_edge") or not (crop or exact) or (size and not (edge or exact)):
         raise UserError(
-            f"{path} gives images of different sizes, which no batch can hold: state one size with --image-size"
+            f"{path} gives images of different sizes, which do not fit into a batch: set one size with --image-size"
         )
     window = (crop["height"], crop["width"]) if crop else cast(tuple[int, int], exact)
     return dataclasses.replace(base, crop=window, shortest_edge=edge, exact=exact)
@@ -184,7 +184,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} of the model cannot be read ({error}): fetch the model again") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} of the model holds no JSON object: fetch the model again")
+        raise UserError(f"{path} of the model is no JSON object: fetch the model again")
     return value
 
 

@@ -76,7 +76,7 @@ def _read_modes(path: Path) -> tuple[Mode, ...]:
     unknown = sorted(modes - set(POOLING_KEYS))
     if unknown or not modes:
         raise UserError(
-            f"{path} of the model asks for the pooling {', '.join(unknown) or 'of nothing'}, but known are "
+            f"{path} of the model asks for the pooling {', '.join(unknown) or 'of nothing'}, but supported are "
             f"{', '.join(POOLING_KEYS)}: pass the model from Python as a module"
         )
     return tuple(cast(Mode, mode) for mode in POOLING_KEYS if mode in modes)
