@@ -61,13 +61,13 @@ def blobs(N: int = 240, seed: int = 0) -> dict[str, np.ndarray]:
     return {"features": (rng.normal(size=(N, 8)) + 2.5 * np.eye(8)[y]).astype(np.float32), "label": y}
 
 
-def small(out: Path, **said: Any) -> cleantune.Comparison:
+def small(out: Path, **changes: Any) -> cleantune.Comparison:
     """Run a matrix on embeddings, which takes seconds."""
     options: dict[str, Any] = {
         "methods": ["ce", "gce"], "noises": ["symmetric:0.4"], "seeds": 2, "test_fraction": 0.25, "quiet": True,
         "settings": {"method.probe.epochs": 3, "method.probe.min_steps": 0},
     }  # fmt: skip
-    return cleantune.compare(said.pop("data", blobs()), out=out, **options | said)
+    return cleantune.compare(changes.pop("data", blobs()), out=out, **options | changes)
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +279,8 @@ def test_compare_entries_have_their_own_settings_and_presets(tmp_path: Path) -> 
 def test_tune_selects_rates_on_noisy_validation_alone(tmp_path: Path) -> None:
     data = blobs(320)
     test = blobs(80, seed=1)
-    said: dict[str, Any] = {"tune": True, "test_fraction": 0.0, "noises": ["symmetric:0.4"]}
-    done = small(tmp_path / "out", data=data, test=test, **said)
+    changes: dict[str, Any] = {"tune": True, "test_fraction": 0.0, "noises": ["symmetric:0.4"]}
+    done = small(tmp_path / "out", data=data, test=test, **changes)
     folders = [path.name for path in (done.path / "cells").iterdir()]
     assert len(folders) == 2 * (3 + 1)
     table = done.table
@@ -293,7 +293,7 @@ def test_tune_selects_rates_on_noisy_validation_alone(tmp_path: Path) -> None:
         default = METHODS[str(entry)]().probe.learning_rate  # type: ignore[attr-defined]
         assert block["learning_rate"].iloc[0] == pytest.approx(default * taken, rel=1e-2)
     shuffled = {"features": test["features"], "label": np.roll(test["label"], 1)}
-    blind = small(tmp_path / "blind", data=data, test=shuffled, **said).table
+    blind = small(tmp_path / "blind", data=data, test=shuffled, **changes).table
     assert blind["learning_rate"].tolist() == table["learning_rate"].tolist()
     assert blind["accuracy_last"].tolist() != table["accuracy_last"].tolist()
 
@@ -346,10 +346,10 @@ def test_compare_page_plots_have_titles_and_units(images: cleantune.Comparison) 
 
 def test_compare_prints_the_estimate_before_the_first_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small(tmp_path / "out", quiet=False)
-    said = capsys.readouterr().err
-    assert said.index("estimate from the cost model") < said.index("0 of 4 cells done")
-    assert "forward passes per cell" in said
-    assert re.search(r"3 of 4 cells done, about .+ left; running: gce LP, symmetric:0\.4, features, seed 1", said)
+    printed = capsys.readouterr().err
+    assert printed.index("estimate from the cost model") < printed.index("0 of 4 cells done")
+    assert "forward passes per cell" in printed
+    assert re.search(r"3 of 4 cells done, about .+ left; running: gce LP, symmetric:0\.4, features, seed 1", printed)
 
 
 @pytest.mark.parametrize(
@@ -380,9 +380,9 @@ def test_compare_refuses_bad_input_in_one_sentence(
     out = ["--out", str(tmp_path / "out")]
     fraction = [] if "--test-fraction" in args else ["--test-fraction", "0.25"]
     assert exit_code(["compare", str(tmp_path / "data.npz"), *out, *fraction, *args]) == 2
-    said = capsys.readouterr().err
-    assert word in said
-    assert "Traceback" not in said
+    printed = capsys.readouterr().err
+    assert word in printed
+    assert "Traceback" not in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -404,7 +404,7 @@ def test_compare_refuses_a_used_folder_and_keeps_its_files(tmp_path: Path) -> No
     assert {path: path.read_bytes() for path in done.path.rglob("*") if path.is_file()} == before
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text("[method]\nname = 'ce'\n")
-    with pytest.raises(UserError, match="holds run and no matrix"):
+    with pytest.raises(UserError, match="has run and no matrix"):
         small(tmp_path / "run", overwrite=True)
 
 

@@ -102,7 +102,7 @@ def test_pool_classes_is_a_softmax_of_the_largest_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"domain_column": "plase"}, 'no column "plase"'),
         ({"label": "kind"}, 'the label "bird" is no class of the run'),
@@ -111,9 +111,9 @@ def test_pool_classes_is_a_softmax_of_the_largest_scores() -> None:
         ({"class_map": {}}, "a class map has lines"),
     ],
 )
-def test_evaluate_refuses_unfitting_data_in_one_sentence(runs: list[Path], more: dict[str, Any], said: str) -> None:
+def test_evaluate_refuses_unfitting_data_in_one_sentence(runs: list[Path], more: dict[str, Any], message: str) -> None:
     x, y = drawn(5, 6)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         evaluate(runs[0], [frame_of(x, y, place="a", kind="bird")], **more)
 
 
@@ -158,9 +158,7 @@ def test_correlations_need_variation() -> None:
         assert measure(np.zeros(0, int), np.zeros(0, int)) is None
 
 
-def test_runs_share_cached_features_of_a_frozen_backbone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_share_cached_features_of_a_frozen_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLEANTUNE_CACHE", str(tmp_path / "cache"))
     model = save_tiny("bert", tmp_path / "bert")
     texts = pd.DataFrame({"text": [f"w{i % 3} w{3 + i % 7}" for i in range(60)], "label": [i % 3 for i in range(60)]})

@@ -62,9 +62,7 @@ def test_pretrain_noise_is_exact_and_in_the_config(done: Any) -> None:
     assert exact_if_symmetric("pair:0.2") == "pair:0.2"
 
 
-def test_pretrain_resumes_to_identical_weights(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pretrain_resumes_to_identical_weights(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pretrained(photos, tmp_path / "whole", seed=3)
 
     def killed(*args: Any, **more: Any) -> Any:

@@ -149,9 +149,9 @@ def test_sentences_without_a_winner_name_remedies() -> None:
     values[0] = 0.0
     values[0, :45] = 1.0
     found = rank(values, values.mean(1))
-    said = " ".join(sentences(found, dict(enumerate(values.mean(1))), is_fraction=True))
+    text = " ".join(sentences(found, dict(enumerate(values.mean(1))), is_fraction=True))
     assert not found.beats_default
-    assert "--validation-fraction" in said
+    assert "--validation-fraction" in text
 
 
 def test_importances_find_what_matters_or_return_none() -> None:
@@ -185,9 +185,7 @@ def test_scale_values_maps_to_unit_interval() -> None:
         ({"space": "nowhere.toml"}, "no configuration file nowhere.toml"),
     ],
 )
-def test_search_refuses_bad_arguments_before_running(
-    given: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_search_refuses_bad_arguments_before_running(given: dict[str, Any], words: str, tmp_path: Path) -> None:
     import cleantune
 
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)

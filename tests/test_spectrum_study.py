@@ -52,9 +52,7 @@ def test_measure_spectra_includes_embeddings_of_runs(arrays: Path, tmp_path: Pat
     assert done.table["sve"].nunique() == 2
 
 
-def test_measure_spectra_refuses_a_missing_split_or_model(
-    arrays: Path, tmp_path: Path
-) -> None:
+def test_measure_spectra_refuses_a_missing_split_or_model(arrays: Path, tmp_path: Path) -> None:
     x = {"text": ["a", "b"], "label": [0, 1]}
     with pytest.raises(UserError, match="nothing to measure: name a --model or a --run"):
         measure_spectra([x], out=tmp_path / "out")

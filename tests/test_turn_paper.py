@@ -61,7 +61,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("noise", [], 'unknown key "noise"; did you mean "noises"'),
         ("model.0.modle", "x", 'model.0..*unknown|unknown key "model.0..modle"'),
@@ -75,8 +75,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("variant.0.name", "probe, no cleansing", "two cells are the same"),
     ],
 )
-def test_experiment_refuses_unknown_keys_and_values(path: str, value: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_experiment_refuses_unknown_keys_and_values(path: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         experiment_from_dict(changed(path, value))
 
 
@@ -242,7 +242,7 @@ def pickles(folder: Path) -> None:
     (folder / "meta").write_bytes(b"\x80\x04.")
 
 
-@pytest.mark.parametrize(("loader", "breaks", "said"), [
+@pytest.mark.parametrize(("loader", "breaks", "message"), [
     ("cifar100", truncate, r"train.bin has 491835 bytes, not a multiple of 3074"),
     ("cifar100", mislabel, r"test.bin: record 2 \(from 0\) has the fine label 77, but fine_label_names.txt names 5"),
     ("cifar100", drop("test.bin"), r"test.bin is missing"),
@@ -259,11 +259,11 @@ def pickles(folder: Path) -> None:
     ("webvision", cut("info/val_filelist.txt", lambda t: "a.jpg 700\n"), r"lists no image of the first 50 classes"),
 ])  # fmt: skip
 def test_downloads_refuse_malformed_files_by_line(
-    tmp_path: Path, loader: str, breaks: Callable[[Path], None], said: str
+    tmp_path: Path, loader: str, breaks: Callable[[Path], None], message: str
 ) -> None:
     synthetic.DOWNLOADS[loader](tmp_path / "download")
     breaks(tmp_path / "download")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         downloads.load(loader, str(tmp_path / "download"), tmp_path / "tables", 0)
 
 
@@ -371,11 +371,11 @@ def test_reproduce_names_a_missing_model(tmp_path: Path) -> None:
 def test_reproduce_resumes_with_own_data_and_models(tmp_path: Path) -> None:
     synthetic.cifar100(tmp_path / "cifar")
     model = synthetic.image_network("resnet", tmp_path / "resnet")
-    said: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "out": tmp_path / "out", "data": {"cifar100": str(tmp_path / "cifar")}, "models": {"ViT-B/16": str(model)},
         "only": ["model=ViT-B/16", "variant=probe, no cleansing"], "quiet": True,
     }  # fmt: skip
-    first = reproduce("table4", **said)
+    first = reproduce("table4", **arguments)
     assert not first.table["synthetic"].any()
     assert WARNING not in first.text
     [cell] = (tmp_path / "out" / "cells").glob(f"*/{RECORD}")
@@ -384,17 +384,15 @@ def test_reproduce_resumes_with_own_data_and_models(tmp_path: Path) -> None:
             f'"forward_passes": {int(first.table["forward_passes"].iloc[0])}', '"forward_passes": 1'
         )
     )
-    assert reproduce("table4", resume=True, **said).table["forward_passes"].tolist() == [1]
+    assert reproduce("table4", resume=True, **arguments).table["forward_passes"].tolist() == [1]
     with pytest.raises(UserError, match=r"--resume: seeds is \[0, 1\] now and was \[0\]"):
-        reproduce("table4", resume=True, seeds=2, **said)
+        reproduce("table4", resume=True, seeds=2, **arguments)
     with pytest.raises(UserError, match="is not empty"):
-        reproduce("table4", **said)
+        reproduce("table4", **arguments)
 
 
 @pytest.mark.usefixtures("_one_thread")
-def test_reproduce_shows_a_failed_cell_and_runs_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reproduce_shows_a_failed_cell_and_runs_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cleantune.studies.turn_paper import reproduce as module
 
     analyze, fails = module.analyze_features, iter((True, False))
