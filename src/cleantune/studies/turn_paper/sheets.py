@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cleantune.studies.compare.matrix import TUNINGS
 from cleantune.studies.compare.table import entry_title
 from cleantune.studies.grid import DONE, FAILED
 from cleantune.studies.turn_paper.numbers import KEYS, Note, notes, numbers
@@ -18,7 +19,7 @@ WARNING = (
     "nothing about the methods."
 )
 """Warning in every output of a synthetic run."""
-TUNING = {"head": "LP", "all": "FFT"}
+
 GEOMETRY = ("cka", "neighbors", "silhouette", "probe")
 """Columns of the feature analysis."""
 
@@ -82,7 +83,7 @@ def row_label(row: Any) -> str:
     if row.variant:
         return str(row.variant)
     name = entry_title(row.method)
-    return f"LP-FFT {name}" if (row.method, row.scope) == ("turn", "all") else f"{TUNING[row.scope]} {name}"
+    return f"LP-FFT {name}" if (row.method, row.scope) == ("turn", "all") else f"{TUNINGS[row.scope]} {name}"
 
 
 def _grids(frame: pd.DataFrame, layout: Layout, marked: Sequence[Note]) -> list[Sheet]:
