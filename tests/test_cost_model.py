@@ -1,4 +1,4 @@
-"""The cost model against what runs really spend, and against the formulas of the methods' papers."""
+"""Tests of the cost model against the cost of runs and the formulas of the papers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from cleantune.training.heads import LinearHead
 from cleantune.training.models import Model
 from cleantune.training.trainer import Trainer
 
-FORESEEN = ("ce", "gce", "elr", "coteaching", "robust")
-"""Methods whose cost does not hang on what is selected."""
+EXACT = ("ce", "gce", "elr", "coteaching", "robust")
+"""Methods whose cost does not depend on the selection."""
 SIZES = Workload(9000, 1000, 2000, 10)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small tensors: a second thread costs more than it gives, most of all beside other work."""
+    """Use one thread: on small tensors a second one costs more than it gains."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,19 +44,19 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estimate.MatrixEstimate]:
-    """Every method in both scopes, run on a few images, and what was expected of it."""
+def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estimate.Plan]:
+    """Run every method in both scopes on a few images, and return the table and the estimate."""
     folder, plans = tmp_path_factory.mktemp("cost"), []
     save_tiny("resnet", folder / "model")
-    real = estimate.estimate_matrix
+    real = estimate.planned
 
-    def remembered(*args: object, **said: object) -> estimate.MatrixEstimate:
+    def remembered(*args: object, **said: object) -> estimate.Plan:
         plans.append(real(*args, **said))  # type: ignore[arg-type]
         return plans[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "BUDGET", 0.1)
-        patch.setattr("cleantune.studies.compare.run.estimate_matrix", remembered)
+        patch.setattr("cleantune.studies.compare.running.planned", remembered)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
         settings = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2,
                     "method.tune.batch_size": 16, "method.probe.batch_size": 16}  # fmt: skip
@@ -71,7 +71,7 @@ def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estim
 @pytest.mark.parametrize("scope", ["head", "all"])
 @pytest.mark.parametrize("method", METHODS)
 def test_estimated_cost_is_near_the_cost_of_a_run(
-    method: str, scope: str, spent: tuple[pd.DataFrame, estimate.MatrixEstimate]
+    method: str, scope: str, spent: tuple[pd.DataFrame, estimate.Plan]
 ) -> None:
     table, plan = spent
     rows = table[(table["method"] == method) & (table["scope"] == scope)]
@@ -79,20 +79,20 @@ def test_estimated_cost_is_near_the_cost_of_a_run(
         pytest.skip("one cell whatever the scopes")
     row = rows.iloc[0]
     assert row["status"] == "done", row["reason"]
-    entry = next(e for e, _ in plan.costs if (e.method, e.scope) == (method, scope))
-    foreseen = plan.costs[entry, 0]
+    entry = next(e for e, _ in plan.spent if (e.method, e.scope) == (method, scope))
+    foreseen = plan.spent[entry, 0]
     assert foreseen is not None
-    if method in FORESEEN or scope == "head":
+    if method in EXACT or scope == "head":
         assert foreseen.forward_passes == pytest.approx(row["forward_passes"], rel=0.02)
     else:  # as much as the selection of a tiny network on 144 samples can be foreseen
         assert row["forward_passes"] / 2 < foreseen.forward_passes < 2 * row["forward_passes"]
-    if method in FORESEEN:
+    if method in EXACT:
         assert foreseen.training_samples == pytest.approx(row["training_samples"], rel=0.02)
         assert foreseen.optimizer_steps == pytest.approx(row["optimizer_steps"], rel=0.05)
 
 
 def slow(phase: Phase) -> Phase:
-    """The phase at a rate at which nothing changes, so that the selection stays."""
+    """Return the phase at a learning rate that changes nothing, so that the selection stays."""
     stage = replace(phase.stage, learning_rate=1e-12, backbone_learning_rate=1e-12, min_steps=0)
     return replace(phase, stage=replace(stage, epochs=min(stage.epochs, 7), batch_size=32))
 
@@ -144,9 +144,7 @@ def test_dry_run_costs_as_much_as_training(method: str, scope: str) -> None:
 
 
 @pytest.mark.parametrize(("scope", "forward_passes", "uncached"), [("head", 1, 20), ("all", 15, 15)])
-def test_single_model_costs_three_passes_per_sample_and_epoch(
-    scope: str, forward_passes: int, uncached: int
-) -> None:
+def test_single_model_costs_three_passes_per_sample_and_epoch(scope: str, forward_passes: int, uncached: int) -> None:
     for name in ("ce", "gce"):
         todo = phases(METHODS[name](scope=scope), 1e-3)  # type: ignore[call-arg]
         found = estimate_cost(todo, SIZES, 0.5)

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed, again and again, against one that was left alone."""
+"""Tests of resuming: killed runs end bitwise identically to uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -25,13 +25,18 @@ import cleantune
 from cleantune.pipeline.finished_run import Baseline
 from cleantune.utils.console import Console
 
-SETTINGS = ("method.probe.epochs=3", "method.probe.batch_size=16", "method.tune.batch_size=16", "method.tune_visits=1.0")
+SETTINGS = (
+    "method.probe.epochs=3",
+    "method.probe.batch_size=16",
+    "method.tune.batch_size=16",
+    "method.tune_visits=1.0",
+)
 ROWS = 3 + 1 + 1 + 3
-"""Epochs of these settings: a probe, and two rounds of tuning and probing."""
+"""Epochs of these settings: a probe, and two rounds of tuning with a probe at the end."""
 
 
 def pictures(path: Path) -> Path:
-    """120 small pictures in three classes by color, one label in five wrong, with their true labels."""
+    """Write 120 small images in three classes by color, a fifth of the labels wrong, with the true labels."""
     rng = np.random.default_rng(0)
     colors = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
     true = np.arange(120) % 3
@@ -47,7 +52,7 @@ def pictures(path: Path) -> Path:
 
 
 def command(folder: Path, out: str, *more: str) -> list[str]:
-    """The command line of a run on the pictures, with a cache of its own."""
+    """Return the command line of a run on the images, with its own cache."""
     sets = [word for setting in SETTINGS for word in ("--set", setting)]
     return [sys.executable, "-m", "cleantune", "fit", str(folder / "data.parquet"), "--model", str(folder / "model"),
             "--label", "label", "--true-label", "truth", "--out", str(folder / out), "--precision", "float32",
@@ -55,13 +60,13 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
 
 
 def rows_in(folder: Path) -> int:
-    """Whole rows on the disk."""
+    """Return the number of complete rows on disk."""
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def killed(line: list[str], reached: Callable[[], bool], delay: float) -> int:
-    """Start a run, kill it a moment after it got somewhere, and give its exit status back."""
+    """Start a run, kill it shortly after it reached a point, and return its exit status."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 60
@@ -73,7 +78,7 @@ def killed(line: list[str], reached: Callable[[], bool], delay: float) -> int:
     return process.wait()
 
 
-def test_a_run_killed_five_times_and_resumed_ends_with_the_bytes_of_one_left_alone(tmp_path: Path) -> None:
+def test_run_killed_five_times_resumes_bitwise_identically(tmp_path: Path) -> None:
     pictures(tmp_path / "data.parquet")
     save_tiny("resnet", tmp_path / "model")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -103,11 +108,11 @@ def test_a_run_killed_five_times_and_resumed_ends_with_the_bytes_of_one_left_alo
 
 
 class StoppedError(Exception):
-    """Raised in the place of a kill."""
+    """Raised instead of a kill."""
 
 
 def stopping_after(count: int) -> Callable[[object, object], None]:
-    """A console's way to show a row that stops the run after so many."""
+    """Return a method of the console that stops the run at a row."""
     shown = [0]
 
     def row(self: object, row: object) -> None:
@@ -119,7 +124,7 @@ def stopping_after(count: int) -> Callable[[object, object], None]:
 
 
 @pytest.mark.parametrize(("method", "scope"), [("elr", "all"), ("coteaching", "all"), ("unicon", "head")])
-def test_memory_of_samples_and_both_nets_survive_an_interruption_to_the_byte(
+def test_ledger_and_both_models_survive_an_interruption(
     method: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     baseline = Baseline({"test": None, "validation": 0.5}, 0.0)

@@ -26,7 +26,7 @@ N = 96
 
 
 def entered(scope: Scope, problem: Problem | None = None, stage: Stage = STAGE, name: str = "tune") -> Trainer:
-    """A run in the first epoch of a phase."""
+    """Return a run in the first epoch of a phase."""
     run = loop_on(problem or blobs(0.4, size=N), scope)
     run.begin_phase(Phase(name, scope, stage, lambda run: None))
     return run
@@ -45,7 +45,7 @@ def quiet(run: Trainer) -> dict[str, Any]:
 
 
 class Spy:
-    """A loss that writes down the batches that it saw."""
+    """A loss that records its batches."""
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
@@ -55,7 +55,7 @@ class Spy:
         return plain_loss(net, batch)
 
     @property
-    def seen(self) -> list[int]:
+    def visited(self) -> list[int]:
         return torch.cat(self.batches).tolist()
 
 
@@ -154,48 +154,48 @@ def test_probabilities_are_cached_until_weights_change() -> None:
 def test_fraction_of_a_pass_visits_that_fraction_of_samples(passes: float, visits: int) -> None:
     run, spy = entered("head"), Spy()
     run.learn(run.net, spy, passes=passes)
-    assert len(spy.seen) == visits == run.cost.training_samples
-    whole = [spy.seen[start : start + N] for start in range(0, visits - visits % N, N)]
+    assert len(spy.visited) == visits == run.cost.training_samples
+    whole = [spy.visited[start : start + N] for start in range(0, visits - visits % N, N)]
     assert all(sorted(one) == list(range(N)) for one in whole)
-    unlabeled = spy.seen[len(whole) * N :]
+    unlabeled = spy.visited[len(whole) * N :]
     assert len(set(unlabeled)) == len(unlabeled)
 
 
 def test_two_passes_have_two_orders() -> None:
     run, spy = entered("head"), Spy()
     run.learn(run.net, spy, passes=2)
-    assert spy.seen[:N] != spy.seen[N:]
+    assert spy.visited[:N] != spy.visited[N:]
 
 
 def test_learn_visits_only_selected_samples() -> None:
     run, spy = entered("head"), Spy()
     keep = torch.arange(N) % 3 == 0
     run.learn(run.net, spy, Selection.of(keep))
-    assert sorted(spy.seen) == keep.nonzero().flatten().tolist()
+    assert sorted(spy.visited) == keep.nonzero().flatten().tolist()
 
 
 def test_weighted_draw_visits_no_sample_of_weight_zero() -> None:
     run, spy = entered("head"), Spy()
     keep, draw = torch.arange(N) < 50, (torch.arange(N) < 10).float()
     run.learn(run.net, spy, Selection(keep, keep.float(), sampling_weights=draw))
-    assert len(spy.seen) == 50
-    assert set(spy.seen) <= set(range(10))
+    assert len(spy.visited) == 50
+    assert set(spy.visited) <= set(range(10))
 
 
 def test_unlabeled_samples_come_in_equal_number_without_weight() -> None:
     run, keep = entered("head"), torch.arange(N) < 70
-    met: list[int] = []
+    visited: list[int] = []
 
     def loss(net: Any, batch: Batch) -> Tensor:
         assert batch.unlabeled is not None
         assert len(batch.unlabeled.indices) == len(batch.indices)
         assert not batch.unlabeled.weight.any()
-        met.extend(batch.unlabeled.indices.tolist())
+        visited.extend(batch.unlabeled.indices.tolist())
         return plain_loss(net, batch)
 
     run.learn(run.net, loss, Selection(keep, keep.float(), unlabeled=~keep))
-    assert len(met) == 70
-    assert set(met) == set(range(70, N))
+    assert len(visited) == 70
+    assert set(visited) == set(range(70, N))
 
 
 def test_small_last_batch_is_merged_into_the_one_before() -> None:
@@ -237,7 +237,7 @@ def test_scope_all_without_backbone_is_refused() -> None:
 
 
 def rates(run: Trainer, phase: Phase, passes: float = 1.0) -> list[float]:
-    """The head's rate at each step of a phase."""
+    """Return the learning rate of the head at each step of a phase."""
     out: list[float] = []
     run.begin_phase(phase)
 
@@ -351,7 +351,12 @@ def test_sample_weight_multiplies_the_selection() -> None:
     weight = (torch.arange(N) % 2).float()
     run = loop_on(blobs(0.4, size=N), "head", sample_weight=weight)
     run.begin_phase(Phase("probe", "head", STAGE, lambda run: None))
-    run.learn(run.net, lambda net, batch: plain_loss(net, batch) + 0 * (batch.weight - weight[batch.indices]).abs().sum())
+
+    def loss(net: Any, batch: Batch) -> Tensor:
+        assert torch.equal(batch.weight, weight[batch.indices])
+        return plain_loss(net, batch)
+
+    run.learn(run.net, loss)
     assert run.selection is not None
     assert torch.equal(run.selection.weight, weight)
 

@@ -170,9 +170,7 @@ def fully_sharded(group: ProcessGroup, folder: Path) -> dict[str, Any]:
             features = FeatureBatches(body.eval()(x))
         split = SplitData(y, features, SampleBatches(Images(x)))  # type: ignore[arg-type]
         models = [Model(body, new_head(features.plain, 0))]
-        trainer = Trainer(
-            models, {"train": split}, CLASSES, 0, new_head, process_group=shared, is_sharded=is_sharded
-        )
+        trainer = Trainer(models, {"train": split}, CLASSES, 0, new_head, process_group=shared, is_sharded=is_sharded)
         list(train(phases(method, 1e-3), trainer, lambda trainer: {}, store))
         return trainer
 

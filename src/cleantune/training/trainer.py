@@ -302,7 +302,7 @@ class Trainer:
         Raises:
             UserError: The phase trains a backbone and there is none.
         """
-        assert phase.num_nets == len(self.models), f"{phase.name}: {phase.num_nets} models needed, not {len(self.models)}"
+        assert phase.num_nets == len(self.models), f"phase {phase.name} needs {phase.num_nets} models"
         if phase.scope == "all" and self.splits["train"].samples is None:
             raise UserError('these data are features without a backbone: only --scope head (method.scope="head") works')
         if phase.scope == "head":
