@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, get_args
@@ -85,7 +84,6 @@ def test_fit_of_two_processes_agrees_with_one(tmp_path: Path) -> None:
     save_tiny("resnet", tmp_path / "model")
     one = subprocess.run(command(tmp_path, "one"), capture_output=True, text=True, check=False)
     assert one.returncode == 0, one.stderr
-    shutil.copytree(tmp_path / "cache-one" / "precision", tmp_path / "cache-two" / "precision")
     two = launched(command(tmp_path, "two")[1:])
     assert [process.returncode for process in two] == [0, 0], two[0].stderr + two[1].stderr
     assert two[1].stdout == "", "only the main process prints"
