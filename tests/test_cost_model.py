@@ -17,12 +17,13 @@ from tiny import save_tiny
 from torch import Tensor, nn
 
 import cleantune
+from cleantune.config.run import configure
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Phase
+from cleantune.pipeline.cached_views import views_to_cache
 from cleantune.pipeline.cost_model import Workload, estimate_cost
 from cleantune.pipeline.dry_run import DryRun
 from cleantune.pipeline.throughput import FIRST_PASS_SAMPLES, Throughput, measure_throughput
-from cleantune.studies.compare import estimate
 from cleantune.training.batches import FeatureBatches, SampleBatches, SplitData
 from cleantune.training.epochs import phases, train
 from cleantune.training.heads import LinearHead
@@ -43,52 +44,44 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+METHOD = {"probe": {"epochs": 3, "min_steps": 0, "batch_size": 16}, "tune": {"epochs": 2, "batch_size": 16}}
+"""Settings of every method."""
+
+
 @pytest.fixture(scope="module")
-def spent(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, estimate.Plan]:
-    """Run every method in both scopes on a few images, and return the table and the estimate."""
-    folder, plans = tmp_path_factory.mktemp("cost"), []
+def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Run every method in both scopes on a few images, and return the table."""
+    folder = tmp_path_factory.mktemp("cost")
     save_tiny("resnet", folder / "model")
-    real = estimate.planned
-
-    def remembered(*args: object, **said: object) -> estimate.Plan:
-        plans.append(real(*args, **said))  # type: ignore[arg-type]
-        return plans[-1]
-
+    settings = {f"method.{stage}.{name}": value for stage, fields in METHOD.items() for name, value in fields.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimate, "BUDGET", 0.1)
-        patch.setattr("cleantune.studies.compare.running.planned", remembered)
         patch.setenv("CLEANTUNE_CACHE", str(folder / "cache"))
-        settings = {"method.probe.epochs": 3, "method.probe.min_steps": 0, "method.tune.epochs": 2,
-                    "method.tune.batch_size": 16, "method.probe.batch_size": 16}  # fmt: skip
-        done = cleantune.compare(
+        return cleantune.compare(
             color_table(folder, 200), folder / "model", out=folder / "out", methods=list(METHODS),
-            scopes=["head", "all"],
-            seeds=1, true_label="true", test_fraction=0.2, settings=settings, quiet=True, precision="float32",
-        )  # fmt: skip
-    return done.table, plans[0]
+            scopes=["head", "all"], seeds=1, true_label="true", test_fraction=0.2, settings=settings, quiet=True,
+            precision="float32",
+        ).table  # fmt: skip
 
 
 @pytest.mark.parametrize("scope", ["head", "all"])
 @pytest.mark.parametrize("method", METHODS)
-def test_estimated_cost_is_near_the_cost_of_a_run(
-    method: str, scope: str, spent: tuple[pd.DataFrame, estimate.Plan]
-) -> None:
-    table, plan = spent
-    rows = table[(table["method"] == method) & (table["scope"] == scope)]
+def test_estimated_cost_is_near_the_cost_of_a_run(method: str, scope: str, runs: pd.DataFrame) -> None:
+    rows = runs[(runs["method"] == method) & (runs["scope"] == scope)]
     if rows.empty:
         pytest.skip("one cell whatever the scopes")
     row = rows.iloc[0]
     assert row["status"] == "done", row["reason"]
-    entry = next(e for e, _ in plan.spent if (e.method, e.scope) == (method, scope))
-    foreseen = plan.spent[entry, 0]
-    assert foreseen is not None
+    config = configure({"data": {"data": "images"}, "method": {"name": method, "scope": scope} | METHOD}, "resnet")
+    todo = phases(config.method, 1e-3)
+    views = len(views_to_cache(todo, config.run.cached_augmentations))
+    found = estimate_cost(todo, Workload(144, 16, 40, 3), row["noise_true_rate"], views)
     if method in EXACT or scope == "head":
-        assert foreseen.forward_passes == pytest.approx(row["forward_passes"], rel=0.02)
-    else:  # as much as the selection of a tiny network on 144 samples can be foreseen
-        assert row["forward_passes"] / 2 < foreseen.forward_passes < 2 * row["forward_passes"]
+        assert found.forward_passes == pytest.approx(row["forward_passes"], rel=0.02)
+    else:  # the selection of a tiny network on 144 samples is hardly predictable
+        assert row["forward_passes"] / 2 < found.forward_passes < 2 * row["forward_passes"]
     if method in EXACT:
-        assert foreseen.training_samples == pytest.approx(row["training_samples"], rel=0.02)
-        assert foreseen.optimizer_steps == pytest.approx(row["optimizer_steps"], rel=0.05)
+        assert found.training_samples == pytest.approx(row["training_samples"], rel=0.02)
+        assert found.optimizer_steps == pytest.approx(row["optimizer_steps"], rel=0.05)
 
 
 def slow(phase: Phase) -> Phase:
