@@ -1,4 +1,4 @@
-"""What every method promises in every scope, on small problems: one table over METHODS and scopes."""
+"""Contract of all methods in all scopes, on small problems."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ WIDTH = 8
 NOISE_SETTINGS: dict[str, dict[str, Any]] = {"nmtune": {"loss": "gce"}, "mlp": {"loss": "gce"}}
 """Settings for wrong labels: with cross-entropy these methods address noise in the pre-training only."""
 SPREAD = {"turn": 0.6}
-"""TURN supposes features that separate the classes: blobs that overlap less, for it and for CE."""
+"""TURN assumes features that separate the classes: blobs that overlap less, for it and for CE."""
 TABLE = [(name, scope) for name in METHODS for scope in get_args(Scope)]
 BACKBONE_RATE = 3e-3
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Small products are faster on one thread than on two that wait for each other."""
+    """Use one thread: on small products, two threads wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Vectors:
-    """Samples that are ready for a network: vectors, whose weak views shake a little."""
+    """Model inputs that are vectors; augmentation adds a little noise."""
 
     unreadable: ClassVar[dict[int, str]] = {}
     lengths = None
@@ -84,7 +84,7 @@ class Problem:
     classes: int
 
     def data(self) -> Data:
-        """As the judge sees it."""
+        """Return the data of the evaluator."""
         rows = {s: Rows(np.arange(len(y)), y.numpy(), Vectors(self.x[s])) for s, y in self.y.items()}  # type: ignore[arg-type]
         names = tuple(f"c{c}" for c in range(self.classes))
         truth = {s: t.numpy() for s, t in self.truth.items()}
@@ -92,7 +92,7 @@ class Problem:
 
 
 def blobs(noise: float, seed: int = 0, size: int = 480, classes: int = 4, spread: float = 0.8) -> Problem:
-    """Train, validation and test; symmetric noise never touches test."""
+    """Draw blobs with symmetric label noise in train and validation."""
     rng = torch.Generator().manual_seed(seed)
     centers = 2.0 * torch.nn.functional.normalize(torch.randn(classes, WIDTH, generator=rng), dim=1)
     x, y, truth = {}, {}, {}
@@ -106,14 +106,14 @@ def blobs(noise: float, seed: int = 0, size: int = 480, classes: int = 4, spread
 
 
 def backbone(seed: int = 0, dropout: float = 0.1) -> Backbone:
-    """A small random network, with a layer that draws and a layer that normalizes."""
+    """Return a small random network with dropout and BatchNorm."""
     torch.manual_seed(seed)
     module = nn.Sequential(nn.Linear(WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 12))
     return open_backbone(module, feature="last layer", width=12).eval()
 
 
 def new_head(features: Any, k: int) -> LinearHead:
-    """Zeros on standardized features; a second net begins elsewhere."""
+    """Return a head on standardized features: zeros, or random weights for a second model."""
     scale = mean_and_std(features)
     rng = torch.Generator().manual_seed(k)
     return LinearHead(len(scale[0]), CLASSES, init="normal" if k else "zeros", standardize=scale, generator=rng)
@@ -155,14 +155,14 @@ def loop_for(
 
 
 def quick(name: str, scope: Scope, **changes: Any) -> Method:
-    """A method at rates that suit small problems."""
+    """Return a method with learning rates for small problems."""
     probe = Stage(epochs=12, learning_rate=1e-2, batch_size=32)
     tune = Stage(epochs=2 if name == "robust" else 5, learning_rate=1e-2, batch_size=32, warmup=0.1)
     return METHODS[name](**{"scope": scope, "probe": probe, "tune": tune} | changes)
 
 
 class InMemory:
-    """A memory that keeps copies, and can be told to stop a run."""
+    """A checkpoint store that keeps every checkpoint."""
 
     def __init__(self) -> None:
         self.saved: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
@@ -186,13 +186,13 @@ class InMemory:
 def trained(
     problem: Problem, method: Method, run: Trainer, memory: InMemory | None = None
 ) -> tuple[Trainer, list[EpochMetrics]]:
-    """The run after its last epoch, and its rows."""
+    """Train to the last epoch, and return the run and its metrics."""
     todo = phases(method, BACKBONE_RATE)
     return run, list(train(todo, run, Evaluator(problem.data()), memory))
 
 
 def bits(run: Trainer) -> dict[str, Tensor]:
-    """All that a run has learned and remembers."""
+    """Return weights, per-sample memory and generator of a run."""
     tensors = {f"{k}.{name}": value for k, net in enumerate(run.models) for name, value in net.state_dict().items()}
     tensors |= {f"ledger.{name}": value for name, value in run.ledger.state_dict().items()}
     for split, probe in run.probes.items():
@@ -201,7 +201,7 @@ def bits(run: Trainer) -> dict[str, Tensor]:
 
 
 def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
-    """Equal to the bit."""
+    """Assert that tensors are bitwise identical."""
     assert one.keys() == two.keys()
     assert not [name for name in one if not torch.equal(one[name], two[name])]
 
@@ -242,7 +242,7 @@ def test_same_seed_gives_the_same_bits(name: str, scope: Scope) -> None:
 
 @pytest.fixture
 def _only_new_objects() -> Iterator[None]:
-    """The collector knows of nothing that was there before."""
+    """Hide existing objects from the garbage collector."""
     gc.collect()
     gc.freeze()
     yield
@@ -366,7 +366,7 @@ def test_true_labels_change_no_bit(name: str, scope: Scope) -> None:
 
 
 def reachable(root: object) -> Iterator[object]:
-    """Everything that can be reached from an object by reference, code and modules apart."""
+    """Yield every object that is reachable by references, except code and modules."""
     skipped, seen, todo = (type, type(np), type(reachable)), set(), [root]
     while todo:
         thing = todo.pop()
