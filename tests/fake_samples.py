@@ -1,4 +1,4 @@
-"""Samples held in lists, in the form of the data layer."""
+"""Samples in lists that implement the `Samples` protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cleantune.data import UnreadableImage
 
 @dataclass
 class FakeSamples:
-    """Images, texts or `UnreadableImage`, and a count of how often each was read."""
+    """Images, texts or `UnreadableImage`; `reads` records the indices that were read."""
 
     items: list[Any]
     kind: str = "image"

@@ -14,6 +14,7 @@ from cleantune.data import Data
 from cleantune.functional import metrics
 from cleantune.functional.knn import find_near_duplicates
 from cleantune.storage.files import write_json, write_table
+from cleantune.utils.arrays import object_array
 from cleantune.utils.console import Console
 
 TRUSTED = 3
@@ -39,7 +40,7 @@ class LabelTable:
 
     def labels(self, codes: np.ndarray) -> np.ndarray:
         """The labels as the data write them; -1 is None."""
-        written: np.ndarray = np.array([*self.values, None], dtype=object)[codes]
+        written: np.ndarray = object_array([*self.values, None])[codes]
         return written
 
 

@@ -77,7 +77,7 @@ def _ids_from_column(raw: RawTable, rows: np.ndarray, column: str) -> np.ndarray
     elif is_text(values.type):
         ids = object_array(values.to_pylist())
     else:
-        raise UserError(f'{raw.name}: the id column "{column}" holds {values.type}; ids are text or whole numbers')
+        raise UserError(f'{raw.name}: the id column "{column}" is {values.type}; ids are text or whole numbers')
     _, first, counts = np.unique(ids, return_index=True, return_counts=True)
     if (counts > 1).any():
         duplicate = ids[first[counts > 1].min()]

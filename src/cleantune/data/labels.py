@@ -54,20 +54,20 @@ def read_labels(raw: RawTable, column: str, notes: list[str]) -> Labels:
         values = values.cast(values.type.value_type)
     kind = values.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        raise UserError(f"{place} holds lists of labels; cleantune needs one label a row")
+        raise UserError(f"{place} contains lists of labels; cleantune needs one label a row")
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = _cast_to_int(values, place, notes)
     elif pa.types.is_temporal(kind):
         values = values.cast(pa.large_string())
     elif not (is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-        raise UserError(f"{place} holds {kind}; labels must be text, whole numbers or true/false")
+        raise UserError(f"{place} has the type {kind}; labels must be text, whole numbers or true/false")
     codes, distinct = _encode_distinct(values)
     class_names = raw.class_names.get(column, ())
     if class_names and pa.types.is_integer(kind):
         codes, distinct = _drop_missing(codes, distinct, -1)
         beyond = [value for value in distinct if not 0 <= value < len(class_names)]
         if beyond:
-            raise UserError(f"{place} holds {beyond[0]}, but it declares {len(class_names)} classes")
+            raise UserError(f"{place} contains {beyond[0]}, but it declares {len(class_names)} classes")
         return Labels(column, codes, tuple(distinct), tuple(class_names[value] for value in distinct), True)
     codes, distinct = _drop_missing(codes, distinct, "")
     return Labels(column, codes, tuple(distinct), tuple(map(str, distinct)), False)
@@ -120,7 +120,7 @@ def _cast_to_int(values: pa.ChunkedArray, place: str, notes: list[str]) -> pa.Ch
     broken = np.flatnonzero(np.isinf(numbers) | (np.isfinite(numbers) & (numbers != np.rint(numbers))))
     if len(broken):
         raise UserError(
-            f"{place} holds {numbers[broken[0]]} in row {broken[0]} (from 0), which is no class; cleantune needs "
+            f"{place} contains {numbers[broken[0]]} in row {broken[0]} (from 0), which is no class; cleantune needs "
             "labels that are text or whole numbers"
         )
     notes.append(f"{place} has floats that are whole numbers; they are read as integers")

@@ -68,7 +68,7 @@ class RawTable:
             return FeatureSamples(self.name, self._identity(column) or digest_matrix(matrix), len(self), rows, matrix)
         if kind == "text":
             if not is_text(values.type):
-                raise UserError(f'{self.name}: the column "{column}" holds {values.type}, not text')
+                raise UserError(f'{self.name}: the column "{column}" has the type {values.type}, not text')
             return TextSamples(self.name, self._identity(column) or digest_column(values), len(self), rows, values)
         return self._images(column, rows)
 
@@ -97,7 +97,7 @@ class RawTable:
         elif is_binary(values.type):
             content = values
         elif not is_text(values.type):
-            raise UserError(f'{self.name}: the column "{column}" holds {values.type}, not images or their paths')
+            raise UserError(f'{self.name}: the column "{column}" has the type {values.type}, not images or their paths')
         paths = self.paths(column)
         fingerprint = self._identity(column) or ("" if content is None else digest_column(content))
         is_file = np.ones(len(self), bool) if content is None else content.is_null().to_numpy()
@@ -153,7 +153,7 @@ def feature_matrix(values: pa.ChunkedArray, name: str, column: str) -> np.ndarra
         UserError: A row has no features, or another number of them than the first row.
     """
     if not is_vector(values.type):
-        raise UserError(f'{name}: the column "{column}" holds {values.type}, not lists of numbers')
+        raise UserError(f'{name}: the column "{column}" has the type {values.type}, not lists of numbers')
     missing = np.flatnonzero(values.is_null().to_numpy())
     if len(missing):
         raise UserError(f'{name}: row {missing[0]} has no features in the column "{column}"; leave such rows out')
