@@ -16,7 +16,7 @@ from cleantune.errors import UserError
 from cleantune.methods import METHODS
 from cleantune.methods.protocol import Categorical, MLPHeadConfig, Range, Stage
 from cleantune.studies import transfer
-from cleantune.studies.evaluate import read_map
+from cleantune.studies.evaluate import read_class_map
 from cleantune.studies.turn_paper import experiment
 
 
@@ -146,7 +146,7 @@ def test_configure_suggests_the_nearest_name(method: dict[str, object], message:
         configure({"data": {"data": "x.csv"}, "method": method})
 
 
-@pytest.mark.parametrize("read", [read_config, load_toml, read_map, transfer.read, experiment.read])
+@pytest.mark.parametrize("read", [read_config, load_toml, read_class_map, transfer.read, experiment.read])
 def test_toml_readers_name_a_missing_or_damaged_file(
     read: Callable[[Path], object], tmp_path: Path
 ) -> None:
