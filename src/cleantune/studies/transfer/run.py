@@ -52,8 +52,7 @@ def run(study: Study, out: str | Path, *, console: Console | None = None, cache:
     inputs = CellInputs(cache, console)
     pending = list(grid.pending.values())
     for k, cell in enumerate(pending):
-        train = partial(train_cell, cell, *inputs.get(cell))
-        grid.run(cell, lambda path, train=train: train(), describe)  # type: ignore[misc]
+        grid.run(cell, partial(train_cell, cell, *inputs.get(cell)), describe)
         if k + 1 < len(pending) and (pending[k + 1].model, pending[k + 1].seed) != (cell.model, cell.seed):
             publish(study, results_frame(grid), folder)
     frame = results_frame(grid)
@@ -136,8 +135,16 @@ def sample_fraction(y: Int[np.ndarray, " N"], fraction: float, seed: int) -> Int
     return np.sort(np.concatenate(parts))
 
 
-def train_cell(cell: Cell, task: TaskData, features: TaskFeatures, architecture: str) -> dict[str, Any]:
-    """Train the head of one cell and return its values: one row per domain, the first in domain."""
+def train_cell(cell: Cell, task: TaskData, features: TaskFeatures, architecture: str, path: Path) -> dict[str, Any]:
+    """Train the head of one cell and return its values: one row per domain, the first in domain.
+
+    Args:
+        cell: The cell.
+        task: Data of its task.
+        features: Features of these data.
+        architecture: Type of the backbone, on which presets depend.
+        path: Folder of the cell; nothing but the record is written.
+    """
     start = time.perf_counter()
     method = cell.tuning.configure(architecture)
     rows = sample_fraction(task.y, cell.fraction, cell.seed)
