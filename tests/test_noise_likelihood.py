@@ -1,4 +1,4 @@
-"""The likelihood of a noise model against loops and autograd, and the search against a known top."""
+"""Likelihood of a noise model against loops and autograd, and the search against a known maximum."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def naive(lp: Tensor, y: Tensor, stratum: Tensor, at: Parameters, strata: int) -
 @pytest.mark.parametrize(
     ("classes", "strata", "sharpness"), [(4, 1, None), (4, 1, 1.7), (5, 3, None), (3, 8, 2.2), (2, 2, 1.1)]
 )
-def test_value_and_slope_are_those_of_a_loop_and_of_autograd(
+def test_value_and_gradient_equal_a_loop_and_autograd(
     classes: int, strata: int, sharpness: float | None
 ) -> None:
     lp, y, stratum, at = problem(60, classes, strata, sharpness)
@@ -73,7 +73,7 @@ def test_value_and_slope_are_those_of_a_loop_and_of_autograd(
                                    atol=2e-5, rtol=1e-4)  # fmt: skip
 
 
-def test_a_class_that_no_label_names_leaves_the_rest_alone() -> None:
+def test_a_class_without_labels_leaves_the_others_finite() -> None:
     lp, y, stratum, at = problem(40, 4, 1, None)
     y[y == 2] = 3
     value, slope = Likelihood(lp, y, stratum, 1, None)(at)
@@ -81,7 +81,7 @@ def test_a_class_that_no_label_names_leaves_the_rest_alone() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in slope.values())
 
 
-def test_the_search_finds_the_top_of_a_hill_and_moves_nothing_else() -> None:
+def test_the_search_reaches_a_maximum_and_keeps_fixed_values() -> None:
     top = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
 
     def hill(at: Parameters) -> tuple[float, Parameters]:

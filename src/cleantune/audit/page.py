@@ -55,26 +55,28 @@ def build(run: Path) -> Path:
 
 def conclusions(summary: dict[str, Any], total: int) -> list[str]:
     """Return the conclusions of an audit as sentences."""
-    if summary["cannot_tell"]:
+    if not summary["identifiable"]:
         return [
-            f"The number of wrong labels among {count(total)} cannot be identified: {summary['cannot_tell']}.",
+            f"The number of wrong labels among {count(total)} cannot be identified: {summary['reason']}.",
             "No label is an issue. The labels are ranked; a stronger or better fitting model may identify more.",
         ]
-    noise = summary["noise"]
+    low, high = summary["noise"]["estimated_range"]
     return [
-        f"About {percent(noise['rate'])} of {count(total)} labels are wrong (95 % interval {percent(noise['low'])} to"
-        f" {percent(noise['high'])}). {count(summary['issues']['count'])} labels are label issues."
+        f"About {percent(summary['noise']['estimated_rate'])} of {count(total)} labels are wrong (range {percent(low)} to"
+        f" {percent(high)}). {count(summary['issues']['count'])} labels are label issues."
     ]
 
 
 def tiles(summary: dict[str, Any]) -> list[Tile]:
     """Return the key numbers of an audit."""
     noise, issues = summary["noise"], summary["issues"]
-    if summary["cannot_tell"]:
+    if not summary["identifiable"]:
         out = [Tile("noise rate", "cannot tell", "")]
     else:
-        out = [Tile("noise rate", percent(noise["rate"]), f"{percent(noise['low'])} to {percent(noise['high'])}")]
-    note = "" if issues["cut"] is None else f"error probability {decimal(issues['cut'], 2)} and above"
+        low, high = noise["estimated_range"]
+        out = [Tile("noise rate", percent(noise["estimated_rate"]), f"{percent(low)} to {percent(high)}")]
+    threshold = issues["threshold"]
+    note = "" if threshold is None else f"error probability {decimal(threshold, 2)} and above"
     out.append(Tile("label issues", count(issues["count"]), note))
     if duplicates := summary["duplicates"]:
         conflicts, leaks = count(duplicates["conflicting"]), count(duplicates["leaks"])

@@ -1,1 +1,1 @@
-"""The probability that a label is wrong, for selection inside `fit`, its label table and `audit`."""
+"""Probability of each label to be wrong, for `fit` and `audit`: probes, a noise model, and scores."""

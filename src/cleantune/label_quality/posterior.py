@@ -1,20 +1,12 @@
-"""How probably each label is wrong: what leave-one-out probes and a model of the noise think of it, in turn.
+"""Class probabilities that were not learned from the sample's own label, and the probability of a label error.
 
-A first opinion comes from a ridge probe taught by all labels alike. Where wrong labels follow a pattern it has learned
-much of that, so a second probe, to which each label counts as far as the first opinion trusts it, judges again.
-
-What follows depends on how the noise looks to the first opinion. Where the wrong labels of a class name few others,
-most flips between other classes that the model of the noise finds are the probe's own confusions, which likelihood
-cannot tell from noise (it rises as the model explains them). Kept, they cast doubt on right labels: above all in a
-class that lost samples and won none. So each class keeps its main targets alone, and three opinions follow one
-another, of which the last counts. Elsewhere the more doubtful of two counts: the later one alone may believe that
-nearly all labels are right.
+A first ridge probe is fitted to all labels alike. Where wrong labels follow a pattern it has learned much of that, so
+further probes weight each label by the probability that it is right.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,130 +14,156 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cleantune.functional.selection import balance_weights, within_class_quota
-from cleantune.label_quality.loo_ridge import BLOCK, Ridge, Stack, loo_ridge, stack, weighted_loo_ridge
-from cleantune.label_quality.noise_model import NoiseModel, fit_noise_model, subsample_rows
+from cleantune.label_quality.logit_scaling import LogitScaling, fit_logit_scaling
+from cleantune.label_quality.loo_ridge import BLOCK_ROWS, Ridge, loo_ridge, weighted_loo_ridge
+from cleantune.label_quality.noise_model import (
+    FLIP_CONCENTRATION,
+    CalibratedLabels,
+    NoiseModel,
+    concentrate,
+    fit_noise_model,
+    subsample_rows,
+)
 
-MAIN = 0.5
-"""A main target of a class gets at least this many times the flips of the one that gets most."""
-STRAY = 0.05
-"""Share of a class's wrong labels that may name any other class all the same."""
-OPINIONS = 3
-"""Under noise with few targets; a fourth changes little."""
-
-
-def p_wrong(
-    features: Any, y: Int[Tensor, " N"], classes: int, even: float = 0.0, pattern: float = 1.0
-) -> Float[Tensor, " N"]:
-    """The probability that each label is wrong, as features tell it: leave-one-out ridge probes, then the noise model.
-
-    Linear in N; memory is D^2 and N x C. An audit adds neighbors' votes, which rank noise without a pattern better
-    and noise between few classes worse (dev/LOG.md has both).
-
-    Args:
-        features: [N, D], an array or memory-mapped.
-        y: Given labels.
-        classes: C.
-        even: The power of 1 / class size that probabilities are multiplied by: 1 says that all classes are equally
-            probable beforehand, and that a class is large because others' samples have its label; 0 that its size
-            is right.
-        pattern: The `flip_concentration` above which each class's wrong labels are held to name its main targets; 1: never.
-
-    Source: ours; `cutoff` has the model.
-    """
-    ridge = loo_ridge(features, y, classes)
-    opinion = NoisePosterior.of(ridge.loo, y, classes, even)
-    if pattern >= 1 or flip_concentration(opinion.flips) <= pattern:
-        first = opinion.p_wrong
-        again = NoisePosterior.of(_taught(features, y, ridge, first, even), y, classes, even)
-        return torch.maximum(first, again.p_wrong)
-    wrong = opinion.focused().p_wrong
-    for _ in range(OPINIONS - 1):
-        wrong = NoisePosterior.of(_taught(features, y, ridge, wrong, even), y, classes, even).focused().p_wrong
-    return wrong
-
-
-def flip_concentration(flips: Float[Tensor, "C C"]) -> float:
-    """How far the wrong labels of a class name one other: 0 where all others alike, 1 where always the same.
-
-    It is the share that names the class which most of them name, beyond the 1 / (C - 1) of chance; 0 for two classes.
-
-    Args:
-        flips: How many labels of class j (column) are of class k (row); the diagonal is zero.
-    """
-    chance = 1 / max(len(flips) - 1, 1)
-    total = float(flips.sum())
-    if chance == 1 or total <= 0:
-        return 0.0
-    return (float(flips.max(1).values.sum()) / total - chance) / (1 - chance)
-
-
-def main_targets(flips: Float[Tensor, "C C"]) -> Float[Tensor, "C C"]:
-    """Which class a wrong label names (column), by true class (row), where each class has its main targets alone.
-
-    Targets with less than MAIN of the most flips of their row are held to be confusions of the probe; STRAY of a row
-    is spread over all other classes, so that no label is impossible. The diagonal is zero.
-
-    Args:
-        flips: How many labels of class j are of class k; the diagonal is zero.
-
-    Source: ours, in the place of a prior under which few flips are probable: likelihood would keep confusions.
-    """
-    classes = len(flips)
-    others = 1 - torch.eye(classes)
-    main = torch.where(flips >= MAIN * flips.max(1, keepdim=True).values, flips, torch.zeros(())) * others
-    main = (main + 1e-9 * others) / (main + 1e-9 * others).sum(1, keepdim=True)
-    return (1 - STRAY) * main + STRAY * others / max(classes - 1, 1)
+CLASS_PRIOR_BALANCE = 0.5
+"""Assumption about class sizes where label flips are concentrated: 0 as given, 1 equal."""
+MIN_RATE_RATIO = 0.8
+"""Noise rate of the second probe below which it is discarded, as a fraction of that of the first."""
+NUM_CONCENTRATED_PROBES = 3
+"""Probes in sequence where label flips are concentrated; a fourth changes little."""
 
 
 @dataclass(frozen=True)
 class NoisePosterior:
-    """What a model of the noise makes of leave-one-out scores."""
+    """Scaled ridge probe with the noise model that is fitted to its leave-one-out probabilities."""
 
-    loo: Float[Tensor, "N C"]
-    y: Int[Tensor, " N"]
-    stacked: Stack
-    prior: Float[Tensor, " C"]
-    """Subtracted from the logits."""
-    rows: Int[Tensor, " M"]
-    """Samples that the model was fitted on."""
+    ridge: Ridge
+    scaling: LogitScaling
+    log_prior: Float[Tensor, " C"]
+    """Logits that are subtracted: `class_prior_balance` times the logarithm of the class sizes."""
     model: NoiseModel
 
-    @classmethod
-    def of(cls, loo: Float[Tensor, "N C"], y: Int[Tensor, " N"], classes: int, even: float) -> NoisePosterior:
-        """Of these scores.
+    def probabilities(self, scores: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """Return the class probabilities of scores."""
+        return (self.scaling.logits(scores) - self.log_prior).softmax(1)
 
-        Args:
-            loo: Scores.
-            y: Given labels.
-            classes: C.
-            even: The power of 1 / class size in the prior.
-        """
-        stacked = stack([loo], y)
-        prior = even * torch.bincount(y, minlength=classes).clamp(min=1).log()
-        rows = subsample_rows(len(y), classes)
-        return cls(loo, y, stacked, prior, rows, fit_noise_model((stacked(loo[rows]) - prior).softmax(1), y[rows]))
+    def calibrate(self, y: Int[Tensor, " N"]) -> CalibratedLabels:
+        """Return the posterior of the true classes of the samples that the probe was fitted on."""
+        blocks = zip(torch.split(self.ridge.loo, BLOCK_ROWS), torch.split(y, BLOCK_ROWS), strict=True)
+        parts = [self.model.calibrate(self.probabilities(scores), given) for scores, given in blocks]
+        return CalibratedLabels(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+@dataclass(frozen=True)
+class LeaveOneOutProbe:
+    """Ridge probes whose class probabilities are averaged: of each sample without its own label, and of new ones."""
+
+    posteriors: tuple[NoisePosterior, ...]
 
     @property
-    def p_wrong(self) -> Float[Tensor, " N"]:
-        """The probability that each label is wrong."""
-        parts = zip(torch.split(self.loo, BLOCK), torch.split(self.y, BLOCK), strict=True)
-        return torch.cat([self.model.judge(self._probabilities(part), mine).p_wrong for part, mine in parts])
+    def mean(self) -> Float[Tensor, " D"]:
+        """Return the mean of the features."""
+        return self.posteriors[0].ridge.mean
 
-    @cached_property
-    def flips(self) -> Float[Tensor, "C C"]:
-        """How many of the labels of class j (column) that the model was fitted on it holds to be of class k (row)."""
-        return self.model.flips(self._probabilities(self.loo[self.rows]), self.y[self.rows])
+    @property
+    def std(self) -> Float[Tensor, " D"]:
+        """Return the standard deviation of the features."""
+        return self.posteriors[0].ridge.std
 
-    def focused(self) -> NoisePosterior:
-        """The same, but for classes whose wrong labels name their main targets."""
-        return replace(self, model=replace(self.model, others=main_targets(self.flips)))
+    def loo_probabilities(self) -> Float[Tensor, "N C"]:
+        """Return the probabilities of the samples that the probes were fitted on."""
+        return _geometric_mean([part.probabilities(part.ridge.loo) for part in self.posteriors])
 
-    def _probabilities(self, loo: Tensor) -> Tensor:
-        return (self.stacked(loo) - self.prior).softmax(1)
+    def probabilities(self, features: Any) -> Float[Tensor, "M C"]:
+        """Return the probabilities of other samples.
+
+        Args:
+            features: [M, D], an array or memory-mapped.
+        """
+        return _geometric_mean([part.probabilities(part.ridge.scores(features)) for part in self.posteriors])
+
+    def linear(self) -> tuple[Float[Tensor, "D C"], Float[Tensor, " C"]]:
+        """Return weight and bias on standardized features whose softmax is `probabilities`."""
+        weights = [part.scaling.scale * part.ridge.weight for part in self.posteriors]
+        biases = [part.scaling.logits(part.ridge.bias) - part.log_prior for part in self.posteriors]
+        return torch.stack(weights).mean(0), torch.stack(biases).mean(0)
 
 
-def _taught(features: Any, y: Tensor, ridge: Ridge, wrong: Tensor, even: float) -> Tensor:
-    """Leave-one-out scores of a probe to which labels count as far as they are trusted."""
-    classes = len(ridge.bias)
-    trust = (1 - wrong) * within_class_quota(wrong, y, classes, even)
-    return weighted_loo_ridge(features, y, ridge, balance_weights(trust, y, classes, even))
+def _geometric_mean(probabilities: list[Float[Tensor, "N C"]]) -> Float[Tensor, "N C"]:
+    if len(probabilities) == 1:
+        return probabilities[0]
+    return torch.stack([p.clamp(min=1e-30).log() for p in probabilities]).mean(0).softmax(1)
+
+
+def fit_loo_probe(
+    features: Any,
+    y: Int[Tensor, " N"],
+    num_classes: int,
+    class_prior_balance: float = CLASS_PRIOR_BALANCE,
+    flip_concentration: float = FLIP_CONCENTRATION,
+) -> LeaveOneOutProbe:
+    """Fit ridge probes to labels of which some are wrong.
+
+    The second probe weights each label by the probability that it is right under the first; their probabilities are
+    averaged. The second alone may explain much noise by unsure probabilities; it is discarded where it finds far fewer
+    wrong labels. Where label flips are concentrated, the noise model keeps the main targets of each class, three probes
+    follow one another, and the last one counts alone. `dev/LOG.md` compares the alternatives.
+
+    Wrong labels that name any class alike leave large classes large. Concentrated flips make a class large that
+    receives them, so the prior balances the class sizes in proportion to the concentration.
+
+    Linear in N; memory is D^2 and N x C.
+
+    Args:
+        features: [N, D], an array or memory-mapped.
+        y: Given labels.
+        num_classes: C.
+        class_prior_balance: Power of 1 / class size in the prior: 1 assumes that all classes are equally probable, so
+            that a class is large because it received wrong labels; 0 that its size is right.
+        flip_concentration: Concentration of label flips above which each class keeps its main targets; 1 never.
+
+    Source: ours.
+    """
+    fitter = _Fitter(features, y, num_classes)
+    first = fitter.fit(fitter.ridge, 0.0)
+    concentration = fitter.concentration(first)
+    balance = class_prior_balance * min(concentration / max(flip_concentration, 1e-9), 1.0)
+    is_concentrated = concentration > flip_concentration
+    if balance > 0 or is_concentrated:
+        first = fitter.fit(fitter.ridge, balance, is_concentrated)
+    second = fitter.refit(first, balance, is_concentrated)
+    if is_concentrated:
+        for _ in range(NUM_CONCENTRATED_PROBES - 2):
+            second = fitter.refit(second, balance, is_concentrated)
+        return LeaveOneOutProbe((second,))
+    rates = [float(part.calibrate(y).p_wrong.mean()) for part in (first, second)]
+    return LeaveOneOutProbe((first, second) if rates[1] >= MIN_RATE_RATIO * rates[0] else (first,))
+
+
+class _Fitter:
+    """Fits probes with their noise models to the same samples."""
+
+    def __init__(self, features: Any, y: Int[Tensor, " N"], num_classes: int) -> None:
+        self.features, self.y, self.num_classes = features, y, num_classes
+        self.ridge = loo_ridge(features, y, num_classes)
+        self.rows = subsample_rows(len(y), num_classes)
+        self.log_size = torch.bincount(y, minlength=num_classes).clamp(min=1).log()
+
+    def fit(self, ridge: Ridge, balance: float, is_concentrated: bool = False) -> NoisePosterior:
+        """Scale a probe, and fit the noise model to its leave-one-out probabilities."""
+        scaling, log_prior = fit_logit_scaling(ridge.loo, self.y), balance * self.log_size
+        p, given = (scaling.logits(ridge.loo[self.rows]) - log_prior).softmax(1), self.y[self.rows]
+        model = fit_noise_model(p, given)
+        return NoisePosterior(ridge, scaling, log_prior, concentrate(model, p, given) if is_concentrated else model)
+
+    def refit(self, last: NoisePosterior, balance: float, is_concentrated: bool) -> NoisePosterior:
+        """Fit a probe to labels that are weighted by the probability that they are right."""
+        wrong = last.calibrate(self.y).p_wrong
+        trust = (1 - wrong) * within_class_quota(wrong, self.y, self.num_classes, balance)
+        weight = balance_weights(trust, self.y, self.num_classes, balance)
+        return self.fit(weighted_loo_ridge(self.features, self.y, self.ridge, weight), balance, is_concentrated)
+
+    def concentration(self, posterior: NoisePosterior) -> float:
+        """Return the concentration of the label flips under a noise model."""
+        p = posterior.probabilities(posterior.ridge.loo[self.rows])
+        return posterior.model.flip_concentration(p, self.y[self.rows])

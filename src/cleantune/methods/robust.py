@@ -65,7 +65,7 @@ class Robust:
     """Threshold of the mixture's clean probability in scope `head`."""
     class_balance: Annotated[float, Range(0.0, 1.0)] = 1.0
     """Exponent of the class balance in losses, prior and selection: 1 gives every class the same weight, 0 its size."""
-    flip_concentration_threshold: Annotated[float, Range(0.0, 1.0)] = 0.45
+    flip_concentration_threshold: Annotated[float, Range(0.0, 1.0)] = 0.55
     """Concentration of the label flips (0 uniform, 1 a single target per class) above which the noise model keeps only
     the main targets of each class; 1 disables the rule."""
     elr_lambda: Annotated[float, Range(0.0, 100.0, search=Range(1.0, 10.0))] = 3.0

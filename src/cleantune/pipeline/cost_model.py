@@ -81,7 +81,7 @@ def estimate_cost(
     for phase in todo:
         run.run(phase)
     held_out = (workload.validation + workload.test) * (run.tune_epochs + run.feature_updates)
-    last = workload.train if run.tune_epochs and todo[-1].scope == "all" else 0
+    held_out += workload.validation * run.label_passes
     return CostEstimate(
         num_extracted=workload.train * (any(phase.scope == "head" for phase in todo) + views),
         num_evaluated=run.num_evaluated,
@@ -89,5 +89,5 @@ def estimate_cost(
         num_cached=run.cached,
         training_samples=run.training_samples,
         optimizer_steps=run.optimizer_steps,
-        evaluation_forward_passes=todo[0].num_nets * (held_out + last),
+        evaluation_forward_passes=todo[0].num_nets * held_out,
     )

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cleantune.label_quality.scores import cross_entropy_per_sample
+from cleantune.label_quality.detectors import cross_entropy_per_sample
 from cleantune.methods.ledger import Ledger
 from cleantune.methods.protocol import Batch, LossOutput, Output, Phase, ProbeStatistics, Selection, View
 from cleantune.training.batches import FeatureBatches
@@ -95,7 +95,7 @@ class DryRun:
         self.probe_statistics: ProbeStatistics | None = None
         self.models = [ScoreModel() for _ in range(num_models)]
         self.cached = self.training_samples = 0.0
-        self.optimizer_steps = self.tune_epochs = self.feature_updates = 0
+        self.optimizer_steps = self.tune_epochs = self.feature_updates = self.label_passes = 0
 
     @property
     def nets(self) -> list[nn.Module]:
@@ -142,6 +142,7 @@ class DryRun:
         """Return the probability of all classes but the given one; it costs a pass where the backbone has changed."""
         if self._features_stale:
             self._evaluate_features()
+            self.label_passes += 1
         return 1 - self.scores.softmax(1).gather(1, self.y[:, None])[:, 0]
 
     def learn(

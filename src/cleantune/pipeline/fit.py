@@ -18,6 +18,7 @@ from cleantune.pipeline.compute import stored_compute
 from cleantune.pipeline.export import save_models
 from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.inputs import prepare_inputs
+from cleantune.pipeline.label_table import label_frame, label_table, write_labels
 from cleantune.pipeline.plan import MIN_SAMPLES_FOR_ESTIMATE, RunEstimate, estimate_run
 from cleantune.pipeline.ray_train import launch_workers
 from cleantune.pipeline.record import write_config
@@ -191,17 +192,18 @@ def write_results(finished: FinishedRun, run_dir: RunDir, console: Console) -> R
 
     def write() -> None:
         data = finished.inputs.data
-        scores = artifacts.score_labels(finished, predictions)
-        labels = artifacts.write_labels(run_dir, data, scores)
-        artifacts.write_artifacts(run_dir, finished, predictions, labels)
+        scores, table = artifacts.score_run(finished), label_table(data)
+        labels = label_frame(scores, table, artifacts.selected_rows(finished))
+        write_labels(run_dir.path, labels)
+        artifacts.write_artifacts(run_dir.path, finished, labels)
         if "unlabeled" in data.rows:
-            artifacts.write_unlabeled(run_dir, data, predictions["unlabeled"])
+            artifacts.write_unlabeled(run_dir.path, data, predictions["unlabeled"])
         write_model(finished, run_dir)
-        summary = make_summary(finished, scores, predictions)
+        summary = make_summary(finished, scores, table, predictions)
         write_json(run_dir.path / RunDir.SUMMARY, summary)
         report = build_report(run_dir.path)
         count = summary["issues"]["count"]
-        console.info(f"{count:,} of {len(labels):,} labels are probably wrong: {run_dir.path / RunDir.LABELS_CSV}")
+        console.info(f"{count:,} of {len(labels):,} labels are listed as wrong: {run_dir.path / RunDir.LABELS_CSV}")
         console.info(f"report: {report}")
 
     finished.inputs.group.on_main(write)

@@ -1,124 +1,137 @@
-"""The list of labels: for each labeled sample of train and validation, how probably its label is right."""
+"""Table of labels: the labels of train and validation with their scores, worst first, for `fit` and `audit`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Int, Shaped
 
 from cleantune.data import Data
-from cleantune.functional.gmm import ClassMixtures, fit_class_mixtures
-from cleantune.label_quality.scores import cross_entropy_per_sample
-from cleantune.methods.protocol import ProbeStatistics
+from cleantune.label_quality.scores import LabelScores
+from cleantune.storage.files import write_table
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils.arrays import object_array
 
 LABELED_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What is thought of every label of train and validation, in the order of these splits."""
+class LabelTable:
+    """Given labels with their ids, splits and classes."""
 
-    score: Float[Tensor, " N"]
-    """0 surely wrong … 1 surely right; the order of the list."""
-    p_clean: Float[Tensor, " N"]
-    suggested: Int[Tensor, " N"]
-    issue: Bool[Tensor, " N"]
-    estimated_rate: float
-    """Estimated share of wrong labels."""
-    rate_by_class: Float[Tensor, " C"]
+    ids: Shaped[np.ndarray, " N"]
+    split: Shaped[np.ndarray, " N"]
+    y: Int[np.ndarray, " N"]
+    """Given labels as class numbers."""
+    true_y: Int[np.ndarray, " N"] | None
+    """True labels, -1 where one is not known; None where none is."""
+    class_names: tuple[str, ...]
+    class_values: tuple[Any, ...]
+    """Labels as the data write them, by class number."""
+    content_column: str | None = None
+    """Name of the column that shows the samples: `text` or `image`."""
+    content: Shaped[np.ndarray, " N"] | None = None
+    """Text, or path of the image, of each sample."""
 
-
-@dataclass(frozen=True)
-class LabelStatistics:
-    """What is known of the labels of one split."""
-
-    y: Int[Tensor, " N"]
-    loss: Float[Tensor, " N"]
-    """Cross-entropy of the given label, averaged over the epochs of a probe where there was one; nats."""
-    late_loss: Float[Tensor, " N"]
-    """The same over the later epochs."""
-    p: Float[Tensor, "N C"]
-    """Class probabilities over the later epochs."""
+    def values(self, codes: Int[np.ndarray, " M"]) -> Shaped[np.ndarray, " M"]:
+        """Return class numbers as the data write them; -1 is None."""
+        written: np.ndarray = np.array([*self.class_values, None], dtype=object)[codes]
+        return written
 
 
-def witness(statistics: ProbeStatistics | None, look: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> LabelStatistics:
-    """Return the statistics of a probe, or those of one evaluation pass where there was no probe."""
-    if statistics is None:
-        loss = cross_entropy_per_sample(look, y)
-        return LabelStatistics(y, loss, loss, look)
-    return LabelStatistics(y, statistics.loss, statistics.late_loss, statistics.late_probabilities)
+def label_table(data: Data) -> LabelTable:
+    """Return the labels of train and validation, in this order."""
+    splits = [s for s in LABELED_SPLITS if s in data.rows]
+    true_y = None
+    if any(s in data.truth for s in splits):
+        true_y = np.concatenate([data.truth.get(s, np.full(len(data.rows[s]), -1)) for s in splits])
+    column, content = _content(data, splits)
+    return LabelTable(
+        ids=np.concatenate([data.rows[s].ids for s in splits]),
+        split=np.concatenate([np.full(len(data.rows[s]), s, dtype=object) for s in splits]),
+        y=np.concatenate([data.rows[s].y for s in splits]).astype(np.int64),
+        true_y=true_y,
+        class_names=data.classes,
+        class_values=data.class_values,
+        content_column=column,
+        content=content,
+    )
 
 
-def judge_labels(witnesses: list[LabelStatistics], classes: int) -> Verdict:
-    """The verdict from what a probe thought of the labels while it learned.
+def _content(data: Data, splits: list[str]) -> tuple[str | None, np.ndarray | None]:
+    """Return name and values of the column of texts or of image paths; None where images are not in files."""
+    if data.kind == "text":
+        texts = [text for s in splits for text in data.rows[s].samples.read(range(len(data.rows[s])))]
+        return "text", object_array(texts)
+    if data.kind == "image":
+        places = [data.rows[s].samples.describe(k) for s in splits for k in range(len(data.rows[s]))]
+        if places and Path(places[0]).is_file():
+            return "image", object_array(places)
+    return None, None
 
-    `label_score` is exp(-loss): the probability of the given label, a geometric mean over the probe's epochs, of which
-    the early ones have not learned wrong labels yet. A label is an issue where the probe, over its later epochs, finds
-    another class more probable. `p_clean` is the posterior of the low component of the class's loss mixture, fitted
-    on the training split.
+
+def label_frame(
+    scores: LabelScores,
+    table: LabelTable,
+    selected: Bool[np.ndarray, " N"] | None = None,
+    extra: dict[str, Shaped[np.ndarray, " N"]] | None = None,
+) -> Any:
+    """Return a frame with one row a label, worst first; equal scores keep the order of the table.
 
     Args:
-        witnesses: Train first.
-        classes: Number of classes.
+        scores: Scores of the labels, in the order of the table.
+        table: The labels.
+        selected: Labels that the last selection of a training run kept; the column is left out without it.
+        extra: Further columns by name.
     """
-    y = torch.cat([w.y for w in witnesses])
-    train = witnesses[0]
-    mixtures = fit_class_mixtures(train.late_loss, train.y, classes, max_iter=200, tol=1e-6)
-    p_clean = torch.cat([mixtures.posterior(w.late_loss, w.y) for w in witnesses])
-    score = torch.exp(-torch.cat([w.loss for w in witnesses]))
-    suggested = torch.cat([w.p.argmax(1) for w in witnesses])
-    issue = suggested != y
-    wrong = torch.zeros(classes).index_add_(0, y, issue.float())
-    size = torch.bincount(y, minlength=classes)
-    return Verdict(score, p_clean, suggested, issue, float(issue.float().mean()), wrong / size.clamp(min=1))
-
-
-def label_table(data: Data, verdict: Verdict) -> Any:
-    """The verdict as a frame, worst first: id, split, given and suggested label, scores, true label where known."""
     import pandas as pd
 
-    splits = [s for s in LABELED_SPLITS if s in data.rows]
-    values = object_array(data.class_values)
-    y = np.concatenate([data.rows[s].y for s in splits])
     columns: dict[str, Any] = {
-        "id": np.concatenate([data.rows[s].ids for s in splits]),
-        "split": np.concatenate([np.full(len(data.rows[s]), s, dtype=object) for s in splits]),
-        "given_label": values[y],
-        "suggested_label": values[verdict.suggested.numpy()],
-        "label_score": verdict.score.double().numpy(),
-        "is_label_issue": verdict.issue.numpy(),
-        "p_clean": verdict.p_clean.double().numpy(),
+        "id": table.ids,
+        "split": table.split,
+        "given_label": table.values(table.y),
+        "suggested_label": table.values(scores.suggested.numpy()),
+        "suggested_confidence": scores.confidence.double().numpy(),
+        "label_score": scores.label_score.double().numpy(),
+        "p_wrong": scores.p_wrong.double().numpy(),
+        "is_label_issue": scores.is_issue.numpy(),
     }
-    if any(s in data.truth for s in splits):
-        truth = np.concatenate([data.truth.get(s, np.full(len(data.rows[s]), -1)) for s in splits])
-        columns["true_label"] = np.where(truth >= 0, values[truth], None)
+    if selected is not None:
+        columns["selected"] = selected
+    if table.true_y is not None:
+        columns["true_label"] = table.values(table.true_y)
+    columns |= extra or {}
+    if table.content_column is not None:
+        columns[table.content_column] = table.content
     frame = pd.DataFrame(columns).infer_objects()
     order = np.lexsort((np.arange(len(frame)), frame["label_score"].to_numpy()))
     return frame.iloc[order].reset_index(drop=True)
 
 
-def mixtures_of(
-    loss: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, names: tuple[str, ...]
-) -> dict[str, Any]:
-    """The per-class mixtures of losses as the report draws them, in nats."""
-    fitted: ClassMixtures = fit_class_mixtures(loss, y, classes, max_iter=200, tol=1e-6)
-    kept = torch.bincount(y[fitted.posterior(loss, y) > 0.5], minlength=classes)
-    out = {}
-    for c, name in enumerate(names):
-        if not fitted.fitted[c]:
-            continue
-        parts = {
-            part: {
-                "mean": float(fitted.mean[c, k]),
-                "std": float(fitted.variance[c, k] ** 0.5),
-                "weight": float(fitted.weight[c, k]),
-            }
-            for k, part in enumerate(("low", "high"))
-        }
-        out[name] = parts | {"kept": int(kept[c]), "size": int(fitted.size[c])}
-    return out
+def write_labels(folder: Path, frame: Any) -> None:
+    """Write labels.parquet and labels.csv."""
+    write_table(folder / RunDir.LABELS, lambda path: frame.to_parquet(path, index=False))
+    write_table(folder / RunDir.LABELS_CSV, lambda path: frame.to_csv(path, index=False))
+
+
+def measure_labels(scores: LabelScores, table: LabelTable) -> dict[str, Any]:
+    """Measure the list against true labels, where they are known; empty otherwise."""
+    from cleantune.functional import metrics
+
+    if table.true_y is None or not (table.true_y >= 0).any():
+        return {}
+    known = table.true_y >= 0
+    truth, is_right = table.true_y[known], (table.true_y == table.y)[known]
+    issue, suggested = scores.is_issue.numpy()[known], scores.suggested.numpy()[known]
+    hits = int((issue & ~is_right).sum())
+    has_errors = bool((~is_right).any())
+    return {
+        "auroc": metrics.auroc(scores.label_score.double().numpy()[known], is_right),
+        "precision": hits / int(issue.sum()) if issue.any() else None,
+        "recall": hits / int((~is_right).sum()) if has_errors else None,
+        "suggestion_accuracy": float((suggested == truth)[~is_right].mean()) if has_errors else None,
+        "true_rate": float((~is_right).mean()),
+    }

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from cleantune.data import Data
 from cleantune.functional import metrics
+from cleantune.label_quality.scores import LabelScores
 from cleantune.methods.protocol import EpochMetrics
 from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.inputs import RunInputs
-from cleantune.pipeline.label_table import LABELED_SPLITS, Verdict
+from cleantune.pipeline.label_table import LabelTable, measure_labels
 from cleantune.pipeline.record import versions
 from cleantune.utils.malloc import peak_bytes
 
@@ -23,12 +24,15 @@ SMALL_VALIDATION = 100
 """Validation samples below which the split gets a warning."""
 
 
-def make_summary(finished: FinishedRun, scores: Verdict, predictions: dict[str, Tensor]) -> dict[str, Any]:
+def make_summary(
+    finished: FinishedRun, scores: LabelScores, table: LabelTable, predictions: dict[str, Tensor]
+) -> dict[str, Any]:
     """Return the table of summary.json.
 
     Args:
         finished: Trained run.
         scores: Scores of the labels of train and validation.
+        table: These labels.
         predictions: Probabilities [N, C] of the selected model by split.
     """
     config, inputs, data = finished.config, finished.inputs, finished.inputs.data
@@ -49,8 +53,8 @@ def make_summary(finished: FinishedRun, scores: Verdict, predictions: dict[str, 
         "selected_model": finished.selected_model.phase,
         "selection_reason": finished.selected_model.reason,
         "baseline": {"name": "CE linear probe", "accuracy": baseline.accuracy, "seconds": baseline.seconds},
-        "noise": summarize_noise(finished, scores),
-        "issues": measure_issues(data, scores),
+        "noise": summarize_noise(finished, scores, table),
+        "issues": measure_issues(scores, table),
         "selection": measure_selection(finished.metrics, data),
         "cost": summarize_cost(finished),
         "compute": inputs.compute.to_dict(),
@@ -113,53 +117,37 @@ def last_rows(rows: list[EpochMetrics]) -> dict[str, EpochMetrics]:
     return last
 
 
-def true_labels(data: Data) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Return given labels, true labels, and a mask of the known true labels, of train and validation.
+def summarize_noise(finished: FinishedRun, scores: LabelScores, table: LabelTable) -> dict[str, Any]:
+    """Summarize estimated and, where known, true noise rates, in total and by class.
 
-    Returns:
-        Three arrays [N], or None where no true label is known.
+    Where label errors cannot be identified, the estimates are null and the reason is given.
     """
-    splits = [s for s in LABELED_SPLITS if s in data.rows]
-    if not any(s in data.truth for s in splits):
-        return None
-    y = np.concatenate([data.rows[s].y for s in splits])
-    true_y = np.concatenate([data.truth.get(s, np.full(len(data.rows[s]), -1)) for s in splits])
-    return y, true_y, true_y >= 0
-
-
-def summarize_noise(finished: FinishedRun, scores: Verdict) -> dict[str, Any]:
-    """Summarize estimated and, where known, true noise rates, in total and by class."""
-    data = finished.inputs.data
-    y = np.concatenate([data.rows[s].y for s in LABELED_SPLITS if s in data.rows])
-    truth = true_labels(data)
-    per_class = {}
-    for c, name in enumerate(data.classes):
-        per_class[name] = {"estimated_rate": float(scores.rate_by_class[c]), "size": int((y == c).sum())}
-        if truth is not None and (known := (y == c) & truth[2]).any():
-            per_class[name]["true_rate"] = float((truth[1] != y)[known].mean())
-    noise: dict[str, Any] = {"estimated_rate": scores.estimated_rate, "per_class": per_class}
-    if truth is not None:
-        noise["true_rate"] = float((truth[1] != y)[truth[2]].mean())
+    identifiable, true_y = scores.identifiable, table.true_y
+    per_class: dict[str, dict[str, Any]] = {}
+    for c, name in enumerate(table.class_names):
+        members = table.y == c
+        rate = float(scores.by_class[c, 0]) if identifiable else None
+        per_class[name] = {"estimated_rate": rate, "size": int(members.sum())}
+        if true_y is not None and (known := members & (true_y >= 0)).any():
+            per_class[name]["true_rate"] = float((true_y != table.y)[known].mean())
+    noise: dict[str, Any] = {
+        "estimated_rate": scores.noise_rate if identifiable else None,
+        "estimated_range": list(scores.noise_rate_range) if identifiable else None,
+        "identifiable": identifiable,
+        "reason": scores.reason or None,
+        "per_class": per_class,
+    }
+    if measured := measure_labels(scores, table):
+        noise["true_rate"] = measured["true_rate"]
     if finished.noise is not None:
         noise["injected"] = finished.noise
     return noise
 
 
-def measure_issues(data: Data, scores: Verdict) -> dict[str, Any]:
+def measure_issues(scores: LabelScores, table: LabelTable) -> dict[str, Any]:
     """Count the labels that are listed as wrong and, where true labels are known, measure the list."""
-    is_issue = scores.issue.numpy()
-    issues: dict[str, Any] = {"count": int(is_issue.sum())}
-    truth = true_labels(data)
-    if truth is None:
-        return issues
-    y, true_y, known = truth
-    is_right, is_issue, suggested = (true_y == y)[known], is_issue[known], scores.suggested.numpy()[known]
-    hits = int((is_issue & ~is_right).sum())
-    issues["auroc"] = metrics.auroc(scores.score.double().numpy()[known], is_right)
-    issues["precision"] = hits / int(is_issue.sum()) if is_issue.any() else None
-    issues["recall"] = hits / int((~is_right).sum()) if (~is_right).any() else None
-    issues["suggestion_accuracy"] = metrics.accuracy(suggested[~is_right], true_y[known][~is_right])
-    return issues
+    issues = {"count": int(scores.is_issue.sum()), "threshold": scores.threshold if scores.identifiable else None}
+    return issues | {key: value for key, value in measure_labels(scores, table).items() if key != "true_rate"}
 
 
 def measure_selection(rows: list[EpochMetrics], data: Data) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Review of suspected labels in a local page: server, decisions, cleaned data and exports."""
+"""Review of suspected labels on a local page: session, server, decisions, cleaned data and exports."""

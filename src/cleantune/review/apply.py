@@ -1,4 +1,4 @@
-"""What a person decided, put into the data; the probe fitted anew on it; the list in forms of other tools."""
+"""Application of decisions: cleaned data, a new ranking, or the list of labels in another tool's format."""
 
 from __future__ import annotations
 
@@ -9,85 +9,90 @@ from typing import Any
 import numpy as np
 import torch
 
+from cleantune.audit.run import labeled_features, write_audit
+from cleantune.audit.score_labels import AuditScores, score_features
+from cleantune.audit.tables import build_audit, describe
 from cleantune.config.run import configure, load_toml, read_config
 from cleantune.data.write_cleaned import write_cleaned
 from cleantune.errors import UserError
-from cleantune.review.decisions import Decision, latest_decisions, read
+from cleantune.pipeline.inputs import prepare_inputs
+from cleantune.pipeline.label_table import LabelTable, label_table
+from cleantune.pipeline.resolve import configure_table, resolve
+from cleantune.review.decisions import Decision, latest_decisions, read_decisions
+from cleantune.review.exports import write_export
 from cleantune.storage.files import read_json, write_table
+from cleantune.storage.run_dir import RunDir
 from cleantune.utils.console import Console
 
-Decided = dict[tuple[str, str], Decision]
+DecisionsByRow = dict[tuple[str, str], Decision]
+"""Decisions by split and id."""
 
 
 def apply_decisions(
     run: Path, decisions: Path | None, out: Path | None, *, retrain: bool = False, export: str | None = None
 ) -> list[str]:
-    """Put decisions into effect, and say in sentences what was done.
+    """Apply decisions, and return sentences on what was done.
 
     Args:
         run: Folder of the audit.
-        decisions: File of decisions; None: the run's own.
-        out: Where the cleaned data, or the export, are written.
-        retrain: Fit the probe anew and rank again, in the folder of the run. What was decided stays decided.
-        export: A form of another tool, instead of data.
+        decisions: File of decisions; None takes that of the run.
+        out: File of the cleaned data, or of the export.
+        retrain: Fit the probe again and rank again, in the folder of the run. Decided labels stay decided.
+        export: Format of another tool, instead of data.
 
     Raises:
-        UserError: Something the user can put right.
+        UserError: An input is wrong; the message names it and the remedy.
     """
-    if not (run / "labels.parquet").is_file():
-        raise UserError(f"{run} holds no labels.parquet: name the folder of an audit or of a run")
+    if not (run / RunDir.LABELS).is_file():
+        raise UserError(f"{run} has no {RunDir.LABELS}: name the folder of an audit or of a run")
     if out is None and not retrain:
         raise UserError("nothing to do: name --out for the cleaned data, or --retrain")
     file = decisions or run / "decisions.csv"
     if not file.is_file() and (export is None or decisions is not None):
         raise UserError(f"{file} does not exist: decide with cleantune review {run}, or name the file of decisions")
-    decided = latest_decisions(list(read(file))) if file.is_file() else {}
-    told = []
+    decided = latest_decisions(list(read_decisions(file))) if file.is_file() else {}
+    messages = []
     if out is not None and export is not None:
-        from cleantune.review.exports import write_export
-
-        told.append(write_export(run, decided, export, out))
+        messages.append(write_export(run, decided, export, out))
     elif out is not None:
-        changed, dropped = _cleaned(run, decided, out)
-        told.append(f"{out}: {changed:,} labels changed, {dropped:,} rows left out")
+        num_changed, num_dropped = _write_cleaned(run, decided, out)
+        messages.append(f"{out}: {num_changed:,} labels changed, {num_dropped:,} rows dropped")
     if retrain:
-        told += _retrained(run, decided)
-    return told
+        messages += _retrain(run, decided)
+    return messages
 
 
-def _cleaned(run: Path, decided: Decided, out: Path) -> tuple[int, int]:
+def _write_cleaned(run: Path, decided: DecisionsByRow, out: Path) -> tuple[int, int]:
+    """Write the data with the decisions in them, and return the numbers of changed labels and dropped rows."""
     relabeled = {key: d.label for key, d in decided.items() if d.decision == "relabel"}
     dropped = {key for key, d in decided.items() if d.decision == "drop"}
-    table = read_config(run / "config.toml")
-    if "data" in table:
-        config = configure(table)
-        if config.run.noise is not None:
-            raise UserError(
-                f"{run} was a rehearsal with noise {config.run.noise}: its data have no such labels to clean"
-            )
-        return write_cleaned(config.data, relabeled, dropped, out)
-    return _cleaned_arrays(run, relabeled, dropped, out)
+    table = read_config(run / RunDir.CONFIG)
+    if "data" not in table:
+        return _write_cleaned_arrays(run, relabeled, dropped, out)
+    config = configure(table)
+    if config.run.noise is not None:
+        raise UserError(f"{run} injected noise {config.run.noise}: its data have no such labels to clean")
+    return write_cleaned(config.data, relabeled, dropped, out)
 
 
-def _cleaned_arrays(
+def _write_cleaned_arrays(
     run: Path, relabeled: dict[tuple[str, str], str], dropped: set[tuple[str, str]], out: Path
 ) -> tuple[int, int]:
-    """Arrays come back as an .npz where they came in one, else as a table of id and label."""
+    """Write arrays as an .npz file if they were read from one, or as a table of id and label."""
     import pandas as pd
 
-    record = load_toml(run / "config.toml").get("record", {})
-    frame = pd.read_parquet(run / "labels.parquet").sort_values("id")
+    record = load_toml(run / RunDir.CONFIG).get("record", {})
+    frame = pd.read_parquet(run / RunDir.LABELS).sort_values("id")
     values = {str(v): v for v in [*frame["given_label"].unique(), *frame["suggested_label"].unique()]}
     keys = [(s, str(i)) for s, i in zip(frame["split"], frame["id"], strict=True)]
-    known = set(keys)
-    for key in [*relabeled, *dropped]:
-        if key not in known:
-            raise UserError(f'the audit has no row "{key[1]}": are these its decisions?')
+    unknown = [key for key in [*relabeled, *dropped] if key not in set(keys)]
+    if unknown:
+        raise UserError(f'the audit has no row "{unknown[0][1]}": are these its decisions?')
     labels = [
-        values.get(relabeled[k], relabeled[k]) if k in relabeled else v
-        for k, v in zip(keys, frame["given_label"], strict=True)
+        values.get(relabeled[key], relabeled[key]) if key in relabeled else value
+        for key, value in zip(keys, frame["given_label"], strict=True)
     ]
-    keep = np.array([k not in dropped for k in keys])
+    keep = np.array([key not in dropped for key in keys])
     if out.suffix == ".npz":
         if "source" not in record:
             raise UserError(f"{out}: the audit was of arrays in memory; write the labels as .parquet or .csv")
@@ -96,61 +101,79 @@ def _cleaned_arrays(
         arrays[record["label"]] = np.array(labels)[keep]
 
         def write(path: Path) -> None:
-            with path.open("wb") as whole:
-                np.savez(whole, **arrays)
+            with path.open("wb") as stream:
+                np.savez(stream, **arrays)
 
         write_table(out, write)
     elif out.suffix in (".parquet", ".csv"):
         table = pd.DataFrame({"id": frame["id"], "label": labels})[keep]
-        write_table(
-            out,
-            lambda p: table.to_parquet(p, index=False) if out.suffix == ".parquet" else table.to_csv(p, index=False),
-        )
+        is_parquet = out.suffix == ".parquet"
+        write_table(out, lambda p: table.to_parquet(p, index=False) if is_parquet else table.to_csv(p, index=False))
     else:
         raise UserError(f"{out}: arrays are written as .npz, .parquet or .csv")
     return len(relabeled), len(dropped)
 
 
-def _retrained(run: Path, decided: Decided) -> list[str]:
-    """The probe on the decided labels, and the list it makes; rows that a person judged are not judged again."""
-    from cleantune.audit.run import read_labels_of_splits
-    from cleantune.audit.score_labels import score_features
-    from cleantune.audit.tables import LabelTable, build_audit, words, write
-    from cleantune.pipeline.inputs import prepare_inputs
-    from cleantune.pipeline.resolve import configure_table, resolve
-
+def _retrain(run: Path, decided: DecisionsByRow) -> list[str]:
+    """Fit the probe on the decided labels and write the new ranking into the folder of the run."""
     start, console = time.perf_counter(), Console(quiet=True)
-    table = read_config(run / "config.toml")
-    if "data" not in table:
+    config_table = read_config(run / RunDir.CONFIG)
+    if "data" not in config_table:
         raise UserError(f"{run} was an audit of arrays, whose features are not kept: audit the cleaned arrays instead")
-    resolved = resolve(configure_table(table), console)
-    config, data = resolved.config, resolved.data
-    material = prepare_inputs(config, data, resolved.backbone, console)
-    read = read_labels_of_splits(material.data)
-    x = np.concatenate([np.asarray(material.features[s], np.float32) for s in read.splits])
-    rows = read.rows
-    keys = [(s, str(i)) for s, i in zip(rows.split, rows.ids.tolist(), strict=True)]
-    number = {name: c for c, name in enumerate(rows.names)}
-    y = rows.y.copy()
+    resolved = resolve(configure_table(config_table), console)
+    inputs = prepare_inputs(resolved.config, resolved.data, resolved.backbone, console)
+    table = label_table(inputs.data)
+    keys = [(s, str(i)) for s, i in zip(table.split, table.ids.tolist(), strict=True)]
+    keep = np.array([key not in decided or decided[key].decision != "drop" for key in keys])
+    y, is_decided = _apply_to_labels(table, keys, decided)
+    table = _take(table, y, keep)
+    scores = score_features(
+        labeled_features(inputs)[keep],
+        torch.from_numpy(table.y),
+        len(table.class_names),
+        num_train=int((table.split == "train").sum()),
+    )
+    _mark_decided(scores, table, torch.from_numpy(is_decided[keep]))
+    audit = build_audit(scores, table, inputs.data.kind, time.perf_counter() - start)
+    audit.summary["decided"] = len(decided)
+    num_before = int(read_json(run / RunDir.SUMMARY)["issues"]["count"])
+    audit = write_audit(audit, scores, table, run, console, inputs.data)
+    num_issues = int(audit.labels["is_label_issue"].sum())
+    seconds = time.perf_counter() - start
+    first = f"ranked again in {seconds:.0f} s: {num_issues:,} labels are listed as wrong, {num_before:,} before"
+    return [first, *describe(audit)]
+
+
+def _apply_to_labels(
+    table: LabelTable, keys: list[tuple[str, str]], decided: DecisionsByRow
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the labels after the decisions, and which of them a reviewer kept or changed."""
+    number = {name: c for c, name in enumerate(table.class_names)}
+    y, is_decided = table.y.copy(), np.zeros(len(table.y), dtype=bool)
     for k, key in enumerate(keys):
-        if key in decided and decided[key].decision == "relabel":
-            y[k] = number[decided[key].label]
-    kept = np.array([key not in decided or decided[key].decision != "drop" for key in keys])
-    sure = torch.tensor([key in decided and decided[key].decision in ("keep", "relabel") for key in keys])[
-        torch.from_numpy(kept)
-    ]
-    truth = None if rows.truth is None else rows.truth[kept]
-    rows = LabelTable(rows.ids[kept], rows.split[kept], y[kept], truth, rows.names, rows.values)
-    said = score_features(x[kept], torch.from_numpy(rows.y), len(rows.names))
-    said.score[sure], said.p_wrong[sure], said.issue[sure] = 1.0, 0.0, False
-    said.suggested[sure] = torch.from_numpy(rows.y)[sure]
-    said.confidence[sure] = 1.0
-    found = build_audit(said, rows, data.kind, time.perf_counter() - start)
-    found.summary["decided"] = len(decided)
-    before = int(read_json(run / "summary.json")["issues"]["count"])
-    found = write(found, said, rows, run, console, material.data)
-    now = int(found.labels["is_label_issue"].sum())
-    return [
-        f"ranked again in {time.perf_counter() - start:.0f} s: {now:,} labels look wrong, {before:,} before",
-        *words(found),
-    ]
+        if key in decided and decided[key].decision in ("keep", "relabel"):
+            is_decided[k] = True
+            if decided[key].decision == "relabel":
+                y[k] = number[decided[key].label]
+    return y, is_decided
+
+
+def _take(table: LabelTable, y: np.ndarray, keep: np.ndarray) -> LabelTable:
+    """Return the kept rows of a table with new labels."""
+    return LabelTable(
+        ids=table.ids[keep],
+        split=table.split[keep],
+        y=y[keep],
+        true_y=None if table.true_y is None else table.true_y[keep],
+        class_names=table.class_names,
+        class_values=table.class_values,
+        content_column=table.content_column,
+        content=None if table.content is None else table.content[keep],
+    )
+
+
+def _mark_decided(scores: AuditScores, table: LabelTable, is_decided: torch.Tensor) -> None:
+    """Give labels that a reviewer kept or changed the best score."""
+    labels = scores.labels
+    labels.label_score[is_decided], labels.p_wrong[is_decided], labels.is_issue[is_decided] = 1.0, 0.0, False
+    labels.suggested[is_decided], labels.confidence[is_decided] = torch.from_numpy(table.y)[is_decided], 1.0

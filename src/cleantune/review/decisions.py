@@ -1,4 +1,4 @@
-"""A person's decisions: a CSV that is only ever appended to, on the disk before the next one is made."""
+"""Decisions of a reviewer: a CSV that is only ever appended to, on disk before the next one is made."""
 
 from __future__ import annotations
 
@@ -18,58 +18,61 @@ from cleantune.storage.files import write_error
 COLUMNS = ("time", "id", "split", "given_label", "decision", "label")
 DECISIONS = ("keep", "relabel", "drop", "unsure", "undo")
 """`undo` takes back the decision before it on the same row; the last line of a row counts."""
-RECENT = 50
+NUM_RECENT = 50
 MIN_ERROR_FRACTION = 0.2
-"""Share of wrong labels among the last 50 below which stopping is suggested."""
+"""Fraction of wrong labels among the last `NUM_RECENT` below which stopping is suggested."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a person said of one label."""
+    """Decision of a reviewer on one label."""
 
     id: str
     split: str
     given_label: str
     decision: str
     label: str
-    """The label from now on; empty unless relabeled."""
+    """New label; empty unless the decision is `relabel`."""
 
 
 class Decisions:
-    """The file of decisions, and what it says now."""
+    """File of decisions with its current content."""
 
     def __init__(self, path: Path) -> None:
-        """Read what was decided before.
+        """Read the decisions made before.
+
+        Args:
+            path: File of decisions; it need not exist.
 
         Raises:
-            UserError: The file is no table of decisions; the sentence names the line.
+            UserError: The file is no table of decisions; the message names the line.
         """
         self.path = path
         self._lock = threading.Lock()
-        self.history: list[Decision] = list(read(path)) if path.is_file() else []
+        self.history: list[Decision] = list(read_decisions(path)) if path.is_file() else []
 
     @property
-    def now(self) -> dict[tuple[str, str], Decision]:
-        """The decision of every row that has one, by split and id, in the order they were made."""
+    def current(self) -> dict[tuple[str, str], Decision]:
+        """Return the decision of every row that has one, by split and id, in the order they were made."""
         return latest_decisions(self.history)
 
     def add(self, decision: Decision) -> None:
-        """One more decision; it is on the disk when this returns.
+        """Append a decision; it is on disk when this returns.
 
         Raises:
             UserError: The file cannot be written.
         """
         with self._lock:
             try:
-                fresh = not self.path.is_file() or self.path.stat().st_size == 0
+                is_new = not self.path.is_file() or self.path.stat().st_size == 0
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("a+b") as file:
-                    text = "" if fresh or _ends_well(self.path) else "\n"
-                    rows: list[tuple[str, ...]] = [COLUMNS] if fresh else []
+                    text = "" if is_new or _ends_with_newline(self.path) else "\n"
+                    rows: list[tuple[str, ...]] = [COLUMNS] if is_new else []
                     time = datetime.now(UTC).isoformat(timespec="seconds")
                     d = decision
                     rows.append((time, d.id, d.split, d.given_label, d.decision, d.label))
-                    file.write((text + _lines(rows)).encode())
+                    file.write((text + _csv_lines(rows)).encode())
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
@@ -77,30 +80,35 @@ class Decisions:
             self.history.append(decision)
 
     def undo(self) -> Decision | None:
-        """Take the last decision back; None where there is none left."""
-        left = list(self.now.values())
-        if not left:
+        """Take the last decision back and return it; None where there is none."""
+        remaining = list(self.current.values())
+        if not remaining:
             return None
-        last = left[-1]
+        last = remaining[-1]
         self.add(Decision(last.id, last.split, last.given_label, "undo", ""))
         return last
 
     def progress(self) -> dict[str, Any]:
-        """How many were decided, how many of those were wrong, and whether to stop."""
-        told = [d for d in self.now.values() if d.decision in ("keep", "relabel", "drop")]
-        wrong = [d.decision != "keep" for d in told]
-        recent = wrong[-RECENT:]
+        """Return how many rows were decided, how many of those were wrong, and whether to stop."""
+        judged = [d for d in self.current.values() if d.decision in ("keep", "relabel", "drop")]
+        wrong = [d.decision != "keep" for d in judged]
+        recent = wrong[-NUM_RECENT:]
         stop = ""
-        if len(recent) == RECENT and sum(recent) < MIN_ERROR_FRACTION * RECENT:
-            stop = f"of the last {RECENT}, {sum(recent)} were wrong: this may be the place to stop"
+        if len(recent) == NUM_RECENT and sum(recent) < MIN_ERROR_FRACTION * NUM_RECENT:
+            stop = f"of the last {NUM_RECENT}, {sum(recent)} were wrong: this may be the place to stop"
+        num_decided = len(self.current)
         return {
-            "decided": len(self.now), "unsure": len(self.now) - len(told), "wrong": sum(wrong), "judged": len(told),
-            "precision": sum(wrong) / len(told) if told else None, "stop": stop,
-        }  # fmt: skip
+            "decided": num_decided,
+            "unsure": num_decided - len(judged),
+            "wrong": sum(wrong),
+            "judged": len(judged),
+            "precision": sum(wrong) / len(judged) if judged else None,
+            "stop": stop,
+        }
 
 
 def latest_decisions(history: list[Decision]) -> dict[tuple[str, str], Decision]:
-    """The last decision of every row, in the order they were made; undone ones are gone."""
+    """Return the last decision of every row, by split and id, in the order they were made, without undone ones."""
     out: dict[tuple[str, str], Decision] = {}
     for d in history:
         out.pop((d.split, d.id), None)
@@ -109,24 +117,24 @@ def latest_decisions(history: list[Decision]) -> dict[tuple[str, str], Decision]
     return out
 
 
-def read(path: Path) -> Iterator[Decision]:
-    """The decisions of a file; a last line that a crash cut off is left out.
+def read_decisions(path: Path) -> Iterator[Decision]:
+    """Yield the decisions of a file, without a last line that a crash cut off.
 
     Raises:
-        UserError: A column is missing or a decision unknown; the sentence names the line.
+        UserError: A column is missing or a decision unknown; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name the file of decisions") from None
-    whole = text if text.endswith("\n") else text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(whole))
+    complete = text if text.endswith("\n") else text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(complete))
     missing = [c for c in COLUMNS[1:] if c not in (reader.fieldnames or [])]
     if missing and (reader.fieldnames or text.strip()):
         raise UserError(f'{path} has no column "{missing[0]}"; decisions have {", ".join(COLUMNS)}')
     for row in reader:
         if row["decision"] is None or row["label"] is None:
-            continue  # cut off in the middle of the file by a crash, and gone on with after it
+            continue  # a line that a crash cut off, with further lines after it
         if row["decision"] not in DECISIONS:
             hint = did_you_mean(row["decision"], DECISIONS)
             raise UserError(f'{path}: line {reader.line_num} has the decision "{row["decision"]}"{hint}')
@@ -137,13 +145,13 @@ def read(path: Path) -> Iterator[Decision]:
         yield Decision(row["id"], row["split"], row["given_label"], row["decision"], row["label"])
 
 
-def _ends_well(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
 
 
-def _lines(rows: list[tuple[str, ...]]) -> str:
+def _csv_lines(rows: list[tuple[str, ...]]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""The list of labels in the forms of other tools: files, and nothing of those tools is needed to write them."""
+"""List of labels in the formats of other tools; none of those tools is needed to write them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from cleantune.errors import UserError
 from cleantune.review.decisions import Decision
-from cleantune.review.server import ReviewSession
+from cleantune.review.session import ReviewSession
 from cleantune.storage.files import write_json, write_table
+from cleantune.storage.run_dir import RunDir
 
-ENDINGS = {
+SUFFIXES = {
     "csv": ".csv",
     "parquet": ".parquet",
     "cleanlab": ".csv",
@@ -19,32 +20,37 @@ ENDINGS = {
     "label-studio": ".json",
     "argilla": ".json",
 }
+CLEANLAB_COLUMNS = ["id", "is_label_issue", "label_score", "given_label", "suggested_label"]
 
 
 def write_export(run: Path, decided: dict[tuple[str, str], Decision], form: str, out: Path) -> str:
-    """Write the list; the sentence says what was written.
+    """Write the list of labels, and return a sentence on what was written.
 
-    - `csv`, `parquet`: the table as it is, with the decisions beside it.
+    - `csv`, `parquet`: the table as it is, with the decisions in further columns.
     - `cleanlab`: its column names, in the order of the ids.
     - `fiftyone`: a list of fields by sample: `given`, `suggested`, `label_score`, `p_wrong`, tags.
     - `label-studio`: tasks with the suggestion as a prediction.
     - `argilla`: records with the suggestion.
 
+    Args:
+        run: Folder of the audit.
+        decided: Decisions by split and id.
+        form: Name of the format.
+        out: File to write.
+
     Raises:
-        UserError: The name does not end as the form does.
+        UserError: The file name does not have the suffix of the format.
     """
     import pandas as pd
 
-    if out.suffix != ENDINGS[form]:
-        raise UserError(f"--out {out}: the form {form} is written as {ENDINGS[form]}")
-    frame = pd.read_parquet(run / "labels.parquet")
+    if out.suffix != SUFFIXES[form]:
+        raise UserError(f"--out {out}: the format {form} is written as {SUFFIXES[form]}")
+    frame = pd.read_parquet(run / RunDir.LABELS)
     keys = [(str(s), str(i)) for s, i in zip(frame["split"], frame["id"], strict=True)]
     frame["decision"] = [decided[k].decision if k in decided else None for k in keys]
     frame["decided_label"] = [decided[k].label or None if k in decided else None for k in keys]
     if form == "cleanlab":
-        frame = frame.sort_values(["split", "id"])[
-            ["id", "is_label_issue", "label_score", "given_label", "suggested_label"]
-        ]
+        frame = frame.sort_values(["split", "id"])[CLEANLAB_COLUMNS]
         frame = frame.rename(columns={"suggested_label": "predicted_label"})
     if out.suffix == ".csv":
         write_table(out, lambda path: frame.to_csv(path, index=False))
@@ -52,8 +58,8 @@ def write_export(run: Path, decided: dict[tuple[str, str], Decision], form: str,
         write_table(out, lambda path: frame.to_parquet(path, index=False))
     else:
         session = ReviewSession(run)
-        make = {"fiftyone": _fiftyone, "label-studio": _label_studio, "argilla": _argilla}[form]
-        write_json(out, [make(session, row) for row in frame.to_dict("records")])  # type: ignore[arg-type]
+        convert = {"fiftyone": _fiftyone, "label-studio": _label_studio, "argilla": _argilla}[form]
+        write_json(out, [convert(session, row) for row in frame.to_dict("records")])  # type: ignore[arg-type]
     return f"{out}: {len(frame):,} labels for {form}"
 
 
@@ -64,7 +70,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
 def _fiftyone(session: ReviewSession, row: dict[str, Any]) -> dict[str, Any]:
     out = {
         "id": row["id"],
-        "filepath": _file(session, str(row["id"])),
+        "filepath": session.image_file(str(row["id"])),
         "split": row["split"],
         "given": {"label": str(row["given_label"])},
         "suggested": {"label": str(row["suggested_label"]), "confidence": row.get("suggested_confidence")},
@@ -99,21 +105,13 @@ def _argilla(session: ReviewSession, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _content(session: ReviewSession, id: str) -> dict[str, Any]:  # noqa: A002
-    """The sample itself: its text, the path of its image, or a small copy of it."""
-    text = session.text(id)
+def _content(session: ReviewSession, sample_id: str) -> dict[str, Any]:
+    """Return the text of a sample, the path of its image, or a thumbnail."""
+    text = session.text(sample_id)
     if text is not None:
         return {"text": text}
-    file = _file(session, id)
+    file = session.image_file(sample_id)
     if file is not None:
         return {"image": file}
-    picture = session.picture(id)
+    picture = session.picture(sample_id)
     return {} if picture is None else {"image": "data:image/jpeg;base64," + base64.b64encode(picture).decode()}
-
-
-def _file(session: ReviewSession, id: str) -> str | None:  # noqa: A002
-    if session.data is None or session.data.kind != "image" or id not in session.place:
-        return None
-    split, k = session.place[id]
-    told = session.data.rows[split].samples.describe(k)
-    return told if Path(told).is_file() else None

@@ -41,6 +41,9 @@ class Checkpoint:
             for k, (head, optimizer) in enumerate(pairs):
                 tensors |= _add_prefix(head.state_dict(), f"head.{name}.{k}.")
                 tensors |= _add_prefix(_optimizer_tensors(optimizer), f"optimizer.{name}.{k}.")
+        tensors |= _add_prefix(trainer.label_probabilities, "label_probabilities.")
+        if trainer.last_selected is not None:
+            tensors["last_selected"] = trainer.last_selected
         probe_counts = {}
         for split, probe in trainer.probes.items():
             statistics, probe_counts[split] = probe.state_dict()
@@ -73,6 +76,8 @@ class Checkpoint:
             probe.load_state_dict(strip_prefix(tensors, f"probe.{split}."), counters["probe_counts"][split])
         trainer.candidates.load_state_dict(strip_prefix(tensors, "candidate."), counters["candidate_heads"])
         trainer.ledger.load_state_dict(strip_prefix(tensors, "ledger."))
+        trainer.label_probabilities = strip_prefix(tensors, "label_probabilities.")
+        trainer.last_selected = tensors.get("last_selected")
         trainer.rng.set_state(tensors["rng"])
         trainer.cost.load_state_dict(counters["cost"])
         trainer.add_elapsed_seconds(counters["elapsed_seconds"])

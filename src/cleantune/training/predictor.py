@@ -105,11 +105,12 @@ class Predictor:
             self._probabilities[split] = p
         return p
 
-    def features(self, split: str, model: Model) -> Any:
-        """Return the features [N, D] of a split by the current backbone, computed again where the cached are stale."""
-        if self.features_stale:
-            return self._extract(split, model, self._encoder(model))
-        return self.splits[split].features.plain
+    def features(self, splits: Sequence[str], model: Model) -> dict[str, Any]:
+        """Return the features [N, D] of splits by the current backbone, computed again where the cached are stale."""
+        if not self.features_stale:
+            return {split: self.splits[split].features.plain for split in splits}
+        encoder = self._encoder(model)
+        return {split: self._extract(split, model, encoder) for split in splits}
 
     def refresh_features(self, models: Sequence[Model]) -> None:
         """Compute the features of all splits again if they are stale."""

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cleantune.label_quality.scores import cross_entropy_per_sample
+from cleantune.label_quality.detectors import cross_entropy_per_sample
 from cleantune.methods.protocol import ProbeStatistics
 
 

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
-from cleantune.label_quality.posterior import p_wrong
+from cleantune.label_quality.noise_model import FLIP_CONCENTRATION
+from cleantune.label_quality.posterior import CLASS_PRIOR_BALANCE, fit_loo_probe
+from cleantune.label_quality.scores import label_error_probability
 from cleantune.methods.ledger import Ledger
 from cleantune.methods.protocol import LossOutput, Phase, ProbeStatistics, Selection, View
 from cleantune.training.batches import BatchSource, SplitData
@@ -50,6 +52,9 @@ class Trainer:
         epoch: Epoch of the phase, from 0.
         progress: Epoch with the fraction of it that is done.
         selection: The last selection that was trained on.
+        last_selected: Training samples [N] that the last selection of a method kept; None before there was one.
+        label_probabilities: Class probabilities of train and validation behind the last call of `p_wrong`, none learned
+            from the sample's own label; empty before there was one.
         metrics: Loss, learning rate and warnings of the current epoch.
     """
 
@@ -93,6 +98,8 @@ class Trainer:
         self.cost = cost or Cost()
         self.predictor = Predictor(splits, self.device, self.cost, process_group, is_sharded=is_sharded)
         self.probes = {split: ProbeRecorder() for split in ("train", "validation") if split in splits}
+        self.last_selected: Tensor | None = None
+        self.label_probabilities: dict[str, Tensor] = {}
         self.phase: Phase | None = None
         self.epoch = 0
         self.progress = 0.0
@@ -146,11 +153,24 @@ class Trainer:
         with self.cost.track("score", "forward_passes", self.models):
             return self.predictor.evaluate("train", fn, nets)
 
-    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
-        """Return the probability that each given label is wrong, from the features of the current backbone: [N]."""
-        features = self.predictor.features("train", self.models[0])
+    def p_wrong(
+        self, class_balance: float = CLASS_PRIOR_BALANCE, flip_concentration_threshold: float = FLIP_CONCENTRATION
+    ) -> Float[Tensor, " N"]:
+        """Return the probability that each given label is wrong, from the features of the current backbone: [N].
+
+        The class probabilities behind it stay in `label_probabilities`, so that the run lists labels by what it
+        selected them by. Validation labels reach neither the probe nor the noise model.
+        """
+        splits = [split for split in ("train", "validation") if split in self.splits]
+        features = self.predictor.features(splits, self.models[0])
         with self.cost.track("score"):
-            return p_wrong(features, self.y, self.classes, class_balance, flip_concentration_threshold)
+            probe = fit_loo_probe(
+                features["train"], self.y, self.classes, class_balance, flip_concentration_threshold
+            )
+            self.label_probabilities = {"train": probe.loo_probabilities()}
+            if "validation" in features:
+                self.label_probabilities["validation"] = probe.probabilities(features["validation"])
+            return label_error_probability(self.label_probabilities["train"], self.y, flip_concentration_threshold)
 
     def learn(
         self,
@@ -241,6 +261,8 @@ class Trainer:
         """
         assert self.phase is not None
         self.metrics["selected"] = None if selection is None else int(selection.mask.sum())
+        if selection is not None:
+            self.last_selected = selection.mask.clone()
         selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
         if self._sample_weight is not None:
             selection = replace(selection, weight=selection.weight * self._sample_weight)
