@@ -105,7 +105,7 @@ class SyntheticTrainer(Trainer):
     """A trainer with the label errors of a dry run."""
 
     def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Tensor:
-        p = torch.as_tensor(self.predictor.features("train", self.models[0])).softmax(1)
+        p = torch.as_tensor(self.predictor.features(["train"], self.models[0])["train"]).softmax(1)
         return 1 - p.gather(1, self.y[:, None])[:, 0]
 
 

@@ -62,8 +62,8 @@ def conclusions(summary: dict[str, Any], total: int) -> list[str]:
         ]
     low, high = summary["noise"]["estimated_range"]
     return [
-        f"About {percent(summary['noise']['estimated_rate'])} of {count(total)} labels are wrong (range {percent(low)} to"
-        f" {percent(high)}). {count(summary['issues']['count'])} labels are label issues."
+        f"About {percent(summary['noise']['estimated_rate'])} of {count(total)} labels are wrong"
+        f" (range {percent(low)} to {percent(high)}). {count(summary['issues']['count'])} labels are label issues."
     ]
 
 

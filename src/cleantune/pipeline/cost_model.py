@@ -51,7 +51,7 @@ class CostEstimate:
     training_samples: float
     optimizer_steps: float
     evaluation_forward_passes: float
-    """Forward passes over validation and test, and the last one over the training split: an upper bound."""
+    """Forward passes over validation and test: an upper bound."""
 
     @property
     def forward_passes(self) -> float:
