@@ -1,4 +1,4 @@
-"""What arrays must be before they are audited; each refusal names the row."""
+"""Validation of arrays before an audit; each error names the row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK = 65_536
 
 
 def validate_probabilities(p: Any, name: str) -> Any:
-    """Probabilities [N, C] as they were handed over.
+    """Return probabilities [N, C] after checking shape and values.
 
     Raises:
         UserError: Another shape, values that are not finite or outside 0..1, or rows that do not sum to 1.
@@ -38,7 +38,7 @@ def validate_probabilities(p: Any, name: str) -> Any:
 
 
 def validate_features(x: Any, name: str) -> Any:
-    """Features [N, D] as they were handed over.
+    """Return features [N, D] after checking shape and values.
 
     Raises:
         UserError: Another shape, too few rows, or a value that is not finite.
@@ -50,14 +50,14 @@ def validate_features(x: Any, name: str) -> Any:
         finite = np.isfinite(np.asarray(x[start : start + BLOCK], dtype=np.float32)).all(1)
         if not finite.all():
             row = start + int(np.flatnonzero(~finite)[0])
-            raise UserError(f"{name}: row {row} holds a value that is not finite; repair or remove it")
+            raise UserError(f"{name}: row {row} has a value that is not finite; repair or remove it")
     return x
 
 
 def validate_labels(
     labels: Any, count: int, classes: int | None
 ) -> tuple[Int[np.ndarray, " N"], tuple[str, ...], tuple[Any, ...]]:
-    """Labels as numbers, with the names and values of the classes.
+    """Return labels as class numbers, with the names and values of the classes.
 
     Args:
         labels: One a row.
@@ -82,7 +82,7 @@ def validate_labels(
         wrong = [i for i, v in enumerate(listed) if not isinstance(v, int) or not 0 <= v < classes]
         if wrong:
             raise UserError(
-                f"labels: row {wrong[0]} is {listed[wrong[0]]!r}; beside probabilities of {classes} classes labels are"
+                f"labels: row {wrong[0]} is {listed[wrong[0]]!r}; with probabilities of {classes} classes labels are"
                 f" the numbers 0 to {classes - 1}"
             )
         values: tuple[Any, ...] = tuple(range(classes))
@@ -97,7 +97,7 @@ def validate_labels(
 def validate_annotators(
     others: np.ndarray | None, values: tuple[Any, ...], count: int
 ) -> Int[np.ndarray, "A N"] | None:
-    """Further labels as numbers, -1 where there is none or another class.
+    """Return further labels as class numbers, -1 where there is none or another class.
 
     Raises:
         UserError: Another shape.

@@ -1,6 +1,6 @@
-"""Detectors as pure functions: how probably each given label is right.
+"""Single detectors of label errors as pure functions.
 
-Those that end in `_score` give 0..1, lower is worse; the default of an audit is `cutoff.label_scores`.
+Functions that end in `_score` return 0 to 1, lower is worse. The scorer of audits and runs is `scores.score_labels`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cleantune.functional.gmm import fit_class_mixtures
 
 
 def margin(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """How far the given label is ahead of the best other class, -1..1.
+    """Return the margin of the given label over the best other class, -1 to 1.
 
     Args:
         p: Class probabilities, rows that sum to 1.
@@ -27,17 +27,17 @@ def margin(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]
 
 
 def self_confidence(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Probability of the given label, 0..1."""
+    """Return the probability of the given label, 0 to 1."""
     return p.gather(1, y[:, None])[:, 0]
 
 
 def cross_entropy_per_sample(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Cross-entropy of each given label, -log p_y in nats; a probability of zero counts as 1e-30."""
+    """Return the cross-entropy of each given label, -log p_y in nats; a probability of zero counts as 1e-30."""
     return -self_confidence(p, y).clamp(min=1e-30).log()
 
 
 def trajectory_margin_score(p: Float[Tensor, "E N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Margin averaged over a probe's epochs, brought to 0..1.
+    """Return the margin averaged over the epochs of a probe, scaled to 0 to 1.
 
     Args:
         p: Probabilities by epoch; early epochs have not learned wrong labels yet, so no cross-validation is needed.
@@ -49,19 +49,19 @@ def trajectory_margin_score(p: Float[Tensor, "E N C"], y: Int[Tensor, " N"]) -> 
 
 
 def trajectory_confidence_score(p: Float[Tensor, "E N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Self-confidence averaged over a probe's epochs."""
+    """Return the self-confidence averaged over the epochs of a probe."""
     return torch.stack([self_confidence(epoch, y) for epoch in p]).mean(0)
 
 
 def gce_mixture_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], q: float = 0.7) -> Float[Tensor, " N"]:
-    """Posterior of the low component of each class's mixture of GCE losses.
+    """Return the posterior of the low component of each class's mixture of GCE losses.
 
     Args:
         p: Class probabilities.
         y: Given labels.
         q: Exponent of the loss.
 
-    Source: TURN's cleansing (arXiv:2310.17668) on the loss L_q (arXiv:1805.07836).
+    Source: sample selection of TURN (arXiv:2310.17668) on the loss L_q (arXiv:1805.07836).
     """
     return confidence_mixture_score(self_confidence(p, y), y, p.shape[1], q)
 
@@ -69,7 +69,7 @@ def gce_mixture_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"], q: float = 
 def confidence_mixture_score(
     confidence: Float[Tensor, " N"], y: Int[Tensor, " N"], classes: int, q: float = 0.7
 ) -> Float[Tensor, " N"]:
-    """`gce_mixture_score` of samples whose self-confidence is known; the loss needs no more.
+    """Return the `gce_mixture_score` from the self-confidence alone.
 
     The mixture stops where scikit-learn's does by default. Fitted to the end it takes six times as long, and on four
     of five sets it ranked worse (`dev/LOG.md`).
@@ -80,7 +80,7 @@ def confidence_mixture_score(
 
 
 def agreement_score(votes: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Share of the neighbors' votes that are for the given label.
+    """Return the fraction of the neighbors' votes for the given label.
 
     Args:
         votes: From `neighbors.votes`.
@@ -94,14 +94,14 @@ def agreement_score(votes: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[
 def distance_ratio_score(
     index: Int[Tensor, "N K"], similarity: Float[Tensor, "N K"], y: Int[Tensor, " N"]
 ) -> Float[Tensor, " N"]:
-    """Nearest sample of another label against the nearest of the same: d_other^2 / (d_same^2 + d_other^2).
+    """Return d_other^2 / (d_same^2 + d_other^2) of the nearest samples with another and with the same label.
 
     Args:
         index: Neighbors, nearest first.
         similarity: Their cosines; 1 - cosine is the distance.
         y: Given labels. A label that no neighbor has (or that all have) counts as farther than the last neighbor.
 
-    Source: SelfClean (arXiv:2305.17048); Differs: distances are looked up among K neighbors, never in an N x N matrix.
+    Source: SelfClean (arXiv:2305.17048); Differs: distances are those of K neighbors, never in an N x N matrix.
     """
     distance = (1 - similarity).clamp(min=1e-12)
     same = y[index] == y[:, None]
@@ -112,7 +112,7 @@ def distance_ratio_score(
 
 
 def confident_thresholds(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " C"]:
-    """Mean self-confidence of each class's given labels; 1 of a class without any.
+    """Return the mean self-confidence of each class's given labels; 1 for a class without any.
 
     Source: confident learning, arXiv:1911.00068, equation 2.
     """
@@ -124,7 +124,7 @@ def confident_thresholds(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float
 
 
 def confident_learning_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Self-confidence adjusted by the class's threshold and normalized, as confident learning ranks.
+    """Return the self-confidence adjusted by the class's threshold and normalized, as confident learning ranks.
 
     Equals cleanlab's `get_label_quality_scores(..., adjust_pred_probs=True)`.
 
@@ -137,12 +137,12 @@ def confident_learning_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> F
 
 
 def margin_score(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """The normalized margin brought to 0..1; equals cleanlab's `normalized_margin`."""
+    """Return the normalized margin scaled to 0 to 1; equals cleanlab's `normalized_margin`."""
     return (margin(p, y) + 1) / 2
 
 
 def confident_joint(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Int[Tensor, "C C"]:
-    """Counts of samples given as j (rows) that are confidently k (columns).
+    """Return the counts of samples labeled j (rows) that are confidently k (columns).
 
     A sample is confidently the most probable class where it reaches the thresholds of several, that class where it
     reaches one, and none where it reaches none. Every class has at least one sample on the diagonal. Equals
@@ -151,8 +151,8 @@ def confident_joint(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Int[Tensor
     Source: arXiv:1911.00068, equation 1.
     """
     reached: Bool[Tensor, "N C"] = p.double() >= confident_thresholds(p, y) - 1e-6
-    how_many = reached.sum(1)
-    best = torch.where(how_many > 1, p.argmax(1), reached.int().argmax(1))
-    sure, classes = how_many > 0, p.shape[1]
-    joint = torch.bincount(y[sure] * classes + best[sure], minlength=classes * classes).view(classes, classes)
+    num_reached = reached.sum(1)
+    best = torch.where(num_reached > 1, p.argmax(1), reached.int().argmax(1))
+    is_confident, classes = num_reached > 0, p.shape[1]
+    joint = torch.bincount(y[is_confident] * classes + best[is_confident], minlength=classes * classes).view(classes, classes)
     return torch.maximum(joint, torch.eye(classes, dtype=joint.dtype))
