@@ -15,6 +15,7 @@ from cleantune.methods.protocol import Method, Phase, Stage
 from cleantune.pipeline import artifacts
 from cleantune.pipeline.finished_run import Baseline, FinishedRun
 from cleantune.pipeline.inputs import RunInputs, prepare_inputs
+from cleantune.pipeline.label_table import label_table
 from cleantune.pipeline.record import write_config
 from cleantune.pipeline.summary import make_summary
 from cleantune.pipeline.train_run import train_and_select
@@ -72,7 +73,7 @@ def summarize(run: FinishedRun) -> dict[str, Any]:
     stage = scope_stage(phases(method, run.inputs.learning_rate), method)
     backbone_rate = stage.backbone_learning_rate if method.scope == "all" else None
     return {
-        **make_summary(run, artifacts.score_labels(run, outputs), outputs),
+        **make_summary(run, artifacts.score_run(run), label_table(run.inputs.data), outputs),
         "model_selection": run.config.run.model_selection,
         "learning_rate": stage.learning_rate,
         "backbone_learning_rate": backbone_rate,
