@@ -38,7 +38,7 @@ class LabelTable:
 
     def values(self, codes: Int[np.ndarray, " M"]) -> Shaped[np.ndarray, " M"]:
         """Return class numbers as the data write them; -1 is None."""
-        written: np.ndarray = np.array([*self.class_values, None], dtype=object)[codes]
+        written: np.ndarray = object_array([*self.class_values, None])[codes]
         return written
 
 
