@@ -1,4 +1,4 @@
-"""The embedded examples are whole, small, and good enough to show something."""
+"""Embedded examples: complete, small, and informative."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def features(backbone: torch.nn.Module, images: pd.Series) -> np.ndarray:
 
 
 def accuracy(backbone: torch.nn.Module, digits: pd.DataFrame) -> float:
-    """Of a logistic regression on features that learns from 100 digits, ten of each, on the test split."""
+    """Return the test accuracy of a logistic regression on features of 100 digits, ten per class."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -50,14 +50,14 @@ def accuracy(backbone: torch.nn.Module, digits: pd.DataFrame) -> float:
     return float(model.score(scale.transform(features(backbone, test.image)), test.label))
 
 
-def test_the_backbone_is_a_transformers_folder_below_two_megabytes(backbone: torch.nn.Module) -> None:
+def test_demo_backbone_is_a_small_transformers_folder(backbone: torch.nn.Module) -> None:
     folder = demo.demo_backbone()
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     assert all(torch.isfinite(weight).all() for weight in backbone.state_dict().values())
 
 
-def test_two_forwards_agree_and_no_sample_sees_its_neighbors(backbone: torch.nn.Module) -> None:
+def test_demo_backbone_is_deterministic_and_batch_independent(backbone: torch.nn.Module) -> None:
     pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first, second = backbone(pixels).pooler_output, backbone(pixels).pooler_output
@@ -66,7 +66,7 @@ def test_two_forwards_agree_and_no_sample_sees_its_neighbors(backbone: torch.nn.
     torch.testing.assert_close(alone, first, rtol=1e-4, atol=1e-4)
 
 
-def test_frozen_features_tell_digits_from_100_labels_far_better_than_random_weights(
+def test_demo_backbone_features_beat_random_weights(
     backbone: torch.nn.Module, digits: pd.DataFrame
 ) -> None:
     from transformers import AutoModel
@@ -78,15 +78,15 @@ def test_frozen_features_tell_digits_from_100_labels_far_better_than_random_weig
     assert ours > random + 0.06
 
 
-def test_batchnorm_statistics_belong_to_the_weights(backbone: torch.nn.Module, digits: pd.DataFrame) -> None:
+def test_demo_backbone_batchnorm_statistics_fit_the_weights(backbone: torch.nn.Module, digits: pd.DataFrame) -> None:
     for norm in (module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         assert norm.momentum == 0.1
         assert (norm.running_var > 0).all()
     spread = features(backbone, digits.image[:300]).std(0)
-    assert (spread > 1e-3).mean() > 0.9, "features that never move tell nothing"
+    assert (spread > 1e-3).mean() > 0.9, "constant features have no information"
 
 
-def test_the_digits_are_1300_and_497_color_blind_images_of_32_pixels(digits: pd.DataFrame) -> None:
+def test_digits_table_has_1300_and_497_stratified_images(digits: pd.DataFrame) -> None:
     assert list(digits.columns) == ["id", "image", "label", "split"]
     assert digits.id.is_unique
     assert digits.split.value_counts().to_dict() == {"train": 1300, "test": 497}
@@ -95,7 +95,7 @@ def test_the_digits_are_1300_and_497_color_blind_images_of_32_pixels(digits: pd.
     assert (shares.loc["train"] - shares.loc["test"]).abs().max() < 0.005, "the split is stratified"
 
 
-def test_the_images_are_scikit_learns_digits(digits: pd.DataFrame) -> None:
+def test_digits_table_images_are_scikit_learns_digits(digits: pd.DataFrame) -> None:
     from sklearn.datasets import load_digits
 
     given = load_digits()
@@ -106,7 +106,7 @@ def test_the_images_are_scikit_learns_digits(digits: pd.DataFrame) -> None:
         assert np.corrcoef(small.ravel(), given.images[row].ravel())[0, 1] > 0.95
 
 
-def test_the_digits_are_written_alike_twice_and_nothing_else_stays_behind(tmp_path: Path) -> None:
+def test_digits_table_is_reproducible_and_leaves_no_other_file(tmp_path: Path) -> None:
     first = demo.digits_table(tmp_path / "new" / "folder").read_bytes()
     assert demo.digits_table(tmp_path / "new" / "folder").read_bytes() == first
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["digits.parquet"]
@@ -114,24 +114,24 @@ def test_the_digits_are_written_alike_twice_and_nothing_else_stays_behind(tmp_pa
     assert (other.split != pq.read_table(tmp_path / "new" / "folder" / "digits.parquet").to_pandas().split).any()
 
 
-def test_the_messages_are_eight_intents_of_sixty_different_texts() -> None:
+def test_messages_are_eight_intents_of_sixty_distinct_texts() -> None:
     table = pd.read_csv(demo.messages_table(), keep_default_na=False)
     assert list(table.columns) == ["id", "text", "intent"]
     assert table.intent.value_counts().to_dict() == dict.fromkeys(sorted(set(table.intent)), 60)
     assert table.intent.nunique() == 8
     assert table.id.is_unique
-    plain = table.text.str.lower().str.replace(r"\W+", " ", regex=True).str.strip()
-    assert plain.is_unique
-    assert (plain.str.len() >= 4).all()
+    normalized = table.text.str.lower().str.replace(r"\W+", " ", regex=True).str.strip()
+    assert normalized.is_unique
+    assert (normalized.str.len() >= 4).all()
     assert (table.text == table.text.str.strip()).all()
 
 
-def test_the_messages_hold_no_addresses_or_telephone_numbers() -> None:
+def test_messages_have_no_addresses_or_telephone_numbers() -> None:
     text = pd.read_csv(demo.messages_table()).text
     assert not text.str.contains(r"@|https?:|www\.|\d{4,}", regex=True).any()
 
 
-def test_a_missing_sentence_encoder_is_said_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sentence_encoder_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> None:
         raise PackageNotFoundError(name)
 
@@ -140,8 +140,8 @@ def test_a_missing_sentence_encoder_is_said_with_the_command_that_brings_it(monk
         demo.sentence_encoder()
 
 
-def test_the_sentence_encoder_is_found_beside_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Held:
+def test_sentence_encoder_is_the_folder_of_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class PackageFile:
         def __init__(self, path: Path) -> None:
             self.path = path
 
@@ -151,8 +151,8 @@ def test_the_sentence_encoder_is_found_beside_its_weights(monkeypatch: pytest.Mo
     weights = tmp_path / "encoder" / "model.safetensors"
     weights.parent.mkdir()
     weights.touch()
-    monkeypatch.setattr(demo, "files", lambda name: [Held(tmp_path / "RECORD"), Held(weights)])
+    monkeypatch.setattr(demo, "files", lambda name: [PackageFile(tmp_path / "RECORD"), PackageFile(weights)])
     assert demo.sentence_encoder() == weights.parent
-    monkeypatch.setattr(demo, "files", lambda name: [Held(tmp_path / "gone" / "model.safetensors")])
+    monkeypatch.setattr(demo, "files", lambda name: [PackageFile(tmp_path / "gone" / "model.safetensors")])
     with pytest.raises(UserError, match=r"model\.safetensors"):
         demo.sentence_encoder()
