@@ -23,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 import cleantune
-from cleantune.report.words import METHODS
+from cleantune.report.wording import METHOD_NAMES
 from cleantune.studies.compare.scores import Score, scores
 
 HEADS = ("ce", "gce", "elr", "coteaching", "dividemix", "unicon")
@@ -152,11 +152,12 @@ def table(rows: pd.DataFrame) -> str:
     short = [Path(n.split(":")[1]).stem if n.startswith("matrix") else n.split(",")[0] for n in rows["noise"]]
     rows["noise"] = [d if n == "none" else f"{d} {n}" for d, n in zip(rows["data"], short, strict=True)]
     columns = {
-        noise: {f"{METHODS[s.entry]} {s.tuning}": words(s) for s in each} for (_, noise), each in scores(rows).items()
+        noise: {f"{METHOD_NAMES[s.entry]} {s.tuning}": words(s) for s in each}
+        for (_, noise), each in scores(rows).items()
     }
     names = dict.fromkeys(name for cells in columns.values() for name in cells)
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in sorted(names, key=lambda name: (name.startswith(METHODS["robust"]), "FFT" in name)):
+    for name in sorted(names, key=lambda name: (name.startswith(METHOD_NAMES["robust"]), "FFT" in name)):
         lines.append(f"| {name} | " + " | ".join(cells.get(name, "–") for cells in columns.values()) + " |")
     return "\n".join(lines) + "\n"
 

@@ -180,6 +180,3 @@ def _sample(row: Mapping[Any, Any]) -> GallerySample:
 
 def _text(value: Any, limit: int) -> str | None:
     return None if value is None or value != value else sanitize(value, limit)  # NaN differs from itself
-
-
-settings = flatten_settings

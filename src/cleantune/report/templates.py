@@ -12,7 +12,7 @@ from cleantune.report.svg import sanitize
 from cleantune.utils.format import count, decimal, duration, percent, probability
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "plain": sanitize, "sanitize": sanitize,
+    "sanitize": sanitize,
     "count": count, "decimal": decimal, "duration": duration, "percent": percent,
     "probability": probability,
 }  # fmt: skip

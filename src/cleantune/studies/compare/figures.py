@@ -23,8 +23,8 @@ from cleantune.report.svg import (
     label_log_axis,
     sanitize,
 )
+from cleantune.report.wording import display_method
 from cleantune.studies.compare.scores import Score
-from cleantune.studies.compare.table import entry_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +78,7 @@ def bars(scores: Sequence[Score], name: str, alt: str) -> Markup:
         errors = np.array([100 * (s.error or 0.0) for s in finished])
         axes.barh(places, values, height=0.62, color=[FIRST if s.mark else LINE for s in finished])
         axes.errorbar(values, places, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
-        axes.set_yticks(places, [sanitize(f"{entry_title(s.entry)}, {s.tuning}", MAX_NAME) for s in finished])
+        axes.set_yticks(places, [sanitize(f"{display_method(s.entry)}, {s.tuning}", MAX_NAME) for s in finished])
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_ylim(len(finished) - 0.4, -0.6)
         for place, value, error in zip(places, values, errors, strict=True):
@@ -117,7 +117,7 @@ def name_points(axes: Axes, points: Sequence[Point], colors: Mapping[str, str]) 
     shift = min(0.0, 1.0 - max(heights)) + max(0.0, -min(heights))
     for p, height in zip(points, heights, strict=True):
         axes.annotate(
-            sanitize(f"{entry_title(p.name)}, {p.tuning}", MAX_NAME),
+            sanitize(f"{display_method(p.name)}, {p.tuning}", MAX_NAME),
             xy=(p.cost, p.accuracy),
             xycoords="data",
             xytext=(1.04, height + shift),
@@ -139,7 +139,7 @@ def over_epochs(curves: Sequence[Curve], methods: Sequence[str], unit: str, name
             marker = MARKERS.get(curve.tuning, "o") if len(curve.values) <= 12 else None
             axes.plot(curve.progress, curve.values, linestyle=DASHES.get(curve.tuning, "-"), color=color,
                       marker=marker, markersize=3.8)  # fmt: skip
-            ends.append((f"{entry_title(curve.name)}, {curve.tuning}", curve.values[-1], color))
+            ends.append((f"{display_method(curve.name)}, {curve.tuning}", curve.values[-1], color))
         axes.margins(y=0.08)
         axes.set_xlim(0, 102)
         low, high = axes.get_ylim()

@@ -11,10 +11,11 @@ from cleantune.errors import UserError
 from cleantune.report import tables
 from cleantune.report.svg import Plot, sanitize
 from cleantune.report.templates import render_page
+from cleantune.report.wording import display_method
 from cleantune.storage.files import write_text
 from cleantune.studies.compare import figures
 from cleantune.studies.compare.scores import Score, scores
-from cleantune.studies.compare.table import entry_title, legend, percent_text
+from cleantune.studies.compare.table import legend, percent_text
 from cleantune.studies.grid import DONE, FAILED
 from cleantune.utils import format as fmt
 
@@ -67,7 +68,7 @@ def about(frame: pd.DataFrame, config: dict[str, Any]) -> dict[str, Any]:
         "title": f"Comparison on {Path(data).name or data}",
         "data": Path(data).name or data,
         "facts": [(name, sanitize(value, 200)) for name, value in facts if value not in ("", "–")],
-        "settings": tables.settings(config),
+        "settings": tables.flatten_settings(config),
         "conclusions": conclusions(frame),
         "legend": legend(frame),
     }
@@ -100,7 +101,7 @@ def conclusions(frame: pd.DataFrame) -> list[str]:
 
 def score_title(score: Score) -> str:
     """Return the name of an entry with its tuning."""
-    return f"{entry_title(score.entry)} {score.tuning}"
+    return f"{display_method(score.entry)} {score.tuning}"
 
 
 def table(frame: pd.DataFrame) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def table(frame: pd.DataFrame) -> dict[str, Any]:
                 }
                 for column in columns
             ]
-            rows.append({"tuning": first.tuning, "name": entry_title(first.entry), "cells": cells})
+            rows.append({"tuning": first.tuning, "name": display_method(first.entry), "cells": cells})
         blocks.append({"model": model, "rows": rows})
     return {"blocks": blocks, "noises": noises, "ranks_last": ranks_last}
 
@@ -160,7 +161,7 @@ def cost_plots(frame: pd.DataFrame, number: int, model: str) -> list[Plot]:
                 method = str(block["method"].iloc[0])
                 points.append(figures.Point(str(entry), method, str(tuning), float(costs.mean()), accuracy))
         if points:
-            values = (f"{entry_title(p.name)} {p.tuning} {p.accuracy:.1f} % at {p.cost:.1f}" for p in points)
+            values = (f"{display_method(p.name)} {p.tuning} {p.accuracy:.1f} % at {p.cost:.1f}" for p in points)
             alt = f"Test accuracy against {unit}: {', '.join(values)}"
             svg = figures.against_cost(points, unit, f"{column.replace('_', '-')}-{number}", alt)
             plots.append(Plot(f"{title}{model}", svg, f"Means over {num_noises} noises." if num_noises > 1 else ""))
@@ -181,7 +182,7 @@ def quality_plots(epochs: pd.DataFrame, number: int, title: str) -> list[Plot]:
                 method = str(block["method"].iloc[0])
                 curves.append(figures.Curve(str(entry), method, str(tuning), progress, (100 * measured).tolist()))
         if curves:
-            ends = ", ".join(f"{entry_title(c.name)} {c.tuning} {c.values[-1]:.1f} %" for c in curves)
+            ends = ", ".join(f"{display_method(c.name)} {c.tuning} {c.values[-1]:.1f} %" for c in curves)
             alt = f"{name} over epochs, at the end: {ends}."
             svg = figures.over_epochs(curves, methods, unit, f"{column}-{number}", alt)
             plots.append(Plot(f"{name}, {title}", svg))
@@ -200,7 +201,7 @@ def cell_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     import pandas as pd
 
     out: dict[str, Any] = {key: None if pd.isna(value) else value for key, value in row.items()}
-    out["entry"] = entry_title(str(out["entry"]))
+    out["entry"] = display_method(str(out["entry"]))
     rate, backbone = out["learning_rate"], out["backbone_learning_rate"]
     out["rate"] = "–" if rate is None else f"{rate:.3g}" + (f", backbone {backbone:.3g}" if backbone else "")
     passes, size = out["forward_passes"], out["train_size"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cleantune.report.svg import sanitize
-from cleantune.report.words import METHODS as METHOD_TITLES
+from cleantune.report.wording import display_method
 from cleantune.storage.run_dir import RunDir
 from cleantune.studies.compare.estimate import MatrixEstimate, uncached_forward_passes
 from cleantune.studies.compare.matrix import Cell, Matrix
@@ -143,7 +143,7 @@ def markdown(frame: pd.DataFrame) -> str:
         columns = [table[model, noise] for noise in noises if (model, noise) in table]
         for rank, first in enumerate(columns[0]):
             cells = [markdown_cell(column[rank], ranks_last) for column in columns]
-            lines.append(f"| {first.tuning} | {markdown_text(entry_title(first.entry))} | {' | '.join(cells)} |")
+            lines.append(f"| {first.tuning} | {markdown_text(display_method(first.entry))} | {' | '.join(cells)} |")
         lines.append("")
     lines += [*(f"- {sanitize(text)}" for text in legend(frame)), ""]
     failed = frame[frame["status"] == FAILED]
@@ -172,11 +172,6 @@ def percent_text(mean: float | None, std: float | None) -> str:
     if mean is None:
         return "–"
     return f"{100 * mean:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
-
-
-def entry_title(entry: str) -> str:
-    """Return a method as the papers write it, and other names unchanged."""
-    return METHOD_TITLES.get(entry, entry)
 
 
 def markdown_text(value: object) -> str:

@@ -43,7 +43,7 @@ def build(study: Study, frame: pd.DataFrame, ranking: Ranking, summary: list[str
         "names": [d.name for d in study.space],
         "rows": trial_rows(frame, study, percent),
         "failed": frame[frame["status"] == FAILED].to_dict("records"),
-        "settings": tables.settings(read_config(study.out / "best.toml")),
+        "settings": tables.flatten_settings(read_config(study.out / "best.toml")),
     }
     write_text(study.out / "search.html", render_page("cleantune.studies.search", "page.html", parts))
     return study.out / "search.html"

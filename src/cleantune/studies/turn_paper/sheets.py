@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cleantune.report.wording import display_method
 from cleantune.studies.compare.matrix import TUNINGS
-from cleantune.studies.compare.table import entry_title
 from cleantune.studies.grid import DONE, FAILED
 from cleantune.studies.turn_paper.numbers import KEYS, Note, notes, numbers
 
@@ -82,7 +82,7 @@ def row_label(row: Any) -> str:
     """Return the label of a cell's row: its variant, or tuning and method."""
     if row.variant:
         return str(row.variant)
-    name = entry_title(row.method)
+    name = display_method(row.method)
     return f"LP-FFT {name}" if (row.method, row.scope) == ("turn", "all") else f"{TUNINGS[row.scope]} {name}"
 
 
