@@ -25,8 +25,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 import cleantune
-from cleantune.audit.score_labels import score_features, score_probabilities
+from cleantune.audit.score_labels import score_features
 from cleantune.label_quality import noise_model
+from cleantune.label_quality.scores import calibrate, f_beta_threshold, score_probabilities
 from cleantune.noise import flip_labels, parse_noise
 
 ARRAYS = {
@@ -98,7 +99,7 @@ def arrays(said: argparse.Namespace) -> str:
         flags = find_label_issues(y, p, n_jobs=1)
         joint = compute_confident_joint(y, p)
         theirs = 1 - np.trace(joint) / joint.sum()
-        low, high = found.interval
+        low, high = found.noise_rate_range
         rows.append(
             [
                 name,
@@ -106,9 +107,9 @@ def arrays(said: argparse.Namespace) -> str:
                 f"{100 * (theirs - wrong.mean()):+.1f}",
                 f"{f1(p.argmax(1) != y, wrong):.3f}",
                 want,
-                f"**{f1(found.issue.numpy(), wrong):.3f}**",
+                f"**{f1(found.is_issue.numpy(), wrong):.3f}**",
                 f"±{100 * within:g}",
-                f"**{100 * (found.rate - wrong.mean()):+.1f}**",
+                f"**{100 * (found.noise_rate - wrong.mean()):+.1f}**",
                 f"{low:.1%} to {high:.1%}",
                 f"{wrong.mean():.1%}",
                 "yes" if low <= wrong.mean() <= high else "no",
@@ -126,7 +127,7 @@ def arrays(said: argparse.Namespace) -> str:
             "F1",
             "needed rate",
             "rate",
-            "95 % interval",
+            "range",
             "true rate",
             "covered",
             "seconds",
@@ -141,10 +142,11 @@ def constant(p: np.ndarray, y: np.ndarray, wrong: np.ndarray, s: float) -> tuple
     labels, probabilities = torch.from_numpy(y), torch.from_numpy(p)
     rows = noise_model.subsample_rows(len(y), p.shape[1])
     seen = noise_model.disagreement_fraction(probabilities[rows], labels[rows])
-    model = noise_model.fit_noise_model(probabilities[rows], labels[rows], s / (1 - seen), noise_model.STRATA)
-    p_wrong = model.judge(probabilities, labels).p_wrong
-    p_wrong = noise_model.calibrate(noise_model.label_scores(probabilities, labels, p_wrong), p_wrong)
-    found = (p_wrong >= noise_model.f_beta_threshold(p_wrong)).numpy()
+    model = noise_model.fit_noise_model(probabilities[rows], labels[rows], s / (1 - seen), noise_model.NUM_STRATA)
+    p_wrong = model.calibrate(probabilities, labels).p_wrong
+    own = probabilities.gather(1, labels[:, None])[:, 0]
+    p_wrong = calibrate((own * (1 - p_wrong)).sqrt(), p_wrong)
+    found = (p_wrong >= f_beta_threshold(p_wrong)).numpy()
     return f1(found, wrong), float(p_wrong.mean()) - float(wrong.mean())
 
 
@@ -201,15 +203,17 @@ def features(said: argparse.Namespace) -> str:
         (found, mine), ((theirs, flags), seconds) = timed(ours), timed(cleanlabs)
         with one_thread():
             alone, theirs_alone = timed(ours)[1], timed(cleanlabs)[1]
-        score = found.score.numpy()
+        score = found.labels.label_score.numpy()
         pairs = [
             (roc_auc_score(wrong, -theirs), roc_auc_score(wrong, -score)),
             (average_precision_score(wrong, -theirs), average_precision_score(wrong, -score)),
-            (f1(flags, wrong), f1(found.issue.numpy(), wrong)),
+            (f1(flags, wrong), f1(found.labels.is_issue.numpy(), wrong)),
         ]
-        assert found.class_separability is not None
+        scores, separability = found.labels, found.labels.separability
+        assert separability is not None
+        low, high = scores.noise_rate_range
         rate = (
-            "cannot tell" if found.doubt else f"{found.rate:.1%} ({found.interval[0]:.1%} to {found.interval[1]:.1%})"
+            f"{scores.noise_rate:.1%} ({low:.1%} to {high:.1%})" if scores.identifiable else "cannot tell"
         )
         rows.append(
             [
@@ -219,7 +223,7 @@ def features(said: argparse.Namespace) -> str:
                 f"{theirs_alone:.1f} → **{alone:.1f}** ({alone / theirs_alone:.2f})",
                 f"{wrong.mean():.1%}",
                 rate,
-                f"{found.class_separability.doubt:.2f}, {1 - found.class_separability.with_labels:.2f}",
+                f"{separability.disagreement_ratio:.2f}, {1 - separability.label_kappa:.2f}",
             ]
         )
         print(rows[-1], flush=True)
@@ -238,7 +242,7 @@ def features(said: argparse.Namespace) -> str:
                 "on one thread",
                 "true rate",
                 "our rate",
-                "doubt, contradicted",
+                "disagreement of probes, with labels",
             ],
             rows,
         )
@@ -375,7 +379,7 @@ def harm(said: argparse.Namespace) -> str:
         rows.append(
             [
                 name,
-                "cannot tell" if found.cannot_tell else f"{found.noise_rate:.1%}",
+                f"{found.noise_rate:.1%}" if found.identifiable else "cannot tell",
                 len(bad),
                 *[f"{a:.1%}" for a in accuracy],
             ]
