@@ -298,6 +298,23 @@ def test_tune_selects_rates_on_noisy_validation_alone(tmp_path: Path) -> None:
     assert blind["accuracy_last"].tolist() != table["accuracy_last"].tolist()
 
 
+def test_tune_trains_all_seeds_at_the_best_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summarize = run.summarize
+
+    def favor_high_rates(finished: Any) -> dict[str, Any]:
+        summary = summarize(finished)
+        summary["accuracy"]["validation"] = summary["learning_rate"]
+        return summary
+
+    monkeypatch.setattr(run, "summarize", favor_high_rates)
+    table = small(tmp_path / "out", methods=["ce"], tune=True).table
+    assert (table["status"] == "done").all()
+    default = METHODS["ce"]().probe.learning_rate  # type: ignore[attr-defined]
+    assert table["learning_rate"].tolist() == pytest.approx([3 * default, 3 * default])
+    again = small(tmp_path / "out", methods=["ce"], tune=True, resume=True)
+    pd.testing.assert_frame_equal(numbers(again), table.drop(columns=["seconds", "seconds_extract"]))
+
+
 def test_compare_frees_a_cell_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_cell, trainers, num_alive = run.train_cell, [], []
 

@@ -117,6 +117,15 @@ def test_grid_removes_the_checkpoint_of_a_finished_cell(tmp_path: Path) -> None:
     assert read_record(tmp_path / "a")["status"] == DONE
 
 
+def test_grid_replaces_a_planned_cell(tmp_path: Path) -> None:
+    grid = Grid(tmp_path, CELLS, Console(quiet=True))
+    grid.replace(CELLS[2], Cell("d"))
+    grid.replace(CELLS[1], CELLS[1])
+    assert list(grid.pending) == ["a", "b", "d"]
+    assert grid.run(Cell("d"), lambda path: {"value": 1}, str)["value"] == 1
+    assert list(grid.pending) == ["a", "b"]
+
+
 def test_seconds_left_needs_an_estimate_or_a_finished_cell(tmp_path: Path) -> None:
     grid = Grid(tmp_path, (Cell("a", "slow"), Cell("b", "fast"), Cell("c", "slow")), Console(quiet=True))
     assert grid.seconds_left() is None

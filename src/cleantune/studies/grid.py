@@ -120,6 +120,15 @@ class Grid(Generic[C]):
         release_memory()
         return record
 
+    def replace(self, old: C, new: C) -> None:
+        """Plan a cell in place of another one, unless it is planned already."""
+        if new.folder not in self.cells:
+            for cells in (self.cells, self.pending):
+                cells.pop(old.folder, None)
+            self.cells[new.folder] = new
+            if not self.is_finished(new):
+                self.pending[new.folder] = new
+
     def progress(self, cell: C) -> str:
         """Return the line that is shown when a cell starts."""
         left = self.seconds_left()

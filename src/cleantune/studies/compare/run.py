@@ -173,7 +173,10 @@ class MatrixRunner:
                 key = (cell.entry, cell.noise)
                 if key not in factors:
                     factors[key] = self._try_learning_rates(cell, context, noisy, noise)
-                cell, tried = replace(cell, factor=factors[key][0]), factors[key][1]
+                factor, tried = factors[key]
+                tuned = replace(cell, factor=factor)
+                self.grid.replace(cell, tuned)
+                cell = tuned
             self.results.append(Result(cell, self._run_cell(cell, context, noisy, noise), self.grid.path(cell), tried))
             self._write_table()
 
