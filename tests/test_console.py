@@ -21,7 +21,7 @@ def test_info_prints_to_standard_error_unless_quiet(capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "one\n")
 
 
-def test_row_prints_the_header_once_and_leaves_missing_values_empty() -> None:
+def test_row_prints_the_header_once_and_skips_missing_values() -> None:
     out = io.StringIO()
     console = Console(out=out)
     for epoch in range(2):

@@ -42,7 +42,10 @@ def table(name: str, *rest: str) -> str:
 def architectures() -> str:
     """Return the table of architectures with their features."""
     rows = (
-        (f"`{a.model_type}`", a.kind, a.feature, f"`{a.native_class}`" if a.native_class else "–", f"{a.learning_rate:g}")
+        (
+            f"`{a.model_type}`", a.kind, a.feature, f"`{a.native_class}`" if a.native_class else "–",
+            f"{a.learning_rate:g}",
+        )
         for a in ARCHITECTURES.values()
     )
     return grid(("`model_type`", "input", "feature", "export to transformers", "learning rate"), rows)

@@ -1,1 +1,1 @@
-"""Command line: `main` runs it, `commands` has one module a verb, `options` holds shared options."""
+"""Command line: `main` runs it, `commands` has one module a verb, `options` defines shared options."""
