@@ -91,7 +91,6 @@ class DryRun:
         self.rng = torch.Generator().manual_seed(0)
         self.epoch = 0
         self.progress = 0.0
-        self.backbone_changed = False
         self.probe_statistics: ProbeStatistics | None = None
         self.models = [ScoreModel() for _ in range(num_models)]
         self.cached = self.training_samples = 0.0
@@ -99,7 +98,7 @@ class DryRun:
 
     @property
     def nets(self) -> list[nn.Module]:
-        """Return the models: they stand for heads and for whole models."""
+        """Return the models, which replace heads and whole models alike."""
         return list(self.models)
 
     @property
@@ -172,7 +171,6 @@ class DryRun:
                 loss(*modules, batch)
             self.training_samples += num_samples
             self.optimizer_steps += len(modules) * num_steps(num_samples, stage.batch_size)
-        self.backbone_changed |= trains_backbone
         self._features_stale |= trains_backbone
 
     def _batch(self, order: Tensor, selection: Selection, views: tuple[View, ...]) -> Batch:
