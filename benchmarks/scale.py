@@ -143,7 +143,7 @@ SETS = {
 }
 """Samples, classes, megabytes of an image as stored (assumed)."""
 FORWARDS = 1500.0
-"""Assumed: ViT-B/16 forward_passes a second at 224 px on one H100 in bfloat16. Not measured here: no GPU was at hand."""
+"""Forward passes of ViT-B/16 per second at 224 px on one H100 in bfloat16: assumed, not measured."""
 MIXTURE = 4400e-9
 """Seconds a sample of mixture, verdict and selection: `mixture` above on one thread of a busy machine."""
 WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 3.5, 2

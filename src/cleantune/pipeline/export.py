@@ -160,8 +160,9 @@ def _form(net: Model) -> ModelFormat:
         return "head"
     if net.backbone.pooling is None:
         return "module"
-    is_default = net.backbone.pooling == net.backbone.architecture.pooling
-    return "native" if is_default and net.backbone.architecture.native_class and type(net.head) is LinearHead else "folder"
+    architecture = net.backbone.architecture
+    is_native = net.backbone.pooling == architecture.pooling and architecture.native_class is not None
+    return "native" if is_native and type(net.head) is LinearHead else "folder"
 
 
 def _write(folder: Path, net: Model, form: ModelFormat, classes: Sequence[str]) -> None:
