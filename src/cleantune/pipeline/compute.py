@@ -12,6 +12,7 @@ from cleantune.config.run import Config, ModelConfig
 from cleantune.data import Rows
 from cleantune.data.model_inputs import ModelInputs, raw_inputs
 from cleantune.distributed.process_group import ProcessGroup
+from cleantune.errors import UserError
 from cleantune.features.backend import ComputeConfig, InferenceBackend, select_backend
 from cleantune.features.cache import features_key, find_features
 from cleantune.features.compile import check_compiles
@@ -70,6 +71,8 @@ def select_compute(
             return ComputeConfig(inference, inference.precision).to_dict()
         training = select_precision(backbone, model.precision, training=True)
         if model.compile:
+            if model.lora_rank or config.run.sharding == "fsdp":
+                raise UserError("--compile: it works neither with LoRA adapters nor with --sharding fsdp; leave it out")
             check_compiles(backbone, train.eval_view(torch.arange(min(2, len(train)))), training)
         return ComputeConfig(inference, training, model.compile).to_dict()
 
