@@ -35,24 +35,24 @@ def method(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return module.Bootstrapping  # type: ignore[attr-defined]
 
 
-def test_the_page_needs_under_forty_lines() -> None:
+def test_the_example_has_fewer_than_forty_lines() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert sum(bool(line.strip()) for line in code.splitlines()) < 40
 
 
-def test_the_page_names_a_method_that_the_product_does_not_have() -> None:
+def test_the_example_is_not_part_of_the_package() -> None:
     assert "bootstrapping" not in METHODS
 
 
 @pytest.mark.parametrize("scope", get_args(Scope))
-def test_the_pages_method_solves_a_clean_problem_in_both_scopes(method: Any, scope: Scope) -> None:
+def test_the_example_solves_a_clean_problem_in_both_scopes(method: Any, scope: Scope) -> None:
     stage = Stage(epochs=8, learning_rate=1e-2, batch_size=32)
     problem = blobs(0.0, spread=0.3)
     _, rows = trained(problem, method(scope=scope, probe=stage, tune=replace(stage, epochs=5)), loop_on(problem, scope))
     assert rows[-1]["accuracy_test"] > 0.97
 
 
-def test_the_pages_method_is_read_from_a_table_and_refuses_a_value_outside_its_range(method: Any) -> None:
+def test_the_example_is_configurable_and_checks_its_range(method: Any) -> None:
     from cleantune.errors import UserError
 
     config = configure({"method": {"name": "bootstrapping", "scope": "all", "beta": 0.5}, "data": {"data": "x"}})

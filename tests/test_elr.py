@@ -90,7 +90,7 @@ def test_no_gradient_flows_through_the_target() -> None:
     assert target.grad is None
 
 
-def test_the_regularizer_pushes_the_prediction_towards_the_target() -> None:
+def test_the_regularizer_moves_predictions_to_the_target() -> None:
     logits = torch.zeros(1, 3, requires_grad=True)
     losses.elr_regularizer(logits.softmax(1), torch.tensor([[0.1, 0.8, 0.1]])).sum().backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None

@@ -91,7 +91,7 @@ def test_without_a_selection_every_label_is_trusted() -> None:
     assert torch.equal(run.ledger["p_clean"], torch.ones(N))
 
 
-def test_the_final_probe_weights_labels_by_trust_and_keeps_targets() -> None:
+def test_the_final_probe_weights_labels_and_keeps_targets() -> None:
     run: Any = FakeRun()
     method = Robust()
     method.tune_round(run, 0.3)
