@@ -50,7 +50,7 @@ class ModelContext:
 
     @property
     def trains_backbone(self) -> bool:
-        """Whether some entry trains the backbone."""
+        """True if some entry trains the backbone."""
         return any(phase.scope == "all" for todo in self.phases.values() for phase in todo)
 
 

@@ -40,7 +40,7 @@ class Ranking:
 
     @property
     def beats_default(self) -> bool:
-        """Whether the best is ahead of the default by more than the noise."""
+        """True if the best is ahead of the default by more than the noise."""
         return self.chosen != 0
 
 

@@ -45,7 +45,7 @@ class Dimension:
 
     @property
     def log(self) -> bool:
-        """Whether the scale is logarithmic."""
+        """True if the scale is logarithmic."""
         if isinstance(self.range, Range):
             return self.range.log
         numbers = [v for v in self.range.values if isinstance(v, int | float) and not isinstance(v, bool)]
