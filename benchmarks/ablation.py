@@ -2,8 +2,8 @@
 
     python benchmarks/ablation.py --out runs/ablation
 
-The data are PACS with symmetric noise (0.6) and 10,000 images of CIFAR-10 with human labels (`human_worst`), as in
-benchmarks/main_job.py. Every cell is a `cleantune.fit` in a folder of its own. Finished cells are kept, so the same
+The data are 5,000 images each of PACS with symmetric noise (0.6) and of CIFAR-10 with human labels (`human_worst`);
+`--limit 10000` takes as many as benchmarks/main_job.py does. Every cell is a `cleantune.fit` in a folder of its own. Finished cells are kept, so the same
 command continues after an interruption; ablation.json and ablation.md are written after each cell. The fallback to the
 first probe is off, so that a row shows what its method ends with.
 """
@@ -53,13 +53,13 @@ VARIANTS = (
 )
 
 
-def run_cell(variant: Variant, data: str, seed: int, out: Path, shared: Path) -> dict[str, Any]:
+def run_cell(variant: Variant, data: str, seed: int, out: Path, shared: Path, limit: int) -> dict[str, Any]:
     """Train one cell, or read its summary if it is finished, and return its numbers."""
     folder = out / f"{data}-{variant.name}-{seed}"
     if (folder / "summary.json").is_file():
         summary = json.loads((folder / "summary.json").read_text())
     else:
-        arguments = options(Cell(data, "noisy", variant.method, "all", None, seed), shared)
+        arguments = options(Cell(data, "noisy", variant.method, "all", None, seed), shared) | {"limit": limit}
         settings = {f"method.{key}": value for key, value in variant.settings.items()} | {
             "run.fallback_to_probe": False
         }
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--data", default=",".join(DATA))
     parser.add_argument("--variants", default=",".join(variant.name for variant in VARIANTS))
+    parser.add_argument("--limit", type=int, default=5000, help="training images drawn of each set (default: 5000)")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def main() -> None:
     for seed in map(int, args.seeds.split(",")):
         for data in args.data.split(","):
             for variant in chosen:
-                rows.append(run_cell(variant, data, seed, args.out, args.shared))
+                rows.append(run_cell(variant, data, seed, args.out, args.shared, args.limit))
                 print(f"{data} {variant.name} seed {seed}: {100 * rows[-1]['accuracy']:.1f} %", flush=True)
                 (args.out / "ablation.json").write_text(json.dumps(rows, indent=1) + "\n")
                 (args.out / "ablation.md").write_text(format_table(rows))
