@@ -195,8 +195,8 @@ def bits(run: Trainer) -> dict[str, Tensor]:
     """Return weights, per-sample memory and generator of a run."""
     tensors = {f"{k}.{name}": value for k, net in enumerate(run.models) for name, value in net.state_dict().items()}
     tensors |= {f"ledger.{name}": value for name, value in run.ledger.state_dict().items()}
-    for split, probe in run.probes.items():
-        tensors |= {f"probe.{split}.{name}": value for name, value in probe.state_dict()[0].items()}
+    tensors |= {f"probe.{name}": value for name, value in run.probe.state_dict()[0].items()}
+    tensors |= {f"label_probabilities.{split}": p for split, p in run.label_probabilities.items()}
     return {name: value.clone() for name, value in (tensors | {"rng": run.rng.get_state()}).items()}
 
 

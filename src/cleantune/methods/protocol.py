@@ -162,7 +162,7 @@ class Run(Protocol):
         """Return `fn(y, *logits)` of every training sample in the order of the split [N, ...], without gradient."""
         ...
 
-    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, class_balance: float, flip_concentration_threshold: float) -> Float[Tensor, " N"]:
         """Return the probability that each given label is wrong, estimated from the current features.
 
         Args:

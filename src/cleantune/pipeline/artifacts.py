@@ -35,9 +35,9 @@ def predict_splits(finished: FinishedRun) -> dict[str, Tensor]:
 def score_run(finished: FinishedRun) -> LabelScores:
     """Score the labels of train and validation, in this order.
 
-    The scores are those of the method's last selection, where it selected by them. Otherwise frozen pre-trained
-    features are used: a model that was trained on the labels has memorized wrong ones. Validation labels are scored out
-    of sample.
+    The scores are those of the method's last selection, where it selected by them; the current features then show
+    whether label errors are identifiable. Otherwise frozen pre-trained features are used: a model that was trained on
+    the labels has memorized wrong ones. Validation labels are scored out of sample.
     """
     run, features = finished.trainer, finished.inputs.features
     splits = [split for split in LABELED_SPLITS if split in run.splits]
@@ -51,7 +51,7 @@ def score_run(finished: FinishedRun) -> LabelScores:
         "probe",
         flip_concentration=getattr(finished.config.method, "flip_concentration_threshold", FLIP_CONCENTRATION),
         num_fitted=len(y[0]),
-        reason=class_separability(features["train"], y[0], run.classes).reason,
+        reason=class_separability(run.splits["train"].features.plain, y[0], run.classes).reason,  # type: ignore[attr-defined]
     )
 
 

@@ -137,7 +137,7 @@ class DryRun:
         with self._count(self._scale, self.models[0], is_cached=not self._features_stale), torch.no_grad():
             return fn(self.y, *(net(self.scores).logits for net in nets))
 
-    def p_wrong(self, class_balance: float = 0.0, flip_concentration_threshold: float = 1.0) -> Float[Tensor, " N"]:
+    def p_wrong(self, class_balance: float, flip_concentration_threshold: float) -> Float[Tensor, " N"]:
         """Return the probability of all classes but the given one; it costs a pass where the backbone has changed."""
         if self._features_stale:
             self._evaluate_features()

@@ -44,10 +44,8 @@ class Checkpoint:
         tensors |= _add_prefix(trainer.label_probabilities, "label_probabilities.")
         if trainer.last_selected is not None:
             tensors["last_selected"] = trainer.last_selected
-        probe_counts = {}
-        for split, probe in trainer.probes.items():
-            statistics, probe_counts[split] = probe.state_dict()
-            tensors |= _add_prefix(statistics, f"probe.{split}.")
+        statistics, probe_counts = trainer.probe.state_dict()
+        tensors |= _add_prefix(statistics, "probe.")
         state = {
             "cost": trainer.cost.state_dict(),
             "elapsed_seconds": trainer.elapsed_seconds,
@@ -72,8 +70,7 @@ class Checkpoint:
             for k, (head, optimizer) in enumerate(pairs):
                 head.load_state_dict(strip_prefix(tensors, f"head.{name}.{k}."))
                 _load_optimizer(optimizer, strip_prefix(tensors, f"optimizer.{name}.{k}."))
-        for split, probe in trainer.probes.items():
-            probe.load_state_dict(strip_prefix(tensors, f"probe.{split}."), counters["probe_counts"][split])
+        trainer.probe.load_state_dict(strip_prefix(tensors, "probe."), counters["probe_counts"])
         trainer.candidates.load_state_dict(strip_prefix(tensors, "candidate."), counters["candidate_heads"])
         trainer.ledger.load_state_dict(strip_prefix(tensors, "ledger."))
         trainer.label_probabilities = strip_prefix(tensors, "label_probabilities.")

@@ -28,7 +28,7 @@ class RunningMean:
 
 
 class ProbeRecorder:
-    """Statistics of the last probe on one split, and those of the first probe.
+    """Statistics of the last probe on the training split.
 
     Averages over the epochs of a probe separate wrong labels better than its last epoch (arXiv:2510.16211).
     """
@@ -38,11 +38,9 @@ class ProbeRecorder:
     def __init__(self) -> None:
         """Begin without statistics."""
         self._means = {name: RunningMean() for name in self.NAMES}
-        self.first: ProbeStatistics | None = None
-        """Statistics of the last probe before the backbone changed."""
 
     @property
-    def last(self) -> ProbeStatistics | None:
+    def statistics(self) -> ProbeStatistics | None:
         """Return the statistics of the last probe; None before its second half."""
         values = [self._means[name].value for name in self.NAMES]
         return None if any(value is None for value in values) else ProbeStatistics(*values)  # type: ignore[arg-type]
@@ -51,34 +49,25 @@ class ProbeRecorder:
         """Forget the last probe: another one begins."""
         self._means = {name: RunningMean() for name in self.NAMES}
 
-    def record(
-        self, probabilities: Float[Tensor, "N C"], y: Int[Tensor, " N"], *, is_late: bool, is_first: bool
-    ) -> None:
+    def record(self, probabilities: Float[Tensor, "N C"], y: Int[Tensor, " N"], *, is_late: bool) -> None:
         """Add an epoch.
 
         Args:
             probabilities: Class probabilities after the epoch.
             y: Given labels.
             is_late: The epoch is in the second half of the probe.
-            is_first: The backbone is as pre-trained.
         """
         loss = cross_entropy_per_sample(probabilities, y)
         self._means["loss"].add(loss)
         if is_late:
             self._means["late_loss"].add(loss)
             self._means["late_probabilities"].add(probabilities)
-        if is_first:
-            self.first = self.last or self.first
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all tensors by name, and the counts of the means."""
-        tensors = {f"last.{name}": mean.value for name, mean in self._means.items() if mean.value is not None}
-        if self.first is not None:
-            tensors |= {f"first.{name}": getattr(self.first, name) for name in self.NAMES}
+        tensors = {name: mean.value for name, mean in self._means.items() if mean.value is not None}
         return tensors, {name: mean.count for name, mean in self._means.items()}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
         """Replace all statistics."""
-        self._means = {name: RunningMean(tensors.get(f"last.{name}"), counts[name]) for name in self.NAMES}
-        first = [tensors.get(f"first.{name}") for name in self.NAMES]
-        self.first = None if any(value is None for value in first) else ProbeStatistics(*first)  # type: ignore[arg-type]
+        self._means = {name: RunningMean(tensors.get(name), counts[name]) for name in self.NAMES}

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from cleantune.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from cleantune.errors import UserError
-from cleantune.label_quality.noise_model import FLIP_CONCENTRATION
-from cleantune.label_quality.posterior import CLASS_PRIOR_BALANCE, fit_loo_probe
+from cleantune.label_quality.posterior import fit_loo_probe
 from cleantune.label_quality.scores import label_error_probability
 from cleantune.methods.ledger import Ledger
 from cleantune.methods.protocol import LossOutput, Phase, ProbeStatistics, Selection, View
@@ -46,15 +45,14 @@ class Trainer:
         ledger: Per-sample memory of the method.
         rng: The only generator of the run.
         predictor: Evaluation passes, and the current splits.
-        probes: Statistics of the probes, by split.
+        probe: Statistics of the last probe.
         cost: Counters of what the run has spent.
         phase: The current phase.
         epoch: Epoch of the phase, from 0.
         progress: Epoch with the fraction of it that is done.
         selection: The last selection that was trained on.
         last_selected: Training samples [N] that the last selection of a method kept; None before there was one.
-        label_probabilities: Class probabilities of train and validation behind the last call of `p_wrong`, none learned
-            from the sample's own label; empty before there was one.
+        label_probabilities: Class probabilities [N, C] by split behind the last call of `p_wrong`.
         metrics: Loss, learning rate and warnings of the current epoch.
     """
 
@@ -97,7 +95,7 @@ class Trainer:
         self.ledger = Ledger(len(self.y))
         self.cost = cost or Cost()
         self.predictor = Predictor(splits, self.device, self.cost, process_group, is_sharded=is_sharded)
-        self.probes = {split: ProbeRecorder() for split in ("train", "validation") if split in splits}
+        self.probe = ProbeRecorder()
         self.last_selected: Tensor | None = None
         self.label_probabilities: dict[str, Tensor] = {}
         self.phase: Phase | None = None
@@ -143,7 +141,7 @@ class Trainer:
     @property
     def probe_statistics(self) -> ProbeStatistics | None:
         """Return the training losses and probabilities of the last probe; None where there was none."""
-        return self.probes["train"].last
+        return self.probe.statistics
 
     def score(self, fn: Callable[..., Tensor], *nets: nn.Module) -> Tensor:
         """Return `fn(y, *logits)` of every training sample in the plain view, without gradients: [N, ...].
@@ -153,23 +151,17 @@ class Trainer:
         with self.cost.track("score", "forward_passes", self.models):
             return self.predictor.evaluate("train", fn, nets)
 
-    def p_wrong(
-        self, class_balance: float = CLASS_PRIOR_BALANCE, flip_concentration_threshold: float = FLIP_CONCENTRATION
-    ) -> Float[Tensor, " N"]:
+    def p_wrong(self, class_balance: float, flip_concentration_threshold: float) -> Float[Tensor, " N"]:
         """Return the probability that each given label is wrong, from the features of the current backbone: [N].
 
-        The class probabilities behind it stay in `label_probabilities`, so that the run lists labels by what it
-        selected them by. Validation labels reach neither the probe nor the noise model.
+        The run lists labels by the class probabilities behind it, `label_probabilities`.
         """
         splits = [split for split in ("train", "validation") if split in self.splits]
         features = self.predictor.features(splits, self.models[0])
         with self.cost.track("score"):
-            probe = fit_loo_probe(
-                features["train"], self.y, self.classes, class_balance, flip_concentration_threshold
-            )
-            self.label_probabilities = {"train": probe.loo_probabilities()}
-            if "validation" in features:
-                self.label_probabilities["validation"] = probe.probabilities(features["validation"])
+            probe = fit_loo_probe(features["train"], self.y, self.classes, class_balance, flip_concentration_threshold)
+            p = {split: probe.probabilities(features[split]) for split in splits[1:]}
+            self.label_probabilities = p | {"train": probe.loo_probabilities()}
             return label_error_probability(self.label_probabilities["train"], self.y, flip_concentration_threshold)
 
     def learn(
@@ -204,8 +196,6 @@ class Trainer:
                 self._train_pass(modules, optimizers, loss, selection, views, done, passes)
         self.state.backbone_changed |= self._trains_backbone
         self.predictor.weights_changed(backbone=self._trains_backbone)
-
-    # -- one pass ----------------------------------------------------------------------------------------------------
 
     def _train_pass(
         self,
@@ -261,8 +251,7 @@ class Trainer:
         """
         assert self.phase is not None
         self.metrics["selected"] = None if selection is None else int(selection.mask.sum())
-        if selection is not None:
-            self.last_selected = selection.mask.clone()
+        self.last_selected = self.last_selected if selection is None else selection.mask.clone()
         selection = selection or Selection.of(torch.ones(len(self.y), dtype=torch.bool))
         if self._sample_weight is not None:
             selection = replace(selection, weight=selection.weight * self._sample_weight)
@@ -349,12 +338,10 @@ class Trainer:
         assert self.phase is not None
         if self._trains_backbone or self.selection is None or not bool(self.selection.mask.all()):
             return
+        if self.epoch == 0:
+            self.probe.begin()
         is_late = self.epoch >= self.phase.stage.epochs // 2
-        for split, probe in self.probes.items():
-            if self.epoch == 0:
-                probe.begin()
-            y = self.splits[split].y
-            probe.record(self.probabilities(split), y, is_late=is_late, is_first=not self.backbone_changed)
+        self.probe.record(self.probabilities("train"), self.y, is_late=is_late)
 
     def probabilities(self, split: str) -> Float[Tensor, "N C"]:
         """Return the class probabilities of a split, averaged over the models; counted as evaluation."""
@@ -374,8 +361,6 @@ class Trainer:
                 " run them on machines with the same processor, GPU and versions of the libraries"
             )
 
-    # -- weights -----------------------------------------------------------------------------------------------------
-
     def load_backbone_state(self, state: Mapping[str, Tensor]) -> None:
         """Load the state of the backbones of a checkpoint; an empty state leaves them as they are."""
         self.state.load_backbone_state(state)
@@ -391,8 +376,6 @@ class Trainer:
         self.state.load_candidate(name, models)
         self.predictor.reset_features()
         self.predictor.weights_changed(backbone=self.backbone_changed)
-
-    # -- the clock ---------------------------------------------------------------------------------------------------
 
     @property
     def elapsed_seconds(self) -> float:
