@@ -73,7 +73,7 @@ def test_tuning_selects_by_posterior_within_class_quotas() -> None:
     Robust().tune_round(run, 0.3)
     rank = torch.tensor([int((run.wrong[run.y == c] < w).sum()) for w, c in zip(run.wrong, run.y, strict=True)])
     torch.testing.assert_close(run.ledger["p_clean"], (1 - run.wrong) * (rank < 3))
-    assert run.posterior_arguments == (1.0, 0.45)
+    assert run.posterior_arguments == (1.0, 0.55)
     torch.testing.assert_close(run.selection.weight, balanced(run.selection.mask.float(), run.y))
 
 
