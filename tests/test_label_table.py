@@ -65,7 +65,7 @@ def scores(score: list[float], suggested: list[int], issue: list[bool]) -> Label
     )  # fmt: skip
 
 
-def test_labels_are_sorted_worst_first_with_the_columns_of_the_contract() -> None:
+def test_labels_are_sorted_worst_first_with_all_columns() -> None:
     table = label_table(data({"train": [0, 1, 0], "validation": [1], "test": [0]}))
     frame = label_frame(scores([0.9, 0.1, 0.5, 0.3], [0, 0, 1, 1], [False, True, True, False]), table)
     assert list(frame.columns) == COLUMNS

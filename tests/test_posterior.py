@@ -68,7 +68,7 @@ def test_symmetric_noise_does_not_restrict_targets(rate: float) -> None:
     assert torch.equal(probe.loo_probabilities(), fit_loo_probe(x, y, NUM_CLASSES, 0.0, 1.0).loo_probabilities())
 
 
-def test_concentrated_flips_leave_classes_that_gained_none_trusted() -> None:
+def test_concentrated_flips_leave_classes_without_gains_trusted() -> None:
     x, true = paired_blobs()
     y = flip_one_way(true)
     poor = (true % 2 == 1) & (y == true)

@@ -37,7 +37,7 @@ def features(noise: float, count: int = 3000, num_classes: int = 4, seed: int = 
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2, 0.4])
-def test_range_covers_the_noise_rate_and_the_list_is_near_the_best(noise: float) -> None:
+def test_range_covers_the_rate_and_the_list_is_near_the_best(noise: float) -> None:
     x, y, true = features(noise)
     scores = score_labels(x, y, 4)
     wrong = y != true
@@ -96,7 +96,7 @@ def test_transition_matrix_names_the_confused_pair() -> None:
     assert torch.allclose(scores.transition.sum(1), torch.ones(3), atol=1e-4)
 
 
-def test_probabilities_that_ignore_the_labels_are_not_identifiable() -> None:
+def test_probabilities_that_ignore_labels_are_not_identifiable() -> None:
     rng = torch.Generator().manual_seed(3)
     p, y = torch.softmax(torch.randn(2000, 5, generator=rng), 1), torch.randint(5, (2000,), generator=rng)
     scores = score_probabilities(p, y)

@@ -153,6 +153,7 @@ def confident_joint(p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> Int[Tensor
     reached: Bool[Tensor, "N C"] = p.double() >= confident_thresholds(p, y) - 1e-6
     num_reached = reached.sum(1)
     best = torch.where(num_reached > 1, p.argmax(1), reached.int().argmax(1))
-    is_confident, classes = num_reached > 0, p.shape[1]
-    joint = torch.bincount(y[is_confident] * classes + best[is_confident], minlength=classes * classes).view(classes, classes)
+    confident, classes = num_reached > 0, p.shape[1]
+    cells = y[confident] * classes + best[confident]
+    joint = torch.bincount(cells, minlength=classes * classes).view(classes, classes)
     return torch.maximum(joint, torch.eye(classes, dtype=joint.dtype))
