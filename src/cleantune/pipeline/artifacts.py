@@ -51,7 +51,7 @@ def score_run(finished: FinishedRun) -> LabelScores:
         "probe",
         flip_concentration=getattr(finished.config.method, "flip_concentration_threshold", FLIP_CONCENTRATION),
         num_fitted=len(y[0]),
-        reason=class_separability(run.splits["train"].features.plain, y[0], run.classes).reason,  # type: ignore[attr-defined]
+        reason=class_separability(run.splits["train"].features.plain, y[0], run.classes).reason,
     )
 
 
