@@ -3,9 +3,9 @@
     python benchmarks/ablation.py --out runs/ablation
 
 The data are 5,000 images each of PACS with symmetric noise (0.6) and of CIFAR-10 with human labels (`human_worst`);
-`--limit 10000` takes as many as benchmarks/main_job.py does. Every cell is a `cleantune.fit` in a folder of its own. Finished cells are kept, so the same
-command continues after an interruption; ablation.json and ablation.md are written after each cell. The fallback to the
-first probe is off, so that a row shows what its method ends with.
+`--limit 10000` takes as many as benchmarks/main_job.py does. Every cell is a `cleantune.fit` in a folder of its own.
+Finished cells are kept, so the same command continues after an interruption; ablation.json and ablation.md are written
+after each cell. The fallback to the first probe is off, so that a row shows what its method ends with.
 """
 
 from __future__ import annotations
