@@ -165,15 +165,9 @@ class Trainer:
             return label_error_probability(self.label_probabilities["train"], self.y, flip_concentration_threshold)
 
     def learn(
-        self,
-        nets: nn.Module | list[nn.Module],
-        loss: LossFunction,
-        selection: Selection | None = None,
-        *,
-        weak: int = 1,
-        strong: int = 0,
-        passes: float = 1.0,
-    ) -> None:
+        self, nets: nn.Module | list[nn.Module], loss: LossFunction, selection: Selection | None = None, *,
+        weak: int = 1, strong: int = 0, passes: float = 1.0,
+    ) -> None:  # fmt: skip
         """Train on a selection of the samples; see `methods.protocol.Run`.
 
         Raises:
@@ -198,24 +192,18 @@ class Trainer:
         self.predictor.weights_changed(backbone=self._trains_backbone)
 
     def _train_pass(
-        self,
-        modules: list[nn.Module],
-        optimizers: list[torch.optim.Optimizer],
-        loss_fn: LossFunction,
-        selection: Selection,
-        views: tuple[View, ...],
-        done: int,
-        passes: float,
-    ) -> None:
+        self, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer], loss_fn: LossFunction,
+        selection: Selection, views: tuple[View, ...], done: int, passes: float,
+    ) -> None:  # fmt: skip
         """Train for one pass over the selection, or for the fraction of the last one.
 
         Args:
-            modules: Modules that learn.
-            optimizers: Their optimizers.
+            modules: Modules that learn, with their optimizers.
+            optimizers: One per module.
             loss_fn: Function from the modules and a batch to a loss.
             selection: Samples to learn from.
             views: Views of each sample.
-            done: Passes of this epoch that are done.
+            done: Passes of this epoch that are done, of `passes`.
             passes: Passes of this epoch.
         """
         assert self.phase is not None
