@@ -32,7 +32,7 @@ def mean_and_std(features: Any) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"
     for block in _read_blocks(features, count):
         # Sums of distances from the mean of some rows lose nothing in float32 over a few rows.
         shift = block[:SUM_ROWS].double().mean(0).float() if shift is None else shift
-        for rows in block.split(SUM_ROWS):
+        for rows in torch.split(block, SUM_ROWS):
             x = rows - shift
             total += x.sum(0)
             squares += x.square_().sum(0)
