@@ -121,7 +121,7 @@ def test_fit_on_embeddings(method: str, tmp_path: Path) -> None:
         result.model.predict(f[:, :5])
 
 
-def test_overwrite_keeps_the_earlier_run_if_the_new_one_cannot_start(tmp_path: Path) -> None:
+def test_overwrite_keeps_the_earlier_run_if_the_new_cannot_start(tmp_path: Path) -> None:
     f, y = embeddings()
     out = tmp_path / "run"
 
