@@ -11,12 +11,16 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes in signatures are checked while the tests run.
 hook = install_import_hook(["cleantune.functional", "cleantune.label_quality"], "beartype.beartype")
 
 torch.set_num_threads(1)
+# No deadline: a busy machine is no fault of the code.
+settings.register_profile("cleantune", deadline=None)
+settings.load_profile("cleantune")
 
 
 @pytest.fixture(autouse=True)

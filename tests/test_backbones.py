@@ -99,7 +99,7 @@ def test_vit_mae_is_opened_without_masking(checkpoints):
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pool_equals_loops_over_tokens(count, length, seed):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(count, length, 4, generator=generator, dtype=torch.float64)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.config.run import config_to_dict, configure, load_toml, read_config
@@ -55,7 +55,6 @@ samples = st.builds(
 
 
 @given(samples)
-@settings(deadline=None)
 def test_to_dict_is_the_inverse_of_from_dict(record: Sample) -> None:
     assert from_dict(Sample, to_dict(record), "x") == record
 

@@ -113,7 +113,7 @@ def test_each_randaugment_op_but_identity_changes_an_image():
 
 
 @given(st.integers(0, 10_000), st.floats(0, 0.9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_drop_tokens_equals_a_loop(seed, rate):
     generator = seeded(seed)
     lengths = torch.randint(1, 9, (5,), generator=generator)

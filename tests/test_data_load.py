@@ -240,7 +240,7 @@ def test_clashing_ids_of_files_get_the_split_as_prefix():
     assert alone.rows["test"].ids[0] == "test/0"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(6, 30), st.sampled_from([0.0, 0.1, 0.3]), st.sampled_from([0.0, 0.2]), st.integers(0, 50))
 def test_draws_are_disjoint_seeded_and_exact(limit, validation, test, seed):
     spec = DataConfig(frame(), limit=limit, validation_fraction=validation, test_fraction=test, split_seed=seed)

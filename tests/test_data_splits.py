@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.data.splits import canonical_split, draw_count, draw_fraction, quotas
@@ -24,7 +24,6 @@ def naive_quotas(sizes: list[int], count: int) -> list[int]:
 
 
 @given(class_sizes, st.floats(0, 1))
-@settings(deadline=None)
 def test_quotas_without_bounds_are_largest_remainders(sizes, share):
     count = round(share * sum(sizes))
     s = np.array(sizes)
@@ -34,7 +33,6 @@ def test_quotas_without_bounds_are_largest_remainders(sizes, share):
 
 
 @given(class_sizes, st.floats(0, 0.99), st.integers(0, 99))
-@settings(deadline=None)
 def test_draw_fraction_leaves_a_row_of_each_class(sizes, share, seed):
     y = rows(sizes)
     drawn = draw_fraction(y, share, np.random.default_rng(seed))
@@ -45,7 +43,6 @@ def test_draw_fraction_leaves_a_row_of_each_class(sizes, share, seed):
 
 
 @given(class_sizes, st.integers(1, 200), st.integers(0, 99))
-@settings(deadline=None)
 def test_draw_count_is_exact_and_covers_classes(sizes, count, seed):
     y = rows(sizes)
     drawn = draw_count(y, count, np.random.default_rng(seed))

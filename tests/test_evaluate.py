@@ -127,7 +127,7 @@ def test_evaluate_verb_exits_with_code_2_and_one_sentence(
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000))
 def test_metrics_equal_loops_and_scikit_learn(seed: int) -> None:
     r = np.random.default_rng(seed)

@@ -122,7 +122,6 @@ def test_a_small_class_keeps_its_lower_half() -> None:
     assert fit_class_mixtures(loss, y, 1).posterior(loss, y).tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), clean=st.floats(0.1, 0.9))
 def test_the_monotone_posterior_falls_with_the_loss(seed: int, clean: float) -> None:
     loss, y, _ = two_clusters(C=1, n=80, clean=clean, seed=seed)
@@ -134,7 +133,7 @@ def test_the_monotone_posterior_falls_with_the_loss(seed: int, clean: float) -> 
     assert (p.clamp(max=0.999).diff() <= 1e-6).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000))
 def test_fit_ignores_the_order_of_samples(seed: int) -> None:
     loss, y, _ = two_clusters(C=3, n=50, seed=seed)

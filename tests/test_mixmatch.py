@@ -50,7 +50,6 @@ def kl(a: list[float], b: list[float]) -> float:
     return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True) if x > 0)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 200))
 def test_jsd_equals_its_definition_by_two_divergences(seed: int) -> None:
     p, y = random(20, C, seed=seed, scale=3).softmax(1), torch.arange(20) % C
@@ -105,7 +104,6 @@ def test_squared_error_and_negative_entropy_equal_loops() -> None:
     )
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 50), temperature=st.floats(0.1, 1.0))
 def test_sharpen_is_a_normalized_power(seed: int, temperature: float) -> None:
     p = random(B, C, seed=seed).softmax(1)
@@ -118,7 +116,7 @@ def test_sharpen_is_a_normalized_power(seed: int, temperature: float) -> None:
 # -- selection ---------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.0, 1.0))
 def test_lowest_per_class_takes_the_smallest_of_every_class(seed: int, share: float) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -282,7 +280,6 @@ def test_trusted_labels_stay_one_hot() -> None:
     torch.testing.assert_close(soft_targets(net, peer, given, 0.5).labeled, nn.functional.one_hot(given.y, C).float())
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 300), alpha=st.sampled_from([0.1, 0.5, 4.0]))
 def test_sample_mixup_keeps_at_least_half_of_a_row(seed: int, alpha: float) -> None:
     mixup = sample_mixup(12, alpha, torch.Generator().manual_seed(seed))

@@ -56,7 +56,7 @@ def test_terms_equal_naive_formulas(B: int, D: int) -> None:
     assert float(dominant_singular_value(z, 2)) == pytest.approx(-float(sigma[:2].sum() / sigma.sum()), rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), c=st.floats(0.05, 20))
 def test_terms_have_their_invariances(seed: int, c: float) -> None:
     f, z = drawn(10, 6, seed, torch.float64), drawn(10, 6, seed + 1, torch.float64)
@@ -78,7 +78,7 @@ def test_a_rotation_changes_the_covariance_term() -> None:
     assert float(covariance(z @ q)) > 2 * float(covariance(z))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), B=st.integers(2, 12), D=st.integers(1, 12))
 def test_consistency_and_dominance_are_bounded(seed: int, B: int, D: int) -> None:
     f, z = drawn(B, D, seed), drawn(B, D, seed + 1)

@@ -200,7 +200,7 @@ def test_matrix_noise_draws_rows_and_names_a_bad_one(tmp_path):
         flip_labels(parse_noise(f"matrix:{tmp_path / 'no.csv'}"), y, 3, 0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     text=st.sampled_from(["symmetric:0.6", "symmetric:0.3,include_self=false", "asymmetric:0.4", "pair:0.2", "none"]),
     classes=st.integers(2, 12),
@@ -243,7 +243,7 @@ def test_human_noise_of_cifar10_has_the_published_rate(shared):
     assert (table["label"].astype(str) != table["human_worst"].astype(str)).mean() == pytest.approx(0.4021, abs=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=2, max_size=6),
     rate=st.floats(0, 1, allow_nan=False),
@@ -278,7 +278,7 @@ def test_exact_noise_excludes_the_class_itself():
         parse_noise("symmetric:0.2,exact=true,include_self=true")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(count=st.integers(0, 60), rate=st.floats(0, 1, allow_nan=False), seed=st.integers(0, 5))
 def test_swapped_captions_have_no_fixed_point(count, rate, seed):
     to = swap_pairs(count, rate, seed)

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.config.run import configure
@@ -28,7 +28,6 @@ def test_lr_factor_rises_and_falls_as_the_schedule_states() -> None:
     assert falling == sorted(falling, reverse=True)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4096), st.floats(1e-6, 1e-2))
 def test_backbone_learning_rate_grows_with_root_of_batch_size(size, recommended):
     at = {

@@ -239,7 +239,7 @@ def test_label_log_axis_uses_plain_numbers(low: float, high: float, labels: set[
     assert set(re.findall(r"<text[^>]*>([^<]*)</text>", drawn)) == labels
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(names=st.lists(st.text(min_size=1, max_size=12), min_size=2, max_size=4, unique=True))
 def test_svg_accepts_any_class_name(names: list[str]):
     classes = [figures.ClassNoise(name, 0.1 * i, None, 5) for i, name in enumerate(names)]

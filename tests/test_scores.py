@@ -105,7 +105,7 @@ def test_probabilities_that_ignore_labels_are_not_identifiable() -> None:
     assert not scores.is_issue.any()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.sampled_from([0.5, 1.0, 2.0]))
 def test_threshold_has_the_highest_expected_f_beta(values: list[float], beta: float) -> None:
     p = torch.tensor(values, dtype=torch.float64)

@@ -93,7 +93,7 @@ def test_space_of_refuses_a_bad_space_in_one_sentence(table: dict[str, Any], wor
         space(chosen=table)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0, 1), st.sampled_from([Range(1e-5, 1e-2, log=True), Range(0.3, 0.9), Categorical((32, 64, 128))]))
 def test_dimension_values_are_in_range(share: float, within: Range | Categorical) -> None:
     value = Dimension("method.x", within).at(share)

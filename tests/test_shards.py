@@ -8,7 +8,7 @@ import weakref
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.errors import UserError
@@ -145,7 +145,6 @@ def test_to_float16_never_overflows(value, fits, sign):
 RUNS = [range(2, 9), range(25), range(4, 1, -1)]
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5),
     picks=st.lists(st.one_of(st.integers(0, 4), st.sampled_from(RUNS)), max_size=5),

@@ -47,7 +47,7 @@ def test_spectrum_equals_an_svd(M: int, D: int, normalize: str | None, center: s
     assert found.sve == pytest.approx(float(-(p * np.log(p)).sum()), rel=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), c=st.floats(0.01, 100))
 def test_spectrum_is_invariant_to_scale_order_and_rotation(seed: int, c: float) -> None:
     x, r = drawn(12, 5, seed), np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def test_spectrum_is_invariant_to_scale_order_and_rotation(seed: int, c: float) 
     assert abs(sve(x @ q) - sve(x)) > 1e-6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), M=st.integers(2, 15), D=st.integers(2, 15))
 def test_sve_and_lsvr_are_bounded(seed: int, M: int, D: int) -> None:
     for how in PRESETS.values():

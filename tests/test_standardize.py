@@ -9,7 +9,7 @@ from cleantune.functional.standardize import mean_and_std
 
 
 @given(st.integers(1, 40), st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_mean_and_std_are_those_of_the_population(count, seed):
     x = np.random.default_rng(seed).normal(5, 3, (count, 4)).astype(np.float32)
     mean, std = mean_and_std(torch.from_numpy(x))

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cleantune.pipeline.throughput import samples_per_second
@@ -26,7 +26,6 @@ class Clock:
             return samples_per_second(self.work, most, budget)
 
 
-@settings(deadline=None)
 @given(
     rate=st.floats(0.1, 1e6), overhead=st.floats(0, 10), compile_seconds=st.floats(0, 10), most=st.integers(5, 10_000)
 )  # fmt: skip
