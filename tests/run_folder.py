@@ -14,6 +14,8 @@ import tomli_w
 from PIL import Image
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+THRESHOLD = 0.6
+"""Probability of a label error from which on a label is an issue."""
 
 
 def make_run(
@@ -34,15 +36,11 @@ def make_run(
     rng = np.random.default_rng(seed)
     (folder / "artifacts").mkdir(parents=True)
     table = _samples(rng, names, size, noise)
-    losses = _losses(rng, table)
     if not truth:
-        table, losses = table.drop(columns="true_label"), losses.drop(columns="true_label")
+        table = table.drop(columns="true_label")
     table = table.sort_values(["label_score", "split", "id"]).reset_index(drop=True)
     table.to_parquet(folder / "labels.parquet")
     table.to_csv(folder / "labels.csv", index=False)
-    losses.to_parquet(folder / "artifacts" / "losses.parquet")
-    mixtures = {suffix: _mixtures(losses, suffix, names) for suffix in ("first", "last")}
-    _write(folder / "artifacts" / "mixtures.json", mixtures)
     _write(folder / "artifacts" / "gallery.json", _gallery(rng, table, kind, text))
     rows = _rows(rng, truth=truth, test=test, harm=harm)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,31 +81,11 @@ def _samples(rng: np.random.Generator, names: tuple[str, ...], size: int, noise:
             "given_label": labels[given],
             "suggested_label": labels[suggested],
             "label_score": score,
-            "is_label_issue": (score < 0.4) & (suggested != given),
             "p_wrong": 1 - score,
+            "is_label_issue": 1 - score >= THRESHOLD,
             "true_label": labels[true],
         }
     )
-
-
-def _losses(rng: np.random.Generator, table: pd.DataFrame) -> pd.DataFrame:
-    wrong = (table["given_label"] != table["true_label"]).to_numpy()
-    first = np.where(wrong, rng.normal(2.6, 0.5, len(table)), np.abs(rng.normal(1.1, 0.5, len(table))))
-    last = np.where(wrong, rng.normal(4.5, 1.4, len(table)), rng.exponential(0.15, len(table)))
-    columns = table[["id", "split", "given_label", "true_label"]]
-    return columns.assign(loss_first=np.maximum(first, 0), loss_last=np.maximum(last, 0))
-
-
-def _mixtures(losses: pd.DataFrame, suffix: str, names: tuple[str, ...]) -> dict[str, Any]:
-    fitted = {}
-    for name in names:
-        values = losses.loc[(losses["given_label"] == name) & (losses["split"] == "train"), f"loss_{suffix}"]
-        if len(values) < 4:
-            continue
-        low, high = values[values < values.median()], values[values >= values.median()]
-        part = lambda v: {"mean": float(v.mean()), "std": float(v.std()), "weight": len(v) / len(values)}  # noqa: B023, E731
-        fitted[name] = {"low": part(low), "high": part(high), "kept": len(low), "size": len(values)}
-    return fitted
 
 
 def _gallery(rng: np.random.Generator, table: pd.DataFrame, kind: str, text: str) -> list[dict[str, Any]]:
@@ -172,6 +150,13 @@ def _summary(
         if truth and len(of_class):
             entry["true_rate"] = float((of_class["given_label"] != of_class["true_label"]).mean())
         per_class[name] = entry
+    noise = {
+        "estimated_rate": 0.412,
+        "estimated_range": [0.38, 0.45],
+        "identifiable": True,
+        "reason": None,
+        "per_class": per_class,
+    }
     train = int((table["split"] == "train").sum())
     either = lambda value: value if test else None  # noqa: E731
     return {
@@ -212,8 +197,8 @@ def _summary(
             "accuracy": {"test": either(0.469), "validation": 0.35},
             "seconds": 2.4,
         },
-        "noise": {"estimated_rate": 0.412, "per_class": per_class} | ({"true_rate": 0.402} if truth else {}),
-        "issues": {"count": int(table["is_label_issue"].sum())},
+        "noise": noise | ({"true_rate": 0.402} if truth else {}),
+        "issues": {"count": int(table["is_label_issue"].sum()), "threshold": THRESHOLD},
         "selection": {"size": 5100} | ({"purity": 0.86, "recall": 0.75, "auroc": 0.85} if truth else {}),
         "cost": {
             "forward_passes": 10.9 * train,
@@ -227,7 +212,7 @@ def _summary(
             "Label column guessed: human_worst.",
             "3 rows without a label are kept out of training and predicted.",
         ],
-        "warnings": ["Class cat has only 9 samples: no mixture was fitted, all are kept."],
+        "warnings": ["1 classes have fewer than 10 training samples, too few to score their labels: cat"],
         "versions": {"cleantune": "0.1.0", "torch": "2.13.0", "python": "3.11.9"},
         "command": "cleantune fit photos/cifar10_train.parquet --label human_worst --out runs/x",
     }

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from run_folder import CLASSES, change_summary, make_run
 
 from cleantune.errors import UserError
-from cleantune.report import build_report, figures, label_errors, svg, tables, wording
+from cleantune.report import build_report, figures, svg, tables, wording
 from cleantune.storage.readers import class_name, finite
 from cleantune.storage.run_dir import RunDir
 
@@ -80,12 +80,6 @@ def render_page(run: Path) -> Page:
     return Page(build_report(run).read_text("utf-8"))
 
 
-def without_losses(run: Path) -> Path:
-    """Remove the losses, whose figures take longest, for tests of something else."""
-    (run / "artifacts" / "losses.parquet").unlink()
-    return run
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "x", names=NAMES)
@@ -137,8 +131,8 @@ def test_page_describes_pictures_plots_and_tables(page: Page):
 
 
 def test_page_plots_have_axis_labels(page: Page):
-    assert page.words.count("loss (nats)") == 2 * (1 + len(NAMES))
-    for axis in ("noise rate (% of the class's given labels)", "accuracy (%)", "epoch, over all phases"):
+    rates = ("probability of a label error", "noise rate (% of the class's given labels)")
+    for axis in (*rates, "accuracy (%)", "epoch, over all phases"):
         assert axis in page.words
 
 
@@ -182,14 +176,12 @@ def test_page_is_small_with_many_classes_and_issues(tmp_path: Path):
     assert path.stat().st_size < 2_000_000
     page = Page(path.read_text("utf-8"))
     assert "The 30 noisiest of 60 classes are shown." in page.words
-    assert "The 12 noisiest of 60 classes are shown." in page.words
     assert "60 classes are too many for a matrix" in page.words
     assert "worst 2,000 of" in page.words
 
 
 def test_gallery_leaves_out_pictures_beyond_the_limit(copy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tables, "MAX_PICTURE_BYTES", 10_000)
-    without_losses(copy)
     page = render_page(copy)
     left = 60 - len(page.all("img"))
     assert 0 < left < 60
@@ -261,11 +253,10 @@ def test_svg_accepts_any_class_name(names: list[str]):
 
 def test_confusion_matches_numeric_labels_with_classes(tmp_path: Path):
     run = make_run(tmp_path / "x", names=("0", "1", "2"))
-    for path in (run / "labels.parquet", run / "artifacts" / "losses.parquet"):
-        table = pd.read_parquet(path)
-        columns = [c for c in ("given_label", "suggested_label", "true_label") if c in table]
-        table[columns] = table[columns].astype(float)
-        table.to_parquet(path)
+    table = pd.read_parquet(run / "labels.parquet")
+    columns = ["given_label", "suggested_label", "true_label"]
+    table[columns] = table[columns].astype(float)
+    table.to_parquet(run / "labels.parquet")
     found = RunDir.read(run)
     assert tables.confusion(found).sum() == len(found.labels)
     assert [class_name(v) for v in (3, 3.0, np.int64(3), "3", True, 2.5)] == ["3", "3", "3", "3", "True", "2.5"]
@@ -281,13 +272,7 @@ def test_build_report_names_a_missing_file_and_the_remedy(copy: Path, name: str)
         build_report(copy)
 
 
-FILLED = (
-    "summary.json",
-    "labels.parquet",
-    "artifacts/losses.parquet",
-    "artifacts/mixtures.json",
-    "artifacts/gallery.json",
-)
+FILLED = ("summary.json", "labels.parquet", "artifacts/gallery.json")
 BROKEN = [(name, b"{[\xff\x00") for name in (*FILLED, "config.toml", "metrics.jsonl")] + [
     (name, b"") for name in FILLED
 ]
@@ -319,17 +304,10 @@ def test_build_report_keeps_the_earlier_page_on_failure(copy: Path):
     assert not list(copy.glob(".report*"))
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("mixtures.json", "The run has no mixtures"),
-        ("gallery.json", "The run has no gallery"),
-    ],
-)
-def test_page_states_missing_artifacts(copy: Path, page: Page, name: str, text: str):
-    (copy / "artifacts" / name).unlink()
-    assert text in render_page(copy).words
-    assert text not in page.words
+def test_page_states_a_missing_gallery(copy: Path, page: Page):
+    (copy / "artifacts" / "gallery.json").unlink()
+    assert "The run has no gallery" in render_page(copy).words
+    assert "The run has no gallery" not in page.words
 
 
 def test_build_report_needs_only_a_minimal_summary(copy: Path):
@@ -344,32 +322,18 @@ def test_build_report_needs_only_a_minimal_summary(copy: Path):
     assert "The run has no measured epochs" in page.words
 
 
-def test_page_counts_losses_that_are_not_finite(copy: Path):
-    path = copy / "artifacts" / "losses.parquet"
-    losses = pd.read_parquet(path)
-    losses["loss_first"] = 0.0
-    losses.loc[losses.index[losses["split"] == "train"][:3], "loss_last"] = [math.nan, math.inf, -math.inf]
-    losses.to_parquet(path)
-    mixtures = json.loads((copy / "artifacts" / "mixtures.json").read_text())
-    mixtures["last"][NAMES[1]] = None
-    mixtures["last"][NAMES[2]]["high"] = None
-    mixtures["first"] = {name: {"low": {"mean": 0.0, "std": 0.0, "weight": 1.0}} for name in NAMES}
-    (copy / "artifacts" / "mixtures.json").write_text(json.dumps(mixtures))
-    assert "3 losses (end of the run) are not finite and left out." in render_page(copy).words
-
-
 def test_page_lists_unreadable_samples(copy: Path):
     (copy / "artifacts" / "unreadable_samples.csv").write_text(
         "id,place,reason\ncat/1.jpg,photos/cat/1.jpg,truncated\n"
     )
-    page = render_page(without_losses(copy))
+    page = render_page(copy)
     assert "1 sample could not be read" in page.words
     assert "photos/cat/1.jpg truncated" in page.words
 
 
 @pytest.mark.parametrize("kind", ["text", "features"])
 def test_gallery_shows_texts_and_features(tmp_path: Path, kind: str):
-    page = render_page(without_losses(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False)))
+    page = render_page(make_run(tmp_path / "x", names=NAMES, kind=kind, truth=False))
     assert not page.all("img")
     assert len(page.all("blockquote")) == (60 if kind == "text" else 0)
     assert page.words.count("(0 wrong, 1 correct)") == 1
@@ -382,7 +346,7 @@ def test_gallery_shows_texts_and_features(tmp_path: Path, kind: str):
 def test_conclusions_compare_with_the_linear_probe(page: Page):
     assert "Robust reaches 66.2\u202f% on the test split, 19.3 ± 0.7 points above a CE linear probe" in page.words
     assert "The folder model/ has the fine-tuned model." in page.words
-    headings = ("Method", "Noise rate", "Label errors", "Loss distributions", "Label confusion", "Next steps", "Cost")
+    headings = ("Method", "Noise rate", "Label errors", "Label confusion", "Next steps", "Cost")
     assert all(heading in page.words for heading in (*headings, "Data table", "Training curves"))
 
 
@@ -408,7 +372,7 @@ def test_page_states_that_there_are_no_issues(copy: Path):
     labels = pd.read_parquet(copy / "labels.parquet")
     labels.assign(is_label_issue=False).to_parquet(copy / "labels.parquet")
     (copy / "artifacts" / "gallery.json").write_text("[]")
-    said = render_page(without_losses(copy)).words
+    said = render_page(copy).words
     assert "The run found no label issues." in said
     assert "has no gallery" not in said
 
@@ -416,7 +380,7 @@ def test_page_states_that_there_are_no_issues(copy: Path):
 def test_page_names_injected_noise(copy: Path):
     noise = {"estimated_rate": None, "injected": {"noise": "symmetric:0.6", "seed": 3, "rate": 0.6}}
     change_summary(copy, noise=noise, command=None)
-    said = render_page(without_losses(copy)).words
+    said = render_page(copy).words
     assert "symmetric:0.6, seed 3" in said
     assert "The run estimated no noise rate." in said
     assert "cleantune fit --config x/config.toml --out x --resume" in said
@@ -453,7 +417,7 @@ def test_page_lists_every_issue_once(made: Path, page: Page):
 
 def test_commands_quote_the_folder(made: Path, tmp_path: Path):
     run = shutil.copytree(made, tmp_path / "my run's")
-    said = render_page(without_losses(run)).words
+    said = render_page(run).words
     assert """cleantune predict 'my run'"'"'s' DATA""" in said
     assert """cleantune.load("my run's")""" in said
     assert "--out runs/x --resume" in said
@@ -478,20 +442,6 @@ def test_confusion_and_pairs_equal_a_manual_count(made: Path):
     assert max(shades) == 1.0
 
 
-def test_expected_counts_integrate_the_mixture_over_bins():
-    edges = np.linspace(0, 4, 9)
-    normal = {"mean": 1.5, "std": 0.4, "weight": 0.3}
-    found = figures.expected_counts([(200, {"low": normal})], "low", edges)
-    fine = np.linspace(-3, 8, 110_001)
-    density = np.exp(-0.5 * ((fine - 1.5) / 0.4) ** 2) / (0.4 * math.sqrt(2 * math.pi)) * 0.3 * 200
-    step = fine[1] - fine[0]
-    by_hand = [density[(fine >= a) & (fine < b)].sum() * step for a, b in pairwise(edges)]
-    assert found == pytest.approx(by_hand, abs=0.02)
-    assert figures.expected_counts([(200, {"low": normal | {"mean": 1.6, "std": 0.0}})], "low", edges)[
-        3
-    ] == pytest.approx(60)
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.01, 0.2))
 def test_spread_keeps_order_gap_and_mean(heights: list[float], gap: float):
     moved = figures.spread(heights, gap)
@@ -502,13 +452,6 @@ def test_spread_keeps_order_gap_and_mean(heights: list[float], gap: float):
         assert moved == pytest.approx(heights)
 
 
-@given(st.lists(st.floats(-1, 50), max_size=200))
-def test_bin_edges_rise_and_cover_all_but_outliers(values: list[float]):
-    edges = figures.bin_edges(np.array(values))
-    assert (np.diff(edges) > 0).all()
-    assert sum(value > edges[-1] + 1e-9 for value in values) <= max(1, 0.005 * len(values))
-
-
 def test_measured_phases_start_at_the_first_measurement():
     phases = ["probe"] * 3 + ["tune"] * 3 + ["end"]
     assert figures.measured_phases([[None] * 4 + [1.0, None, None]], phases) == (3, 6)
@@ -516,31 +459,41 @@ def test_measured_phases_start_at_the_first_measurement():
 
 
 @pytest.mark.parametrize("truth", [True, False])
-def test_page_shows_error_probabilities_with_the_threshold(tmp_path: Path, truth: bool):
-    run = without_losses(make_run(tmp_path / "x", names=NAMES, truth=truth))
-    labels = pd.read_parquet(run / "labels.parquet")
-    page = render_page(run)
-    threshold = labels.loc[labels["is_label_issue"], "p_wrong"].min()
-    assert f"Labels above the threshold {threshold:.2f} (dashed) are label issues" in page.words
-    assert "Loss distributions" not in page.words
+def test_page_shows_error_probabilities_with_threshold(tmp_path: Path, truth: bool):
+    run = make_run(tmp_path / "x", names=NAMES, truth=truth)
+    labels, page = pd.read_parquet(run / "labels.parquet"), render_page(run)
+    described = f"error probability of {len(labels)} labels; {labels['is_label_issue'].sum()} are label issues"
+    assert [plot for plot in page.all("svg") if described in (plot["aria-label"] or "")]
+    assert "Labels that reach the threshold 0.60 (dashed) are label issues" in page.words
     assert ("correct label" in page.words) is truth
     change_summary(run, issues={"count": 3, "threshold": 0.75})
     assert "threshold 0.75" in render_page(run).words
 
 
-def test_page_without_scores_and_losses_states_it(copy: Path):
+def test_histogram_draws_the_threshold_at_its_place():
+    values = np.linspace(0, 1, 200)
+    drawn = [figures.probability_histogram(values, None, threshold, "p", "p") for threshold in (0.25, 0.75, None)]
+    lines = [re.findall(r'd="M ([\d.]+) [\d.]+\s+L \1 [^>]*stroke-dasharray', plot) for plot in drawn]
+    assert [len(found) for found in lines] == [1, 1, 0]
+    assert float(lines[1][0]) - float(lines[0][0]) > 100
+
+
+def test_page_and_summary_agree_on_the_noise_rate(page: Page):
+    estimate = "41.2\u202f% of the labels of training and validation are wrong (range 38.0\u202f% to 45.0\u202f%)"
+    assert f"An estimated {estimate}. By the true labels, 40.2\u202f% are wrong." in page.words
+    assert "estimated noise rate 41.2\u202f% 38.0\u202f% to 45.0\u202f%; true rate 40.2\u202f%" in page.words
+
+
+def test_page_states_that_errors_are_not_identifiable(copy: Path):
     labels = pd.read_parquet(copy / "labels.parquet")
-    labels.drop(columns="p_wrong").to_parquet(copy / "labels.parquet")
-    assert "The run has no losses" in render_page(without_losses(copy)).words
-
-
-def test_error_probabilities_ignore_missing_values(tmp_path: Path):
-    run = without_losses(make_run(tmp_path / "x", names=NAMES))
-    labels = pd.read_parquet(run / "labels.parquet")
-    labels.loc[labels.index[:5], "p_wrong"] = np.nan
-    labels.to_parquet(run / "labels.parquet")
-    plot = label_errors.sections(RunDir.read(run))["p_wrong"]
-    assert f"{len(labels) - 5} labels" in plot.svg
+    labels.assign(is_label_issue=False).to_parquet(copy / "labels.parquet")
+    noise = {"estimated_rate": None, "estimated_range": None, "identifiable": False, "reason": "probes disagree"}
+    change_summary(copy, noise=noise, issues={"count": 0, "threshold": None})
+    said = render_page(copy).words
+    assert "The number of wrong labels cannot be identified: probes disagree. No label is an issue" in said
+    assert "estimated noise rate cannot tell" in said
+    assert "There is no threshold" in said
+    assert "The run found no label issues." in said
 
 
 def test_finite_is_none_for_anything_but_a_number():

@@ -196,7 +196,7 @@ def test_finished_run_is_read_by_name(tmp_path: Path) -> None:
     assert run_dir.number("noise.estimated_rate") == 0.412
     assert run_dir.number("noise.nothing") is None
     assert len(run_dir.labels) == 400
-    assert run_dir.losses is not None
+    assert run_dir.gallery is not None
     assert run_dir.unreadable is None
 
 

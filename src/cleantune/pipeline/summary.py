@@ -187,7 +187,7 @@ def find_warnings(finished: FinishedRun) -> list[str]:
     small = [name for name, size in zip(data.classes, sizes, strict=True) if size < SMALL_CLASS]
     if small:
         warnings.append(
-            f"{len(small)} classes have fewer than {SMALL_CLASS} training samples, too few to fit a loss mixture:"
+            f"{len(small)} classes have fewer than {SMALL_CLASS} training samples, too few to score their labels:"
             f" {', '.join(small[:5])}"
         )
     predicted = finished.metrics[-1].get("distinct_predictions")

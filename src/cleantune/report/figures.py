@@ -1,17 +1,16 @@
-"""Figures of the report: noise rates by class, histograms of error probabilities and losses, curves over epochs."""
+"""Figures of the report: noise rates by class, a histogram of error probabilities, curves over epochs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cleantune.report.svg import BAND, FIRST, INK, LINE, MUTED, PAPER, RIGHT, WRONG, canvas, inline, sanitize
-from cleantune.storage.readers import finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,11 +18,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-MIN_BINS, MAX_BINS = 12, 48
 PEAK_FRACTION = 0.15
 """Fraction of the samples in one bin from which counts are drawn on a square-root axis."""
-SMALL = (204, 150)
-"""Width and height of a histogram of one class."""
 
 
 class ClassNoise(NamedTuple):
@@ -42,16 +38,6 @@ class Line(NamedTuple):
     values: Sequence[float | None]
     color: str
     dashes: str = "-"
-
-
-class Losses(NamedTuple):
-    """Losses of one evaluation pass, in nats."""
-
-    values: Array
-    wrong: Mask | None
-    """Mask of the wrong labels; None if the true labels are unknown."""
-    parts: Sequence[tuple[int, Mapping[str, Any]]]
-    """(samples, mixture) of each class with a fitted mixture."""
 
 
 def noise_by_class(classes: Sequence[ClassNoise], overall: float | None, alt: str) -> Markup:
@@ -104,85 +90,6 @@ def probability_histogram(
         axes.set_ylabel("samples (root scale)" if root else "samples")
         _few_ticks(axes, counts.max(initial=1), root=root)
         return inline(figure, name, alt)
-
-
-def loss_histogram(losses: Losses, name: str, alt: str, *, root: bool = False, small: bool = False) -> Markup:
-    """Draw a histogram of losses with the counts that the fitted mixture expects in each bin.
-
-    The mixture is integrated over each bin, so a component narrower than a bin is as high as its count.
-
-    Args:
-        losses: Finite losses with their mixtures.
-        name: Unique name on the page.
-        alt: Description of the figure.
-        root: Draw counts on a square-root axis (rootogram): small bins next to a large one stay visible, and random
-            deviations from the curve have equal size.
-        small: Draw the histogram of one class.
-
-    Source: Tukey, Exploratory Data Analysis, 1977 (rootogram).
-    """
-    edges = bin_edges(losses.values)
-    values = np.clip(losses.values, edges[0], edges[-1])
-    with canvas(*(SMALL if small else (420, 262)), constrained=not small) as figure:
-        axes = figure.add_subplot()
-        counts = _stacked_histogram(axes, values, edges, losses.wrong)
-        middle = (edges[1:] + edges[:-1]) / 2
-        for component, dashes in (("low", "-"), ("high", "--")):
-            expected = expected_counts(losses.parts, component, edges)
-            if expected.any():
-                axes.plot(middle, expected, dashes, color=INK, linewidth=1.0 if small else 1.3)
-        if root:
-            axes.set_yscale("function", functions=(_root, np.square))
-        axes.set_ylim(0, counts.max(initial=1) * 1.08)
-        axes.set_xlim(edges[0], edges[-1])
-        axes.set_xlabel("loss (nats)")
-        axes.set_ylabel("samples (root scale)" if root and not small else "samples")
-        _few_ticks(axes, counts.max(initial=1), root=root)
-        if small:
-            left, right, bottom, top = 26 + 5.8 * len(f"{counts.max(initial=1):,.0f}"), 9, 37, 7
-            width, height = SMALL
-            figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
-        return inline(figure, name, alt)
-
-
-def is_peaked(values: Array) -> bool:
-    """Return whether one bin of the histogram has so many samples that the others would be invisible."""
-    edges = bin_edges(values)
-    return _is_dominated(np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0])
-
-
-def bin_edges(values: Array) -> Array:
-    """Return the edges of equal bins over losses, 2 n^(1/3) bins (Rice's rule) within limits.
-
-    The last bin includes the highest 0.5 % of the losses, so outliers cost no resolution.
-    """
-    low = min(0.0, float(values.min(initial=0.0)))
-    high = float(np.quantile(values, 0.995)) if len(values) else 1.0
-    if not high - low > 1e-9:
-        high = low + 1.0
-    bins = int(np.clip(2 * np.cbrt(len(values)), MIN_BINS, MAX_BINS))
-    return np.linspace(low, high, bins + 1)
-
-
-def expected_counts(parts: Sequence[tuple[int, Mapping[str, Any]]], component: str, edges: Array) -> Array:
-    """Return the number of samples that one component of all mixtures expects in each bin.
-
-    Args:
-        parts: (samples, mixture) of each class; a mixture has `low` and `high` with mean, std (nats) and weight.
-        component: `low` or `high`.
-        edges: Edges of the bins; the last bin is open to the right.
-    """
-    total = np.zeros(len(edges) - 1)
-    for size, mixture in parts:
-        normal = mixture.get(component)
-        if not isinstance(normal, Mapping):
-            continue
-        mean, std, weight = (finite(normal.get(key)) for key in ("mean", "std", "weight"))
-        if mean is None or std is None or weight is None:
-            continue
-        below = [_normal_cdf((edge - mean) / max(std, 1e-9)) for edge in edges[:-1]]
-        total += size * weight * np.diff([*below, 1.0])
-    return total
 
 
 def over_epochs(
@@ -277,10 +184,6 @@ def _stacked_histogram(axes: Axes, values: Array, edges: Array, wrong: Mask | No
 
 def _is_dominated(counts: NDArray[np.int64]) -> bool:
     return bool(counts.max(initial=0) > PEAK_FRACTION * counts.sum())
-
-
-def _normal_cdf(z: float) -> float:
-    return (1 + math.erf(z / math.sqrt(2))) / 2
 
 
 def _root(counts: Array) -> Array:

@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any, NamedTuple
 
-from cleantune.report import figures, label_errors, tables, wording
+from cleantune.report import figures, tables, wording
 from cleantune.report.svg import FIRST, SECOND, THIRD, Plot, sanitize
 from cleantune.report.templates import render_page
 from cleantune.storage.readers import finite, value_at
@@ -68,9 +68,7 @@ SELECTION_CURVES = (
 
 def render(run: RunDir) -> str:
     """Return the report of a run as HTML."""
-    parts = (
-        _overview(run) | _noise(run) | label_errors.sections(run) | _curves(run) | _confusion(run) | _suspects(run)
-    )
+    parts = _overview(run) | _noise(run) | _label_errors(run) | _curves(run) | _confusion(run) | _suspects(run)
     return render_page("cleantune.report", "run.html", parts | {"run": run, "commands": _commands(run)})
 
 
@@ -119,9 +117,10 @@ def _injected_noise(run: RunDir) -> str | None:
 
 
 def _noise(run: RunDir) -> dict[str, Any]:
+    said = {"noise_sentences": wording.noise_sentences(run)}
     classes = tables.class_noise(run)
     if not classes:
-        return {"noise": None, "noise_table": [], "noise_true": False}
+        return said | {"noise": None, "noise_table": [], "noise_true": False}
     shown = classes[:MAX_CLASSES_IN_CHART]
     has_truth = any(c.true_rate is not None for c in shown)
     note = "Dashed: rate over all classes."
@@ -130,7 +129,24 @@ def _noise(run: RunDir) -> dict[str, Any]:
     ends = (f"{c.name} ({percent(c.estimated_rate)})" for c in (shown[0], shown[-1]))
     alt = f"Estimated noise rate by class, from {' down to '.join(ends)}."
     svg = figures.noise_by_class(shown, run.number("noise.estimated_rate"), alt)
-    return {"noise": Plot("Estimated noise rate by class", svg, note), "noise_table": classes, "noise_true": has_truth}
+    plot = Plot("Estimated noise rate by class", svg, note)
+    return said | {"noise": plot, "noise_table": classes, "noise_true": has_truth}
+
+
+def _label_errors(run: RunDir) -> dict[str, Any]:
+    """Return the histogram of error probabilities with the threshold of the label issues."""
+    labels, wrong = run.labels, None
+    p_wrong, threshold = labels["p_wrong"].to_numpy(dtype=float), run.number("issues.threshold")
+    if "true_label" in labels:
+        wrong = (labels["true_label"].notna() & (labels["given_label"] != labels["true_label"])).to_numpy(dtype=bool)
+    num_issues = int(labels["is_label_issue"].sum())
+    alt = f"Histogram of the error probability of {len(labels)} labels; {num_issues} are label issues."
+    svg = figures.probability_histogram(p_wrong, wrong, threshold, "p-wrong", alt)
+    return {
+        "p_wrong": Plot("Probability of a label error", svg),
+        "threshold": threshold,
+        "p_wrong_true": wrong is not None,
+    }
 
 
 def _curves(run: RunDir) -> dict[str, Any]:

@@ -70,13 +70,12 @@ class Plot(NamedTuple):
 
 
 @contextmanager
-def canvas(width: float, height: float, *, constrained: bool = True) -> Iterator[Figure]:
+def canvas(width: float, height: float) -> Iterator[Figure]:
     """Create a figure in the style of the page; draw on it and call `inline` inside the context.
 
     Args:
         width: Width in SVG units, about CSS pixels.
         height: Height in SVG units.
-        constrained: Let matplotlib find the margins, which takes as long as drawing; otherwise the caller sets them.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -86,7 +85,7 @@ def canvas(width: float, height: float, *, constrained: bool = True) -> Iterator
         mpl.rcParams.update(STYLE)
         # The browser has glyphs that DejaVu lacks; matplotlib only measures with it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield Figure(figsize=(width / 72, height / 72), layout="constrained" if constrained else None)
+        yield Figure(figsize=(width / 72, height / 72), layout="constrained")
 
 
 def label_log_axis(axis: Axis, low: float, high: float) -> None:

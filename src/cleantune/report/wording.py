@@ -117,6 +117,25 @@ def conclusions(run: RunDir) -> list[str]:
     return [_accuracy_sentence(run), *_selection_sentences(run)]
 
 
+def noise_sentences(run: RunDir) -> list[str]:
+    """Return the estimated noise rate with its range, or why there is none; then the true rate, where it is known."""
+    rate, true_rate = run.number("noise.estimated_rate"), run.number("noise.true_rate")
+    if rate is not None:
+        interval = f" (range {spread})" if (spread := _noise_range(run)) else ""
+        said = [f"An estimated {percent(rate)} of the labels of training and validation are wrong{interval}."]
+    elif is_identifiable(run):
+        said = ["The run estimated no noise rate."]
+    else:
+        reason = sentence(f"the number of wrong labels cannot be identified: {run.get('noise.reason')}")
+        said = [reason, "No label is an issue; all are ranked."]
+    return said if true_rate is None else [*said, f"By the true labels, {percent(true_rate)} are wrong."]
+
+
+def is_identifiable(run: RunDir) -> bool:
+    """Return whether the run can tell wrong labels from an unsure model."""
+    return run.get("noise.identifiable") is not False
+
+
 def tiles(run: RunDir) -> list[Tile]:
     """Return the key numbers with their uncertainty or reference."""
     return [*_accuracy_tiles(run), *_noise_tiles(run), *_cost_tiles(run)]
@@ -179,14 +198,23 @@ def _accuracy_tiles(run: RunDir) -> list[Tile]:
 def _noise_tiles(run: RunDir) -> list[Tile]:
     out = []
     rate, true_rate = run.number("noise.estimated_rate"), run.number("noise.true_rate")
+    notes = [_noise_range(run), "" if true_rate is None else f"true rate {percent(true_rate)}"]
+    note = "; ".join(note for note in notes if note)
     if rate is not None:
-        note = "of the given labels are wrong" if true_rate is None else f"true rate {percent(true_rate)}"
-        out.append(Tile("estimated noise rate", percent(rate), note))
+        out.append(Tile("estimated noise rate", percent(rate), note or "of the given labels are wrong"))
+    elif not is_identifiable(run):
+        out.append(Tile("estimated noise rate", "cannot tell", note))
     issues = run.number("issues.count")
     if issues is None:
         issues = float(run.labels["is_label_issue"].sum())
     fraction = percent(issues / max(len(run.labels), 1))
     return [*out, Tile("label issues", count(issues), f"{fraction} of {count(len(run.labels))} labels")]
+
+
+def _noise_range(run: RunDir) -> str:
+    """Return the range of the estimated noise rate, empty where there is none."""
+    bounds = run.get("noise.estimated_range")
+    return " to ".join(percent(bound) for bound in bounds) if bounds else ""
 
 
 def _cost_tiles(run: RunDir) -> list[Tile]:

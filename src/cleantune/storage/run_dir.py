@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 CHECKPOINT_TIME_FRACTION = 0.02
 """Largest share of the running time that goes into checkpoints; one after each epoch of a head would take a third."""
-LABEL_COLUMNS = ("id", "split", "given_label", "suggested_label", "label_score", "is_label_issue")
-LOSS_COLUMNS = ("split", "given_label", "loss_first", "loss_last")
+LABEL_COLUMNS = ("id", "split", "given_label", "suggested_label", "label_score", "p_wrong", "is_label_issue")
 SUMMARY_KEYS = ("method", "class_names", "samples.train")
 UNFINISHED = "so the run is unfinished or incomplete; finish it with the same `cleantune fit` command and --resume"
 
@@ -58,8 +57,6 @@ class RunDir:
     MODEL = "model"
     CHECKPOINT = "checkpoint/state.safetensors"
     COMPUTE = "checkpoint/compute.json"
-    LOSSES = "artifacts/losses.parquet"
-    MIXTURES = "artifacts/mixtures.json"
     GALLERY = "artifacts/gallery.json"
     NEIGHBORS = "artifacts/neighbors.parquet"
     UNREADABLE = "artifacts/unreadable_samples.csv"
@@ -250,16 +247,6 @@ class RunDir:
     def labels(self) -> pd.DataFrame:
         """Label table, worst first, with labels as names of classes."""
         return readers.read_checked(self.path / self.LABELS, lambda path: readers.read_parquet(path, LABEL_COLUMNS))
-
-    @cached_property
-    def losses(self) -> pd.DataFrame | None:
-        """Losses of every sample under the first and the last model, None where they were not written."""
-        return self._optional(self.LOSSES, lambda path: readers.read_parquet(path, LOSS_COLUMNS))
-
-    @cached_property
-    def mixtures(self) -> dict[str, Any] | None:
-        """Loss mixtures by class, None where they were not written."""
-        return self._optional(self.MIXTURES, readers.read_json_object)
 
     @cached_property
     def gallery(self) -> list[dict[str, Any]] | None:
