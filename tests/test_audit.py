@@ -72,7 +72,6 @@ def test_random_features_are_not_identifiable() -> None:
     assert result.noise_rate_range is None
     assert not result.identifiable
     assert "do not separate" in result.reason
-    assert result.cannot_tell == result.reason
     assert not result.labels["is_label_issue"].any()
 
 

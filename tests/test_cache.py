@@ -10,7 +10,7 @@ from tiny import save_tiny
 from cleantune.backbones import open_backbone
 from cleantune.features import shards
 from cleantune.features.backend import InferenceBackend
-from cleantune.features.cache import CachedViews, evict, features_key, find_features
+from cleantune.features.cache import CachedViews, features_key, find_features
 from cleantune.features.precision import Precision
 from cleantune.features.shards import ensure_shard, num_shards, write_index
 from cleantune.functional.standardize import mean_and_std
@@ -85,12 +85,6 @@ def test_find_features_rejects_unknown_index(other, features, tmp_path):
     path = tmp_path / "features-k" / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | other if other else other))
     assert find_features(tmp_path, "k") is None
-
-
-def test_evict_removes_features(features, tmp_path):
-    evict(tmp_path, "k")
-    assert find_features(tmp_path, "k") is None
-    assert not (tmp_path / "features-k").exists()
 
 
 def test_key_depends_on_all_that_decides_features(tmp_path):

@@ -60,7 +60,6 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-_CONFIGS = {"vit_mae": "ViTMAEConfig"}
 IMAGES = [name for name in CHECKPOINTS if name not in ("bert", "roberta", "mpnet", "modernbert")]
 TEXTS = ["bert", "roberta", "mpnet", "modernbert"]
 PROCESSOR = {

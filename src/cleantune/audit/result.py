@@ -41,11 +41,6 @@ class Audit:
         return not self.reason
 
     @property
-    def cannot_tell(self) -> str:
-        """Return the reason why there is no noise rate and no list of wrong labels; empty where there is one."""
-        return self.reason
-
-    @property
     def report(self) -> Path | None:
         """Return the path of the HTML report, None where no folder was written."""
         return None if self.path is None else self.path / "report.html"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -165,8 +164,3 @@ def find_features(cache: Path, key: str) -> Features | None:
         return Features(mapped, np.arange(index["rows"]), unreadable) if mapped.is_complete() else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # missing, damaged, or another program's
         return None
-
-
-def evict(cache: Path, key: str) -> None:
-    """Remove features from the cache."""
-    shutil.rmtree(cache / f"features-{key}", ignore_errors=True)
