@@ -70,6 +70,7 @@ def test_random_features_are_not_identifiable() -> None:
     result = cleantune.audit(features=rng.normal(size=(900, 16)), labels=rng.integers(0, 4, 900), quiet=True)
     assert result.noise_rate is None
     assert result.noise_rate_range is None
+    assert result.cannot_tell
     assert not result.identifiable
     assert "do not separate" in result.reason
     assert not result.labels["is_label_issue"].any()

@@ -41,6 +41,11 @@ class Audit:
         return not self.reason
 
     @property
+    def cannot_tell(self) -> bool:
+        """Return whether there is no noise rate and no list; `reason` explains it."""
+        return not self.identifiable
+
+    @property
     def report(self) -> Path | None:
         """Return the path of the HTML report, None where no folder was written."""
         return None if self.path is None else self.path / "report.html"
