@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -82,19 +83,23 @@ def overwrite(content: str) -> Option:
     return click.option("--overwrite", is_flag=True, help=f"Replace an earlier {content} in --out. [default: off]")
 
 
-def from_fields(*configs: type, exclude: Set[str] = frozenset()) -> Option:
+def from_fields(
+    *configs: type, exclude: Set[str] = frozenset(), defaults: Mapping[str, Any] = types.MappingProxyType({})
+) -> Option:
     """Return a decorator that adds one option for each field of configuration dataclasses, in their order.
 
     Args:
         *configs: Dataclasses of `cleantune.config`.
         exclude: Names of fields without an option, in addition to `HIDDEN`.
+        defaults: Defaults of the verb that differ from those of the fields, for the help.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         fields = [field for config in configs for field in describe_fields(config)]
         for field in reversed(fields):  # the decorator applied last comes first in the help
             if field.name not in HIDDEN | exclude:
-                function = from_field(field)(function)
+                default = defaults.get(field.name, field.default)
+                function = from_field(replace(field, default=default))(function)
         return function
 
     return decorate

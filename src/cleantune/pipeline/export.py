@@ -260,7 +260,7 @@ def load_model(folder: Path, *, backbone: Backbone | None = None) -> tuple[Model
     if backbone is None:
         raise UserError(
             f"the model in {folder} was trained on a module from Python ({note['backbone']['feature']}): "
-            "open that with open_backbone and give it as backbone="
+            "open that with open_backbone and pass it as backbone= to cleantune.pipeline.export.load_models"
         )
     backbone.load_state_dict(load_file(folder / "backbone.safetensors"))
     return Model(backbone, head).eval(), note

@@ -117,10 +117,10 @@ def _injected_noise(run: RunDir) -> str | None:
 
 
 def _noise(run: RunDir) -> dict[str, Any]:
-    said = {"noise_sentences": wording.noise_sentences(run)}
+    parts = {"noise_sentences": wording.noise_sentences(run)}
     classes = tables.class_noise(run)
     if not classes:
-        return said | {"noise": None, "noise_table": [], "noise_true": False}
+        return parts | {"noise": None, "noise_table": [], "noise_true": False}
     shown = classes[:MAX_CLASSES_IN_CHART]
     has_truth = any(c.true_rate is not None for c in shown)
     note = "Dashed: rate over all classes."
@@ -130,7 +130,7 @@ def _noise(run: RunDir) -> dict[str, Any]:
     alt = f"Estimated noise rate by class, from {' down to '.join(ends)}."
     svg = figures.noise_by_class(shown, run.number("noise.estimated_rate"), alt)
     plot = Plot("Estimated noise rate by class", svg, note)
-    return said | {"noise": plot, "noise_table": classes, "noise_true": has_truth}
+    return parts | {"noise": plot, "noise_table": classes, "noise_true": has_truth}
 
 
 def _label_errors(run: RunDir) -> dict[str, Any]:

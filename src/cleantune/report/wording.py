@@ -122,13 +122,13 @@ def noise_sentences(run: RunDir) -> list[str]:
     rate, true_rate = run.number("noise.estimated_rate"), run.number("noise.true_rate")
     if rate is not None:
         interval = f" (range {spread})" if (spread := _noise_range(run)) else ""
-        said = [f"An estimated {percent(rate)} of the labels of training and validation are wrong{interval}."]
+        sentences = [f"An estimated {percent(rate)} of the labels of training and validation are wrong{interval}."]
     elif is_identifiable(run):
-        said = ["The run estimated no noise rate."]
+        sentences = ["The run estimated no noise rate."]
     else:
         reason = sentence(f"the number of wrong labels cannot be identified: {run.get('noise.reason')}")
-        said = [reason, "No label is an issue; all are ranked."]
-    return said if true_rate is None else [*said, f"By the true labels, {percent(true_rate)} are wrong."]
+        sentences = [reason, "No label is an issue; all are ranked."]
+    return sentences if true_rate is None else [*sentences, f"By the true labels, {percent(true_rate)} are wrong."]
 
 
 def is_identifiable(run: RunDir) -> bool:

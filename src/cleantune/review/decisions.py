@@ -90,19 +90,19 @@ class Decisions:
 
     def progress(self) -> dict[str, Any]:
         """Return how many rows were decided, how many of those were wrong, and whether to stop."""
-        judged = [d for d in self.current.values() if d.decision in ("keep", "relabel", "drop")]
-        wrong = [d.decision != "keep" for d in judged]
+        certain = [d for d in self.current.values() if d.decision in ("keep", "relabel", "drop")]
+        wrong = [d.decision != "keep" for d in certain]
         recent = wrong[-NUM_RECENT:]
         stop = ""
         if len(recent) == NUM_RECENT and sum(recent) < MIN_ERROR_FRACTION * NUM_RECENT:
-            stop = f"of the last {NUM_RECENT}, {sum(recent)} were wrong: this may be the place to stop"
+            stop = f"of the last {NUM_RECENT} labels, {sum(recent)} were wrong: consider stopping here"
         num_decided = len(self.current)
         return {
             "decided": num_decided,
-            "unsure": num_decided - len(judged),
+            "unsure": num_decided - len(certain),
             "wrong": sum(wrong),
-            "judged": len(judged),
-            "precision": sum(wrong) / len(judged) if judged else None,
+            "certain": len(certain),
+            "precision": sum(wrong) / len(certain) if certain else None,
             "stop": stop,
         }
 

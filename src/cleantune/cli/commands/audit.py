@@ -35,7 +35,7 @@ from cleantune.config.run import ModelConfig, RunConfig
 @options.overwrite("audit")
 @options.QUIET
 @options.VERBOSE
-@options.from_fields(DataConfig, ModelConfig, RunConfig)
+@options.from_fields(DataConfig, ModelConfig, RunConfig, defaults={"validation_fraction": 0.0})
 def audit(data: str, model: str | None, out: Path, **values: Any) -> None:
     """Find wrong labels and estimate their share, without fine-tuning.
 

@@ -33,7 +33,7 @@ SELECTION = ("selected", "purity", "recall")
 
 @dataclass(frozen=True)
 class TURNWithoutSelection(TURN):
-    """TURN that fine-tunes on all samples: the row of Table 4 without cleansing."""
+    """TURN that fine-tunes on all samples: the row of Table 4 without sample selection (there *cleansing*)."""
 
     def tune_epoch(self, run: Run) -> None:
         """Train one epoch of cross-entropy on all samples."""
