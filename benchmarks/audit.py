@@ -1,8 +1,8 @@
-"""The audit against cleanlab: `python benchmarks/audit.py --shared ../shared [--out docs/audit-results.md]`.
+"""Compare the audit with cleanlab: `python benchmarks/audit.py --shared ../shared [--out docs/audit-results.md]`.
 
-Makes docs/audit-results.md: the six detection arrays, the flatness of the one constant of the cut-off with each array
-left out in turn, features of real data with human and injected noise, memory on a million rows, and training after an
-audit on data that it cannot tell anything about. `--only arrays,features,memory,harm` makes a part. Needs cleanlab.
+Writes docs/audit-results.md: the six detection arrays, the sensitivity to the constant of the noise model with each
+array left out once, features of real data with human and injected noise, memory on a million rows, and training after
+an audit of data whose errors it cannot identify. `--only arrays,features,memory,harm` selects parts. Needs cleanlab.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ARRAYS = {
     "cifar10-synthetic20-swin": (0.985, 0.015),
     "cifar10-synthetic20-resnet18": (0.94, 0.02),
 }
-"""Needed F1, and how far the noise rate may be off."""
+"""Required F1, and the largest allowed error of the noise rate."""
 GRID = (1.6, 1.8, 2.0, 2.2, 2.6)
 LIMIT = 10_000
 
@@ -52,46 +52,46 @@ def main() -> None:
     args.add_argument("--out", type=Path, default=Path("docs/audit-results.md"))
     args.add_argument("--sets", default="", help="Parts of the names of the feature sets to measure. [default: all]")
     args.add_argument("--memory-child", help=argparse.SUPPRESS)
-    said = args.parse_args()
-    if said.memory_child:
-        child(Path(said.memory_child))
+    arguments = args.parse_args()
+    if arguments.memory_child:
+        child(Path(arguments.memory_child))
         return
     parts = {"arrays": arrays, "features": features, "memory": memory, "harm": harm}
-    kept = said.out.with_suffix(".json")
+    kept = arguments.out.with_suffix(".json")
     text = json.loads(kept.read_text()) if kept.is_file() else {}
-    for name in said.only.split(","):
-        text[name] = parts[name](said)
+    for name in arguments.only.split(","):
+        text[name] = parts[name](arguments)
         kept.write_text(json.dumps(text, indent=2) + "\n")
         print(text[name], flush=True)
     head = f"# Results of the audit\n\nMade by `python benchmarks/audit.py`; timings on {os.cpu_count()} cores.\n\n"
-    said.out.write_text(head + "\n".join(text[name] for name in parts if name in text))
+    arguments.out.write_text(head + "\n".join(text[name] for name in parts if name in text))
 
 
 def f1(found: np.ndarray, wrong: np.ndarray) -> float:
-    """F1 of a list of wrong labels."""
+    """Return the F1 of a list of wrong labels."""
     return float(2 * (found & wrong).sum() / max(found.sum() + wrong.sum(), 1))
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def read(shared: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities, given and true labels."""
+    """Return probabilities, given and true labels."""
     with np.load(shared / "data" / "detection" / f"{name}.npz") as file:
         return file["pred_probs"].astype("f4"), file["given"].astype(np.int64), file["true"].astype(np.int64)
 
 
-def arrays(said: argparse.Namespace) -> str:
-    """The six arrays by the default, by cleanlab, and over the constant."""
+def arrays(arguments: argparse.Namespace) -> str:
+    """Return the results on the six arrays: the default, cleanlab, and other values of the constant."""
     from cleanlab.count import compute_confident_joint
     from cleanlab.filter import find_label_issues
 
     rows, scan = [], {}
     for name, (want, within) in ARRAYS.items():
-        p, y, true = read(said.shared, name)
+        p, y, true = read(arguments.shared, name)
         wrong = y != true
         start = time.perf_counter()
         found = score_probabilities(p, torch.from_numpy(y))
@@ -138,7 +138,7 @@ def arrays(said: argparse.Namespace) -> str:
 
 
 def constant(p: np.ndarray, y: np.ndarray, wrong: np.ndarray, s: float) -> tuple[float, float]:
-    """F1 and error of the rate for one value of the constant."""
+    """Return F1 and error of the noise rate for one value of the constant."""
     labels, probabilities = torch.from_numpy(y), torch.from_numpy(p)
     rows = noise_model.subsample_rows(len(y), p.shape[1])
     seen = noise_model.disagreement_fraction(probabilities[rows], labels[rows])
@@ -151,7 +151,7 @@ def constant(p: np.ndarray, y: np.ndarray, wrong: np.ndarray, s: float) -> tuple
 
 
 def left_out(scan: dict[str, list[tuple[float, float]]]) -> str:
-    """What every value of the constant gives, and what the other five arrays would have chosen for each."""
+    """Return the results of every value of the constant, and of the value that is best for the other five arrays."""
     rows = []
     for name, values in scan.items():
         others = [v for n, v in scan.items() if n != name]
@@ -163,15 +163,15 @@ def left_out(scan: dict[str, list[tuple[float, float]]]) -> str:
         cells = [f"{a:.3f}, {100 * b:+.1f}" for a, b in values]
         rows.append([name, *cells, GRID[chosen], f"{got[0]:.3f}, {100 * got[1]:+.1f}", passed])
     return (
-        "\n## The one constant of the cut-off\n\nSharpness is s / (1 - d) with s = 2 by default. F1 and error of the"
+        "\n## The constant of the noise model\n\nSharpness is s / (1 - d) with s = 2 by default. F1 and error of the"
         " rate (points) by s. Left out: the s that is best for the other five arrays (least sum of 1 - F1 and error of"
         " the rate), what it gives on this one, and whether that meets what is needed.\n\n"
         + table(["array", *[f"s = {s:g}" for s in GRID], "s of the others", "left out", "meets"], rows)
     )
 
 
-def features(said: argparse.Namespace) -> str:
-    """Frozen features against cleanlab given 5-fold logistic regression on the same."""
+def features(arguments: argparse.Namespace) -> str:
+    """Compare the audit of frozen features with cleanlab on 5-fold logistic regression."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.linear_model import LogisticRegression
@@ -180,10 +180,10 @@ def features(said: argparse.Namespace) -> str:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    kept = said.out.with_suffix(".rows.json")  # a set that was measured is not measured again: remove the file for that
+    kept = arguments.out.with_suffix(".rows.json")  # remove it to measure again
     rows = json.loads(kept.read_text()) if kept.is_file() else []
-    for name, x, y, true in sets(said):
-        if any(row[0] == name for row in rows) or not any(part in name for part in said.sets.split(",")):
+    for name, x, y, true in sets(arguments):
+        if any(row[0] == name for row in rows) or not any(part in name for part in arguments.sets.split(",")):
             continue
         wrong = y != true
         classes = int(max(y.max(), true.max())) + 1
@@ -250,14 +250,14 @@ def features(said: argparse.Namespace) -> str:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work gives, and its seconds."""
+    """Return the result of a call and its seconds."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch and BLAS compute on one thread."""
+    """Restrict torch and BLAS to one thread inside this context."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -267,16 +267,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def sets(said: argparse.Namespace) -> Any:
-    """Name, features, given and true labels."""
+def sets(arguments: argparse.Namespace) -> Any:
+    """Yield name, features, given and true labels of each data set."""
     import pandas as pd
 
-    models = said.shared / "models"
-    images = said.shared / "data" / "images" / "cifar10_train.parquet"
+    models = arguments.shared / "models"
+    images = arguments.shared / "data" / "images" / "cifar10_train.parquet"
     known = pd.read_parquet(images, columns=["id", "label", "human_aggregate", "human_worst"]).set_index("id")
     names = sorted(known["label"].unique())
     for model in ("mobilenet_v2_0.35", "mobilenet_v2_1.0"):
-        if not any(part in f"CIFAR-10 human_aggregate human_worst, {model}" for part in said.sets.split(",")):
+        if not any(part in f"CIFAR-10 human_aggregate human_worst, {model}" for part in arguments.sets.split(",")):
             continue
         ids, x = extracted(images, models / model, label="human_worst", image_size=96, limit=LIMIT)
         rows = known.loc[ids]
@@ -284,10 +284,10 @@ def sets(said: argparse.Namespace) -> Any:
         for column in ("human_aggregate", "human_worst"):
             yield f"CIFAR-10 {column}, {model}", x, rows[column].map(names.index).to_numpy(), true
     for file in ("trec6", "banking77"):
-        if not any(part in f"{file} symmetric:0.2 pair:0.3 symmetric:0.6" for part in said.sets.split(",")):
+        if not any(part in f"{file} symmetric:0.2 pair:0.3 symmetric:0.6" for part in arguments.sets.split(",")):
             continue
-        table_ = said.shared / "data" / "text" / f"{file}.parquet"
-        ids, x = extracted(table_, encoder(said), text="text", label="label", split_column="split")
+        table_ = arguments.shared / "data" / "text" / f"{file}.parquet"
+        ids, x = extracted(table_, encoder(arguments), text="text", label="label", split_column="split")
         labels = pd.read_parquet(table_).assign(id=lambda t: t["id"].astype(str)).set_index("id")["label"]
         labels = labels[~labels.index.duplicated()].loc[[str(i) for i in ids]]
         true = pd.factorize(labels, sort=True)[0].astype(np.int64)
@@ -295,23 +295,23 @@ def sets(said: argparse.Namespace) -> Any:
             yield f"{file} {noise}", x, flip_labels(parse_noise(noise), true, int(true.max()) + 1, 0), true
 
 
-def encoder(said: argparse.Namespace) -> Path:
-    """The sentence encoder."""
+def encoder(arguments: argparse.Namespace) -> Path:
+    """Return the folder of the sentence encoder."""
     from cleantune.demo import sentence_encoder
 
-    return said.encoder or sentence_encoder()
+    return arguments.encoder or sentence_encoder()
 
 
 def extracted(data: Path, model: Path, **options: Any) -> tuple[list[Any], np.ndarray]:
-    """Ids and features of the training rows."""
+    """Return ids and features of the training rows."""
     with tempfile.TemporaryDirectory() as folder:
         found = cleantune.audit(data, model, out=Path(folder) / "run", quiet=True, **options)
         ids = found.labels.loc[found.labels["split"] == "train", "id"].sort_values().tolist()
         return ids, cleantune.load(Path(folder) / "run").features(ids=ids)
 
 
-def memory(said: argparse.Namespace) -> str:
-    """A million rows of a thousand classes in a memory map, in a process of its own."""
+def memory(arguments: argparse.Namespace) -> str:
+    """Audit a million memory-mapped rows of a thousand classes in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "p.npy"
         p = np.lib.format.open_memmap(path, "w+", np.float16, (1_000_000, 1000))
@@ -338,7 +338,7 @@ def memory(said: argparse.Namespace) -> str:
 
 
 def child(folder: Path) -> None:
-    """The audit whose memory is measured: anonymous memory, as pages of a map belong to the file."""
+    """Run the audit and measure its anonymous memory, since pages of a memory map belong to the file."""
     import threading
 
     torch.set_num_threads(1)
@@ -356,23 +356,23 @@ def child(folder: Path) -> None:
     print(json.dumps({"bytes": most[0], "seconds": time.perf_counter() - start, "rate": found.noise_rate}))
 
 
-def harm(said: argparse.Namespace) -> str:
-    """Accuracy of a probe trained on everything, and on what the audit does not list."""
+def harm(arguments: argparse.Namespace) -> str:
+    """Compare a probe trained on all labels with one trained on those that the audit does not list."""
     import pandas as pd
 
     rows = []
     for name in ("hausa", "yoruba"):
-        source = said.shared / "data" / "text" / f"{name}.parquet"
+        source = arguments.shared / "data" / "text" / f"{name}.parquet"
         options = {"text": "text", "label": "weak_label", "true_label": "label", "split_column": "split"}
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
-            found = cleantune.audit(source, encoder(said), out=place / "audit", quiet=True, **options)
+            found = cleantune.audit(source, encoder(arguments), out=place / "audit", quiet=True, **options)
             bad = set(found.labels.loc[found.labels["is_label_issue"], "id"].astype(str))
             frame = pd.read_parquet(source)
             frame[~(frame["id"].astype(str).isin(bad) & (frame["split"] != "test"))].to_parquet(place / "clean.parquet")
             accuracy = [
                 cleantune.fit(
-                    data, encoder(said), out=place / out, method="gce", scope="head", quiet=True, **options
+                    data, encoder(arguments), out=place / out, method="gce", scope="head", quiet=True, **options
                 ).summary["accuracy"]["test"]
                 for data, out in ((source, "all"), (place / "clean.parquet", "cleaned"))
             ]

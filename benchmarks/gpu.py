@@ -1,10 +1,10 @@
-"""Extraction and full fine-tuning on one CUDA GPU: images/s, and the share of what its matrix product reaches.
+"""Measure extraction and full fine-tuning on one CUDA GPU: images/s and model FLOPs utilization.
 
     python benchmarks/gpu.py --json gpu.json
 
-ViT-B/16 and ConvNeXt-T with random weights on made-up pixels of 224 px, in bfloat16. Model FLOPs utilisation is the
-network's own multiplications and additions (three times as many in training) a second, over those of a large matrix
-product measured here. Targets: 60 % in extraction, 45 % in fine-tuning. Every result is written as it is found.
+ViT-B/16 and ConvNeXt-T with random weights on random pixels of 224 px, in bfloat16. Model FLOPs utilization is the
+network's multiplications and additions per second (three times as many in training), as a fraction of those of a large
+matrix product measured here. Targets: 60 % in extraction, 45 % in fine-tuning. Each result is written at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDE, CLASSES, PRECISION = 224, 1000, Precision("bfloat16", True)
 
 
 def network(name: str) -> Backbone:
-    """A backbone with random weights, as `open_backbone` would make it."""
+    """Return a backbone with random weights, as `open_backbone` would open it."""
     with quiet_transformers():
         import transformers
 
@@ -48,7 +48,7 @@ def network(name: str) -> Backbone:
 
 
 def seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median over three of the mean time of a call."""
+    """Return the median of three mean times of a call."""
     for _ in range(3):
         run()
     found = []
@@ -68,13 +68,13 @@ def _wait(device: torch.device) -> None:
 
 
 def ceiling(device: torch.device, side: int, dtype: torch.dtype = torch.bfloat16) -> float:
-    """FLOP/s of a large product of matrices."""
+    """Return the FLOP/s of a large matrix product."""
     a = torch.randn(side, side, device=device, dtype=dtype)
     return 2 * side**3 / seconds(lambda: a @ a, device, 10)
 
 
 def flops(backbone: Backbone, side: int) -> int:
-    """Of one image through the network, counted by torch."""
+    """Return the FLOPs of one image through the network, counted by torch."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone(torch.zeros(1, 3, side, side, device=next(backbone.parameters()).device))
     return int(counter.get_total_flops())
@@ -83,7 +83,7 @@ def flops(backbone: Backbone, side: int) -> int:
 def measure(
     name: str, device: torch.device, top: float, batch: int, side: int, repeats: int, compiled: bool
 ) -> dict[str, Any]:
-    """Images/s and utilisation of extraction, which is never compiled, and of fine-tuning."""
+    """Return images/s and utilization of extraction, which is never compiled, and of fine-tuning."""
     backbone = network(name).to(device).to(memory_format=torch.channels_last)
     each = flops(backbone, side)
     pixels = torch.randn(batch, 3, side, side)
@@ -103,11 +103,12 @@ def measure(
         optimizer.step()
 
     backbone.eval()
-    look = batch / seconds(extract, device, repeats)
+    extraction = batch / seconds(extract, device, repeats)
     net.train()
     train = batch / seconds(step, device, repeats)
     return {
-        f"gpu.{name}.extract.images_per_second": round(look, 1), f"gpu.{name}.extract.mfu": round(look * each / top, 3),
+        f"gpu.{name}.extract.images_per_second": round(extraction, 1),
+        f"gpu.{name}.extract.mfu": round(extraction * each / top, 3),
         f"gpu.{name}.tune.images_per_second": round(train, 1), f"gpu.{name}.tune.mfu": round(3 * train * each / top, 3),
     }  # fmt: skip
 

@@ -1,10 +1,10 @@
-"""The two real matrices of docs/results.md: TURN against CE and GCE in both scopes, with noisy and with clean labels.
+"""Run the two matrices of docs/results.md: `robust` against CE and GCE in both scopes, with noisy and clean labels.
 
     python benchmarks/main_job.py --out runs/main_job
 
-Every cell is a `cleantune.fit` in a folder of its own; finished cells are kept, so the command goes on where it was
-stopped. CE and GCE get the best of their learning rates by accuracy on the noisy validation split of seed 0; TURN runs
-by its default settings. Needs the data and models that stand beside the project (`--shared`).
+Every cell is a `cleantune.fit` in a folder of its own. Finished cells are kept, so the same command continues. CE and
+GCE get the best of their learning rates by accuracy on the noisy validation split of seed 0; `robust` has its default
+settings. The data and models are in `--shared`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import cleantune
 
 SEEDS = (0, 1, 2)
 RATES = {"head": (1e-4, 3e-4, 1e-3), "all": (3e-4, 1e-3, 1e-4)}
-"""Learning rates that CE and GCE may choose from, the same number for each; the first is run first."""
+"""Learning rates that are tried for CE and GCE, as many for each; the first is run first."""
 METHODS = {
     "ce-head": ("ce", "head"),
     "gce-head": ("gce", "head"),
@@ -44,13 +44,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of its folder."""
         rate = "default" if self.rate is None else f"{self.rate:g}"
         return f"{self.data}-{self.labels}-{self.method}-{self.scope}-{rate}-{self.seed}"
 
 
 def options(cell: Cell, shared: Path) -> dict[str, Any]:
-    """What `fit` is given beside method and seed."""
+    """Return the arguments of `fit` except method and seed."""
     model = shared / "models" / "mobilenet_v2_0.35"
     if cell.data == "cifar10":
         given = "human_worst" if cell.labels == "noisy" else "label"
@@ -65,7 +65,7 @@ def options(cell: Cell, shared: Path) -> dict[str, Any]:
 
 
 def run(cell: Cell, out: Path, shared: Path) -> dict[str, Any]:
-    """The cell's summary, from its folder where it is finished."""
+    """Train a cell, or read its summary if it is finished, and return the summary."""
     folder = out / cell.name
     if (folder / "summary.json").is_file():
         return json.loads((folder / "summary.json").read_text())
@@ -84,7 +84,7 @@ def run(cell: Cell, out: Path, shared: Path) -> dict[str, Any]:
 
 
 def best_rate(data: str, labels: str, method: str, scope: str, out: Path, shared: Path, rates: int) -> float | None:
-    """The rate with the best accuracy on the validation split of seed 0, of those tried."""
+    """Return the learning rate with the best accuracy on the noisy validation split of seed 0."""
     if method == "robust":
         return None
     tried = {
@@ -95,7 +95,7 @@ def best_rate(data: str, labels: str, method: str, scope: str, out: Path, shared
 
 
 def lines(rows: list[dict[str, Any]]) -> list[str]:
-    """The table, mean ± standard deviation over seeds in percent."""
+    """Return the table: mean ± standard deviation over seeds, in percent."""
     out = [
         "| data | labels | method | rate | seeds | last | best | validation | cost / N | AUROC | purity | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -119,7 +119,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of one cell."""
+    """Return the numbers of one cell."""
     return {
         "data": cell.data, "labels": cell.labels, "method": cell.method, "scope": cell.scope, "rate": cell.rate,
         "seed": cell.seed, "last": summary["accuracy"]["test"], "best": summary["accuracy"]["best_validation"],
@@ -133,14 +133,14 @@ def row(cell: Cell, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is missing, cell by cell, and write results.json and results.md after each."""
+    """Run the missing cells and write results.json and results.md after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/main_job"))
     parser.add_argument("--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared")
     parser.add_argument("--labels", default="noisy,clean")
     parser.add_argument("--data", default="cifar10,pacs")
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--rates", type=int, default=3, help="rates that fine-tuning may choose from (default: 3)")
+    parser.add_argument("--rates", type=int, default=3, help="learning rates tried for fine-tuning (default: 3)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []

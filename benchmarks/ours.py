@@ -1,4 +1,4 @@
-"""Our side of each ratio: the project's own parts, called as `fit` calls them."""
+"""Our side of each ratio: the parts of the package, called as `fit` calls them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ WHOLE = {"validation_fraction": 0.0, "test_fraction": 0.0}
 
 
 def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
-    """From a Parquet file to features on disk; how the features were made is remembered, features and pixels are not.
+    """Extract features of a Parquet file to disk, after removing cached features and pixels.
 
     Returns:
-        Number of samples, and how.
+        Number of samples, and the inference backend.
     """
     for folder in [*cache.glob("features-*"), *cache.glob("pixels-*")]:
         shutil.rmtree(folder)
@@ -45,14 +45,14 @@ def extract(model: Any, cache: Path, **data: Any) -> tuple[int, str]:
     config = configure({"data": WHOLE | data, "model": {"model": model} | spec, "run": {"cache": str(cache)}})
     rows, _ = load_data(config, Console(quiet=True))
     backbone = model if not isinstance(model, str) else open_backbone(model, image_size=spec.get("image_size"))
-    material = prepare_inputs(config, rows, backbone, Console(quiet=True))
+    inputs = prepare_inputs(config, rows, backbone, Console(quiet=True))
     return sum(
-        len(f) for f in material.features.values()
-    ), str(material.compute.inference)
+        len(f) for f in inputs.features.values()
+    ), str(inputs.compute.inference)
 
 
 def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size: int = 128) -> Trainer:
-    """A run whose head is a GCE probe on cached features."""
+    """Train a GCE probe on cached features and return its trainer."""
     method: Any = METHODS["gce"]()
     stage = replace(
         method.probe, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, lr_reference_dim=0, min_steps=0
@@ -70,13 +70,13 @@ def probe(features: Any, y: torch.Tensor, classes: int, epochs: int, batch_size:
 
 
 def mixtures(losses: torch.Tensor, y: torch.Tensor, classes: int) -> torch.Tensor:
-    """p_clean of every sample, with the settings of the naive side."""
+    """Return the clean probability of every sample, with the settings of the naive side."""
     fitted = fit_class_mixtures(losses, y, classes, max_iter=10, tol=1e-2, reg_covar=5e-4)
     return fitted.posterior(losses, y)
 
 
 def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> None:
-    """One epoch of full fine-tuning, from the Parquet file on, on weak views."""
+    """Run one epoch of full fine-tuning on weak views, reading the Parquet file included."""
     config = configure({"data": WHOLE | {"data": str(data), "label": "label", "limit": limit}})
     rows, _ = load_data(config, Console(quiet=True))
     train, classes = rows.rows["train"], len(rows.classes)
@@ -98,7 +98,7 @@ def tune_epoch(model: str, data: Path, limit: int, size: int, cache: Path) -> No
 def method_seconds(
     method: str, preset: str | None, scope: str | None, data: Path, model: str, limit: int, out: Path, **settings: Any
 ) -> dict[str, Any]:
-    """A whole run; its rows and summary. The cache holds what was found out about the machine, and no data."""
+    """Run `fit` without cached data, and return its metrics (`rows`) and summary."""
     for folder in [out / "run", *(out / "cache").glob("features-*"), *(out / "cache").glob("pixels-*")]:
         shutil.rmtree(folder, ignore_errors=True)
     result = cleantune.fit(
@@ -109,7 +109,7 @@ def method_seconds(
 
 
 def synthetic(folder: Path, count: int, width: int, classes: int) -> tuple[Features, torch.Tensor]:
-    """float16 features on disk in shards, a Gaussian a class, of which four in ten labels are wrong."""
+    """Write float16 features in shards, a Gaussian per class; 40 % of the labels are redrawn at random."""
     folder.mkdir(parents=True, exist_ok=True)
     center = np.random.default_rng(0).normal(size=(classes, width)).astype(np.float32) * 0.25
     names, labels = [], []

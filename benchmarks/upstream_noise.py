@@ -149,11 +149,12 @@ def accuracies(done: list[Upstream], out: Path) -> str:
     """Return a table of the pre-trainings' accuracies on CIFAR-10's test set with true labels."""
     lines = ["| pre-training labels | seed | wrong | test accuracy | seconds |", "|---|---|---|---|---|"]
     for one in done:
-        told = json.loads((out / one.name / "summary.json").read_text(encoding="utf-8"))
-        rate = told["noise"]["rate"] if told["noise"] else (0.402 if one.labels == "human" else 0.0)
+        summary = json.loads((out / one.name / "summary.json").read_text(encoding="utf-8"))
+        rate = summary["noise"]["rate"] if summary["noise"] else (0.402 if one.labels == "human" else 0.0)
         labels = "CIFAR-10N, worst" if one.labels == "human" else f"symmetric, {100 * one.rate:g} %"
         labels = labels if rate else "right"
-        lines.append(f"| {labels} | {one.seed} | {rate:.1%} | {told['accuracy']['test']:.1%} | {told['seconds']:.0f} |")
+        accuracy, seconds = summary["accuracy"]["test"], summary["seconds"]
+        lines.append(f"| {labels} | {one.seed} | {rate:.1%} | {accuracy:.1%} | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Pre-train the small backbone of `cleantune demo` on glyphs from fonts, and evaluate it on digits, which it never saw.
 
     python tools/pretrain_demo_backbone.py                # writes src/cleantune/demo/assets/demo_backbone/
-    python tools/pretrain_demo_backbone.py --evaluate     # measures the folder that is there
+    python tools/pretrain_demo_backbone.py --evaluate     # measures the existing folder
 
 The backbone learns to tell letters and signs of the fonts that ship with matplotlib. No glyph is a digit, and nothing
 of scikit-learn's digits is read before the measuring at the end. Every glyph is distorted, thickened, blurred, noised
@@ -307,7 +307,7 @@ def evaluate(folder: Path, seeds: int = 3) -> None:
             ("100 clean labels, features of this backbone", probe(x, y, few, test)),
             ("symmetric 0.6, CE probe", probe(x, noisy, train, test, y)),
             ("symmetric 0.6, GCE probe", gce),
-            ("symmetric 0.6, GCE probe, then four cleansings", turn),
+            ("symmetric 0.6, GCE probe, then four rounds of TURN", turn),
         ):
             rows.setdefault(name, []).append(value)
     print(f"accuracy on 497 digits, mean and standard deviation over {seeds} splits")
@@ -320,7 +320,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="the folder to write, or to measure (default: %(default)s)"
+        "--out", type=Path, default=FOLDER, help="folder to write or to measure (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, default=2400, help="steps of pre-training (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="glyphs a step (default: %(default)s)")

@@ -1,1 +1,1 @@
-"""The other side of each ratio, written as users write it."""
+"""Naive side of each ratio, written as users write it."""

@@ -26,7 +26,7 @@ class Images(Dataset):
 
 @torch.no_grad()
 def extract(model, processor, path, limit, batch_size=64):
-    """Features of the first `limit` images of a Parquet file, as the model's pooled output."""
+    """Return the features of the first `limit` images of a Parquet file: the model's pooled output."""
     model.eval()
     loader = DataLoader(Images(path, limit, processor), batch_size=batch_size, num_workers=0)
     return torch.cat([model(pixels).pooler_output.flatten(1) for pixels in loader])

@@ -1,4 +1,4 @@
-"""A two-component mixture of each class's losses, as implementations of DivideMix and TURN fit it: a loop."""
+"""Two-component mixture of the losses of each class, fitted in a loop as implementations of DivideMix and TURN do."""
 
 import numpy as np
 from sklearn.mixture import GaussianMixture

@@ -1,4 +1,4 @@
-"""The fastest that a frozen network runs here: batches that lie in memory, nothing read, decoded or written."""
+"""Upper bound of inference speed on this machine: batches in memory, without reading, decoding or writing."""
 
 import contextlib
 import sys
@@ -8,12 +8,12 @@ import torch
 
 
 def ways(model, pixels, dtypes, batch_size=16):
-    """A function to run by each way: torch (channels last) and OpenVINO in each number format, warmed up.
+    """Return a function per backend and number format, warmed up: torch (channels last) and OpenVINO.
 
     Args:
-        model: From pixels [B, 3, H, W] to one tensor.
-        pixels: float32 [N, 3, H, W].
-        dtypes: Of "float32" and "bfloat16".
+        model: Network from pixels [B, 3, H, W] to one tensor.
+        pixels: Pixels in float32 [N, 3, H, W].
+        dtypes: Number formats: "float32", "bfloat16".
     """
     batches = [b.contiguous(memory_format=torch.channels_last) for b in pixels.split(batch_size)]
     model = model.eval().to(memory_format=torch.channels_last)
@@ -28,7 +28,7 @@ def ways(model, pixels, dtypes, batch_size=16):
 
 
 def rate(run, count):
-    """Images/s of one run over so many images."""
+    """Return images/s of one run over this many images."""
     start = time.perf_counter()
     run()
     return count / (time.perf_counter() - start)

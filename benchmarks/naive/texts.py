@@ -1,6 +1,6 @@
 """Sentence embeddings as sentence-transformers' encode makes them on a CPU.
 
-With the package installed its own `encode` is what runs. Else the same steps: texts sorted by their number of
+If the package is installed, its own `encode` runs, otherwise the same steps: texts sorted by their number of
 characters, longest first, batches of 32, padded to the longest, float32, mean over the real tokens, unit length.
 """
 
@@ -35,9 +35,9 @@ def _encode(folder, texts, batch_size=32):
 
 
 def name():
-    """What `encode` runs here."""
+    """Return the name of the implementation that `encode` uses."""
     try:
         from sentence_transformers import __version__
     except ImportError:
-        return "its steps, written out; the package is not installed"
+        return "the same steps without the package"
     return f"sentence-transformers {__version__}"

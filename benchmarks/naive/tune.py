@@ -35,7 +35,7 @@ class Images(Dataset):
 
 
 def train_epoch(model, path, limit, size, width, classes, batch_size=64, lr=3e-4):
-    """One epoch of cross-entropy."""
+    """Train for one epoch of cross-entropy."""
     loader = DataLoader(Images(path, limit, size), batch_size=batch_size, shuffle=True, num_workers=0)
     net = nn.ModuleDict({"backbone": model, "head": nn.Linear(width, classes)})
     net.train()
