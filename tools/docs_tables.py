@@ -4,7 +4,7 @@ mkdocs calls `on_page_markdown`. A page requests a table by a line of its own:
 
     <!-- table: architectures -->
     <!-- table: method turn -->
-    <!-- table: data -->  (also: model, run)
+    <!-- table: data -->  (also: model, run, augmentation.image, augmentation.text)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from cleantune.backbones import ARCHITECTURES
+from cleantune.config.augmentation import ImageAugmentation, TextAugmentation
 from cleantune.config.data import DataConfig
 from cleantune.config.run import ModelConfig, RunConfig
 from cleantune.config.schema import describe_fields
@@ -22,7 +23,13 @@ from cleantune.methods import METHODS
 from cleantune.methods.protocol import Categorical, Range
 
 REQUEST = re.compile(r"^<!-- table: (.+?) -->$", re.MULTILINE)
-CONFIGS = {"data": DataConfig, "model": ModelConfig, "run": RunConfig}
+CONFIGS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "run": RunConfig,
+    "augmentation.image": ImageAugmentation,
+    "augmentation.text": TextAugmentation,
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

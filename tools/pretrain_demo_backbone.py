@@ -319,9 +319,7 @@ def main() -> None:
     import transformers
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=FOLDER, help="folder to write or to measure (default: %(default)s)"
-    )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write or to measure (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2400, help="steps of pre-training (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=256, help="glyphs a step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and glyphs (default: %(default)s)")

@@ -74,7 +74,7 @@ def audit(
     if options or model is not None:
         raise UserError(f"{', '.join([*options, *(['model'] if model is not None else [])])}: only with data")
     if labels is None:
-        raise UserError("labels are missing: pass one given label a row")
+        raise UserError("labels are missing: pass one given label per row")
     import numpy as np
 
     return run.audit_arrays(

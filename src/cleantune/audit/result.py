@@ -15,7 +15,7 @@ class Audit:
     """Labels with their scores, and estimates of the noise in them."""
 
     labels: pd.DataFrame
-    """One row a label, worst first: id, given_label, suggested_label, label_score, p_wrong, is_label_issue, …"""
+    """One row per label, worst first: id, given_label, suggested_label, label_score, p_wrong, is_label_issue, …"""
     noise_rate: float | None
     """Fraction of wrong labels; None where it cannot be identified."""
     noise_rate_range: tuple[float, float] | None

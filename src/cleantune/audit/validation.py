@@ -70,7 +70,7 @@ def validate_labels(
     given = np.asarray(labels)
     if given.ndim != 1 or len(given) != count:
         raise UserError(
-            f"labels have the shape {list(given.shape)}, but there are {count} rows; one label a row is needed"
+            f"labels have the shape {list(given.shape)}, but there are {count} rows; one label per row is needed"
         )
     if given.dtype.kind == "f" and np.isfinite(given).all() and (given == given.astype(np.int64)).all():
         given = given.astype(np.int64)

@@ -54,7 +54,7 @@ def read_labels(raw: RawTable, column: str, notes: list[str]) -> Labels:
         values = values.cast(values.type.value_type)
     kind = values.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        raise UserError(f"{place} contains lists of labels; cleantune needs one label a row")
+        raise UserError(f"{place} contains lists of labels; cleantune needs one label per row")
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         values = _cast_to_int(values, place, notes)
     elif pa.types.is_temporal(kind):

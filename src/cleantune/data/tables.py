@@ -88,9 +88,9 @@ def _json_row(line: str, path: Path, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: line {number} is not JSON ({error.msg}); write one object a line") from error
+        raise UserError(f"{path}: line {number} is not JSON ({error.msg}); write one object per line") from error
     if not isinstance(row, dict):
-        raise UserError(f"{path}: line {number} is not a JSON object; write one object a line")
+        raise UserError(f"{path}: line {number} is not a JSON object; write one object per line")
     return row
 
 

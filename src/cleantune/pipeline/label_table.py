@@ -79,7 +79,7 @@ def label_frame(
     selected: Bool[np.ndarray, " N"] | None = None,
     extra: dict[str, Shaped[np.ndarray, " N"]] | None = None,
 ) -> Any:
-    """Return a frame with one row a label, worst first; equal scores keep the order of the table.
+    """Return a frame with one row per label, worst first; equal scores keep the order of the table.
 
     Args:
         scores: Scores of the labels, in the order of the table.

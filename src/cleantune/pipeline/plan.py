@@ -76,15 +76,16 @@ class RunEstimate:
         rows.append(("disk", f"{self.disk_bytes / 1e9:.2f} GB"))
         rows.append(("memory", f"{self.memory_bytes / 1e9:.1f} GB at the peak"))
         width = max(len(name) for name, _ in rows)
-        return ["expected, by the cost model and a probe of this machine:", *(f"  {n:<{width}}  {v}" for n, v in rows)]
+        head = "estimate from the cost model and a measurement of this machine:"
+        return [head, *(f"  {n:<{width}}  {v}" for n, v in rows)]
 
 
 def estimate_run(run: ResolvedRun, budget: float = BUDGET) -> RunEstimate:
-    """Estimate a run by a dry run of its method and a probe of this machine.
+    """Estimate a run by a dry run of its method and a measurement of this machine.
 
     Args:
         run: Resolved run.
-        budget: Seconds of the probe.
+        budget: Seconds of the measurement.
     """
     config, data, backbone = run.config, run.data, run.backbone
     workload = workload_of(data)
@@ -138,7 +139,7 @@ def measure_machine(
         data: Data whose first training samples are used.
         backbone: Backbone; None where the data are features.
         trains: Whether the backbone is trained.
-        budget: Seconds of the probe, without those of converting to a backend.
+        budget: Seconds of the measurement, without those of converting to a backend.
         count: Samples whose features are extracted, which decides whether converting to a backend is worth it.
 
     Returns:
