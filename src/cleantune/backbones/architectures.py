@@ -30,7 +30,7 @@ class Pooling:
     norm: Literal["none", "l2", "layer"] = "none"
     """Normalization of the vector: none, unit length, or a layer norm without parameters."""
     patches_only: bool = False
-    """Whether `mean` excludes the first token."""
+    """True if `mean` excludes the first token."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Architecture:
     learning_rate: float
     """Learning rate of full fine-tuning by AdamW with warm-up, in batches of 64; for text at a width of 768."""
     has_batchnorm: bool
-    """Whether the network has BatchNorm layers."""
+    """True if the network has BatchNorm layers."""
     model_class: str
     """Class of transformers of the backbone."""
     pooling: Pooling
     has_position_embeddings: bool = False
-    """Whether learned position embeddings fix the input size; `image_size` interpolates them."""
+    """True if learned position embeddings fix the input size; `image_size` interpolates them."""
 
 
 _CLS, _POOLER, _MEAN = Pooling(("cls",)), Pooling(("pooler",)), Pooling(("mean",))

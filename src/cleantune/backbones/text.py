@@ -28,7 +28,7 @@ class SentenceTransformersConfig(NamedTuple):
     max_length: int | None
     """Most tokens of a text."""
     lowercase: bool
-    """Whether texts are lowercased before the tokenizer."""
+    """True if texts are lowercased before the tokenizer."""
 
 
 def read_sentence_transformers_config(folder: Path) -> SentenceTransformersConfig:

@@ -124,7 +124,7 @@ class ComputeConfig:
     training: Precision = Precision()
     """Precision of fine-tuning."""
     compile: bool = False
-    """Whether torch compiles the backbone for fine-tuning."""
+    """True if torch compiles the backbone for fine-tuning."""
 
     @property
     def fingerprint(self) -> str:

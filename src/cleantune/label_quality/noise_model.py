@@ -103,7 +103,7 @@ class NoiseModel:
     loss: float
     """Mean negative log-likelihood of the given labels, in nats."""
     is_concentrated: bool = False
-    """Whether wrong labels of a class are restricted to its main targets."""
+    """True if wrong labels of a class are restricted to its main targets."""
 
     def calibrate(self, p: Float[Tensor, "N C"], y: Int[Tensor, " N"]) -> CalibratedLabels:
         """Return the posterior of the true classes of a block of samples.

@@ -45,7 +45,7 @@ class LabelScores:
     p_wrong: Float[Tensor, " N"]
     """Calibrated probability that the given label is wrong; falls as the score rises."""
     is_issue: Bool[Tensor, " N"]
-    """Whether `p_wrong` reaches the threshold."""
+    """True if `p_wrong` reaches the threshold."""
     suggested: Int[Tensor, " N"]
     """Most probable true class."""
     confidence: Float[Tensor, " N"]

@@ -29,7 +29,7 @@ NOT_FOUND: Answer = (404, "text/plain", b"not found\n")
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """Serves one session on 127.0.0.1 to whoever has the token."""
+    """Serve one session on 127.0.0.1 to clients with the token."""
 
     daemon_threads = True
 

@@ -51,7 +51,7 @@ class Predictor:
         """
         self.splits = dict(splits)
         self.features_stale = False
-        """Whether the backbones have changed since the features were computed."""
+        """True if the backbones have changed since the features were computed."""
         self.cost = cost or Cost()
         self.device = torch.device(device)
         self.process_group = process_group

@@ -42,7 +42,7 @@ PRESETS = ("official", "paper")
 def spectrum(data: tuple[str, ...], models: tuple[str, ...], quiet: bool, **values: Any) -> None:
     """Compute the singular values of features: entropy, dominant share, effective rank, and a page.
 
-    DATA are one or several image folders, tables, embeddings (.npz) or Hugging Face data sets.
+    DATA are one or several image folders, tables, embeddings (.npz) or Hugging Face datasets.
     """
     from cleantune.studies.spectrum import measure_spectra
     from cleantune.utils.console import Console

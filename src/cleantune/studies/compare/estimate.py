@@ -57,7 +57,7 @@ class MatrixEstimate:
                 minutes = f"{per_cell / 60:.1f}", f"{per_cell * (cells + trials) / 60:.1f}"
                 rows.append((name, entry.tuning, entry.name, passes, minutes[0], number, minutes[1]))
         return [
-            f"estimate from the cost model and a measurement of this machine ({self.workload.train:,} training samples):",
+            f"estimate from the cost model and a measurement of this machine ({self.workload.train:,} training):",
             *aligned(rows),
             f"total {count(total)} forward passes and about {duration(seconds)}, less for finished cells;"
             f" features once per model, unless cached: about {duration(self.extraction_seconds)}",

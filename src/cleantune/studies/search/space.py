@@ -100,7 +100,7 @@ class Searchable:
     bounds: Range | Categorical | None
     """Allowed values."""
     is_searched: bool
-    """Whether the default space includes it."""
+    """True if the default space includes it."""
 
 
 def searchable_fields(method: Method, phases: Sequence[Phase]) -> dict[str, Searchable]:
