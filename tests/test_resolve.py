@@ -87,3 +87,21 @@ def test_resolved_run_has_noise_backbone_and_rates(tmp_path: Path) -> None:
     assert run.backbone is not None
     assert run.trains_backbone
     assert run.phases[-1].stage.backbone_learning_rate > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "fraction", "message"),
+    [
+        ("noisy-val", 0.0, "no validation split"),
+        ("clean-val", 0.0, "no validation split"),
+        ("clean-val", 0.2, "no true label of the validation split"),
+    ],
+)
+def test_model_selection_without_labels_is_refused(rule: str, fraction: float, message: str) -> None:
+    table = {
+        "data": {"data": embeddings(), "validation_fraction": fraction},
+        "method": {"name": "ce"},
+        "run": {"model_selection": rule},
+    }
+    with pytest.raises(UserError, match=message):
+        resolve(configure_table(table), QUIET)

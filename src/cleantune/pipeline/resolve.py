@@ -110,9 +110,10 @@ def resolve(config: Config, console: Console) -> ResolvedRun:
     """Load the data, open the backbone and lay out the phases of a configuration.
 
     Raises:
-        UserError: Data or model are missing or malformed.
+        UserError: Data or model are missing or malformed, or the data do not allow the model selection.
     """
     data, noise = load_data(config, console)
+    check_model_selection(config, data)
     backbone = open_model(config.model, data.kind == "features")
     if backbone is not None:
         console.info(
@@ -121,6 +122,22 @@ def resolve(config: Config, console: Console) -> ResolvedRun:
         )
     rate = recommended_learning_rate(backbone, config.model)
     return ResolvedRun(config, data, noise, backbone, phases(config.method, rate))
+
+
+def check_model_selection(config: Config, data: Data) -> None:
+    """Refuse a model selection for which the data have no labels.
+
+    Raises:
+        UserError: There is no validation split, or none of its true labels is known.
+    """
+    rule, truth = config.run.model_selection, data.truth.get("validation")
+    if rule != "last" and "validation" not in data.rows:
+        raise UserError(f"--model-selection {rule}: there is no validation split; set --validation-fraction 0.1")
+    if rule == "clean-val" and (truth is None or not (truth >= 0).any()):
+        raise UserError(
+            "--model-selection clean-val: no true label of the validation split is known; name their column with"
+            " --true-label, or select by noisy-val"
+        )
 
 
 def load_data(config: Config, console: Console) -> tuple[Data, dict[str, Any] | None]:

@@ -17,6 +17,7 @@ from cleantune.pipeline.finished_run import Baseline, FinishedRun
 from cleantune.pipeline.inputs import RunInputs, prepare_inputs
 from cleantune.pipeline.label_table import label_table
 from cleantune.pipeline.record import write_config
+from cleantune.pipeline.resolve import check_model_selection
 from cleantune.pipeline.summary import make_summary
 from cleantune.pipeline.train_run import train_and_select
 from cleantune.storage.files import read_json, write_json
@@ -58,7 +59,12 @@ def with_noise(inputs: RunInputs, noise: str, seed: int) -> tuple[RunInputs, Noi
 def train_cell(
     config: Config, inputs: RunInputs, path: Path, noise: Noise, console: Console | None = None
 ) -> FinishedRun:
-    """Train the configured method in a folder, from its checkpoint if it has one."""
+    """Train the configured method in a folder, from its checkpoint if it has one.
+
+    Raises:
+        UserError: The data do not allow the model selection, or the method cannot be trained on them.
+    """
+    check_model_selection(config, inputs.data)
     folder = RunDir(path, resume=True)
     todo = phases(config.method, inputs.learning_rate)
     write_config(folder, config, todo, inputs)
