@@ -12,7 +12,7 @@ from cleantune.utils.format import count, duration, percent, points
 
 METHOD_NAMES = {
     "robust": "Robust", "turn": "TURN", "ce": "CE", "gce": "GCE", "elr": "ELR", "coteaching": "Co-teaching",
-    "nmtune": "NMTune", "mlp": "MLP", "dividemix": "DivideMix", "unicon": "UNICON", "mixmatch": "MixMatch",
+    "nmtune": "NMTune", "mlp": "MLP", "dividemix": "DivideMix", "unicon": "UNICON",
 }  # fmt: skip
 """Methods as their papers write them."""
 

@@ -15,7 +15,7 @@ from cleantune.errors import UserError
 
 
 def cache_folder(setting: str | None) -> Path:
-    """Return the folder of decoded images, features, benchmarks and copies of remote data.
+    """Return the folder of decoded images, features and copies of remote data.
 
     Args:
         setting: Folder from the configuration; None: `$CLEANTUNE_CACHE`, else `~/.cache/cleantune`.

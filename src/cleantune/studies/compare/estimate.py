@@ -13,7 +13,7 @@ from cleantune.errors import UserError
 from cleantune.methods.protocol import Phase
 from cleantune.pipeline.cached_views import views_to_cache
 from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
-from cleantune.pipeline.plan import expected_noise_rate, measure_machine
+from cleantune.pipeline.plan import expected_noise_rate, measure_machine, workload_of
 from cleantune.pipeline.throughput import BUDGET, Throughput
 from cleantune.studies.compare.matrix import LEARNING_RATE_FACTORS, Matrix
 from cleantune.utils.format import count, duration
@@ -104,12 +104,6 @@ def estimate_matrix(matrix: Matrix, data: Data, contexts: Sequence[ModelContext]
         if context.backbone is not None:
             extraction += (workload.all + num_views * workload.train) / throughput.inference
     return MatrixEstimate(matrix, workload, costs, seconds, extraction)
-
-
-def workload_of(data: Data) -> Workload:
-    """Return the numbers of samples and classes of a data set."""
-    train, validation, test = (len(data.rows[s]) if s in data.rows else 0 for s in ("train", "validation", "test"))
-    return Workload(train, validation, test, len(data.classes))
 
 
 def estimate_cell(todo: Sequence[Phase], workload: Workload, noise_rate: float, num_views: int) -> CostEstimate | None:

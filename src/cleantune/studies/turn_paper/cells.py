@@ -17,9 +17,9 @@ from cleantune.methods.turn import TURN
 from cleantune.pipeline.cached_views import views_to_cache
 from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.inputs import RunInputs
-from cleantune.pipeline.plan import expected_noise_rate
+from cleantune.pipeline.plan import expected_noise_rate, workload_of
 from cleantune.pipeline.resolve import open_model
-from cleantune.studies.compare.estimate import estimate_cell, uncached_forward_passes, workload_of
+from cleantune.studies.compare.estimate import estimate_cell, uncached_forward_passes
 from cleantune.studies.grid import folder_name
 from cleantune.studies.training_cell import Noise, shared_inputs, summarize, train_cell, with_noise
 from cleantune.studies.turn_paper.experiment import Cell
