@@ -117,10 +117,15 @@ def audit_data(
         beta: beta of the F-measure that the threshold maximizes.
         overwrite: Remove an earlier audit in `out`.
         quiet: Print nothing.
+
+    Raises:
+        UserError: Data, model or annotators are missing or do not fit.
     """
     arrays = _read_probabilities(config_table["data"])
     if arrays is not None:
         p, labels, origin = arrays
+        if annotators:
+            raise UserError("--annotators: it names columns, which a file of probabilities does not have; leave it out")
         return audit_arrays(
             None, p, labels, None, source, beta, out=out, overwrite=overwrite, quiet=quiet, origin=origin
         )
