@@ -15,8 +15,9 @@ from cleantune.config.run import ModelConfig, RunConfig
 @click.argument("data", required=False)
 @options.MODEL
 @options.METHOD
-@options.scope("head", "all")
+@options.scope("head", "all", "lora")
 @options.PRESET
+@options.SEED
 @options.CONFIG
 @options.setting("Any setting, such as method.tau=0.7")
 @options.QUIET
