@@ -121,6 +121,15 @@ def test_retraining_keeps_every_decision(run: Path, tmp_path: Path) -> None:
     assert (mine / "decisions.csv").read_bytes() == before
 
 
+def test_retraining_leaves_a_training_run_alone(run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    (mine / "config.toml").write_text('[method]\nname = "gce"\n')
+    decide(mine / "decisions.csv", [(0, "keep", "")])
+    with pytest.raises(UserError, match="is a training run"):
+        apply_decisions(mine, None, None, retrain=True)
+
+
 def test_decisions_survive_a_torn_last_line(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     decide(path, [(1, "keep", ""), (2, "drop", "")])

@@ -21,7 +21,7 @@ from cleantune.pipeline.resolve import configure_table, resolve
 from cleantune.review.decisions import Decision, latest_decisions, read_decisions
 from cleantune.review.exports import write_export
 from cleantune.storage.files import read_json, write_table
-from cleantune.storage.run_dir import RunDir
+from cleantune.storage.run_dir import RunDir, folder_kind
 from cleantune.utils.console import Console
 
 DecisionsByRow = dict[tuple[str, str], Decision]
@@ -117,6 +117,8 @@ def _write_cleaned_arrays(
 def _retrain(run: Path, decided: DecisionsByRow) -> list[str]:
     """Fit the probe on the decided labels and write the new ranking into the folder of the run."""
     start, console = time.perf_counter(), Console(quiet=True)
+    if folder_kind(load_toml(run / RunDir.CONFIG)) == "run":  # its summary and model would no longer fit its labels
+        raise UserError(f"--retrain: {run} is a training run; write cleaned data with --out and train on them instead")
     config_table = read_config(run / RunDir.CONFIG)
     if "data" not in config_table:
         raise UserError(f"{run} was an audit of arrays, whose features are not kept: audit the cleaned arrays instead")
