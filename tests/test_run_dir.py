@@ -205,3 +205,6 @@ def test_unfinished_run_cannot_be_read(tmp_path: Path) -> None:
         RunDir.read(tmp_path / "missing")
     with pytest.raises(UserError, match=r"config\.toml is missing, so the run is unfinished .*--resume"):
         RunDir.read(tmp_path)
+    (tmp_path / "config.toml").write_text('[record]\naudit = "data"\n')
+    with pytest.raises(UserError, match="has audit and no run"):
+        RunDir.read(tmp_path)

@@ -98,10 +98,15 @@ class RunDir:
         """Open the folder of a finished run for reading.
 
         Raises:
-            UserError: There is no such folder, or a file that every finished run has is missing.
+            UserError: There is no such folder, it is that of an audit or a study, or a file that every finished run has
+                is missing.
         """
         if not path.is_dir():
             raise UserError(f"{path} is no run folder; name the folder that `cleantune fit … --out` wrote")
+        if (path / cls.CONFIG).is_file():
+            kind = folder_kind(readers.read_checked(path / cls.CONFIG, readers.read_toml_table))
+            if kind not in ("run", "something else"):
+                raise UserError(f"{path} has {kind} and no run; name the folder that `cleantune fit … --out` wrote")
         for name in (cls.CONFIG, cls.METRICS, cls.SUMMARY, cls.LABELS):
             if not (path / name).is_file():
                 raise UserError(f"{path / name} is missing, {UNFINISHED}")
