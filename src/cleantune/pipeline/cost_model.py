@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cleantune.errors import UserError
 from cleantune.methods.protocol import Phase
 from cleantune.pipeline.dry_run import DryRun
 
@@ -91,3 +92,11 @@ def estimate_cost(
         optimizer_steps=run.optimizer_steps,
         evaluation_forward_passes=todo[0].num_nets * held_out,
     )
+
+
+def try_estimate_cost(todo: Sequence[Phase], workload: Workload, noise_rate: float, views: int) -> CostEstimate | None:
+    """Return the estimate of `estimate_cost`, or None if a dry run is not possible."""
+    try:
+        return estimate_cost(todo, workload, noise_rate, views)
+    except (UserError, RuntimeError, ValueError, IndexError):
+        return None

@@ -15,13 +15,12 @@ from cleantune.config.run import Config
 from cleantune.data import Data
 from cleantune.data.image_cache import MEMORY_FRACTION
 from cleantune.data.model_inputs import ModelInputs, make_model_inputs, raw_inputs
-from cleantune.errors import UserError
 from cleantune.features.encoder import Encoder
 from cleantune.features.precision import select_precision
 from cleantune.noise import parse_noise
 from cleantune.pipeline.cached_views import views_to_cache
 from cleantune.pipeline.compute import select_inference
-from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
+from cleantune.pipeline.cost_model import CostEstimate, Workload, try_estimate_cost
 from cleantune.pipeline.resolve import ResolvedRun
 from cleantune.pipeline.throughput import BUDGET, Throughput, measure_throughput
 from cleantune.storage.files import cache_folder
@@ -91,10 +90,7 @@ def estimate_run(run: ResolvedRun, budget: float = BUDGET) -> RunEstimate:
     workload = workload_of(data)
     train, everything = workload.train, sum(len(rows) for rows in data.rows.values())
     views = len(views_to_cache(run.phases, config.run.cached_augmentations)) if backbone is not None else 0
-    try:
-        cost = estimate_cost(run.phases, workload, expected_noise_rate(None, data), views)
-    except (UserError, RuntimeError, ValueError, IndexError):
-        cost = None
+    cost = try_estimate_cost(run.phases, workload, expected_noise_rate(None, data), views)
     throughput, extraction, note = measure_machine(config, data, backbone, run.trains_backbone, budget, everything)
     disk, memory = _bytes(run, everything, views)
     seconds = (everything + views * train) / extraction if backbone is not None else 0.0

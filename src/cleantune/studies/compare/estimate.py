@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cleantune.data import Data
-from cleantune.errors import UserError
-from cleantune.methods.protocol import Phase
 from cleantune.pipeline.cached_views import views_to_cache
-from cleantune.pipeline.cost_model import CostEstimate, Workload, estimate_cost
+from cleantune.pipeline.cost_model import CostEstimate, Workload, try_estimate_cost
 from cleantune.pipeline.plan import expected_noise_rate, measure_machine, workload_of
 from cleantune.pipeline.throughput import BUDGET, Throughput
 from cleantune.studies.compare.matrix import LEARNING_RATE_FACTORS, Matrix
@@ -99,19 +97,11 @@ def estimate_matrix(matrix: Matrix, data: Data, contexts: Sequence[ModelContext]
             views = len(views_to_cache(todo, context.config.run.cached_augmentations))
             views = 0 if context.backbone is None else views
             num_views = max(num_views, views)
-            cost = costs[entry, m] = estimate_cell(todo, workload, rate, views)
+            cost = costs[entry, m] = try_estimate_cost(todo, workload, rate, views)
             seconds[entry, m] = UNKNOWN_SECONDS if cost is None else throughput.seconds(cost)
         if context.backbone is not None:
             extraction += (workload.all + num_views * workload.train) / throughput.inference
     return MatrixEstimate(matrix, workload, costs, seconds, extraction)
-
-
-def estimate_cell(todo: Sequence[Phase], workload: Workload, noise_rate: float, num_views: int) -> CostEstimate | None:
-    """Return the estimated cost of a cell's phases, or None if a dry run is not possible."""
-    try:
-        return estimate_cost(todo, workload, noise_rate, num_views)
-    except (UserError, RuntimeError, ValueError, IndexError):
-        return None
 
 
 def uncached_forward_passes(cost: Mapping[str, Any], estimate: CostEstimate | None) -> int | None:

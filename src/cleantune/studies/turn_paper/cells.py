@@ -15,11 +15,12 @@ from cleantune.methods.protocol import Run
 from cleantune.methods.robust_loss import CE
 from cleantune.methods.turn import TURN
 from cleantune.pipeline.cached_views import views_to_cache
+from cleantune.pipeline.cost_model import try_estimate_cost
 from cleantune.pipeline.finished_run import FinishedRun
 from cleantune.pipeline.inputs import RunInputs
 from cleantune.pipeline.plan import expected_noise_rate, workload_of
 from cleantune.pipeline.resolve import open_model
-from cleantune.studies.compare.estimate import estimate_cell, uncached_forward_passes
+from cleantune.studies.compare.estimate import uncached_forward_passes
 from cleantune.studies.grid import folder_name
 from cleantune.studies.training_cell import Noise, shared_inputs, summarize, train_cell, with_noise
 from cleantune.studies.turn_paper.experiment import Cell
@@ -123,4 +124,4 @@ def uncached_passes(run: FinishedRun, cost: Mapping[str, Any]) -> int | None:
     todo = phases(config.method, run.inputs.learning_rate)
     views = len(views_to_cache(todo, config.run.cached_augmentations))
     rate = expected_noise_rate(None, data)
-    return uncached_forward_passes(cost, estimate_cell(todo, workload_of(data), rate, views))
+    return uncached_forward_passes(cost, try_estimate_cost(todo, workload_of(data), rate, views))
